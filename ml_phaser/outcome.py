@@ -1,0 +1,81 @@
+"""What a run of the main job knows at its end; the log, the run record and the files are views of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_phaser.crystal.reflections import Amplitudes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One start of the dual-space engine.
+
+    ``score`` is the correlation of calculated and measured |E| on reflections held out of the projection (-1 to 1),
+    ``symmetry`` the agreement of its P1 phases with the space group (0-1, NaN in P1), ``cluster`` the solution it
+    belongs to (-1: none), counting from 0 for the best.
+    """
+
+    index: int
+    method: str
+    seed: int
+    cycles: int
+    seconds: float
+    score: float
+    r_work: float
+    symmetry: float
+    cluster: int = -1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``word`` is "solved", "uncertain" or "not solved"; ``probability`` that map CC >= 0.5 (0-1); ``reason`` a sentence."""
+
+    word: str
+    probability: float
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Phases:
+    """Phases on ``Amplitudes.hkl``: phase in radians (n,), fom (n,) 0-1, hl (n, 4) Hendrickson-Lattman A B C D."""
+
+    phase: NDArray[np.float64]
+    fom: NDArray[np.float64]
+    hl: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ShellRow:
+    """One resolution shell of the result."""
+
+    d_max: float
+    d_min: float
+    n: int
+    fom: float
+    cc_free: float  # held-out |E| correlation in the shell, NaN where too few
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Everything a run found out.
+
+    ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
+    none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
+    shells.
+    """
+
+    data: Amplitudes
+    phases: Phases
+    trials: tuple[Trial, ...]
+    verdict: Verdict
+    hand: str
+    shells: tuple[ShellRow, ...]
+    wilson: Any
+    choices: tuple[str, ...] = ()
+    weights: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
