@@ -1,0 +1,77 @@
+"""The projections a dual-space cycle is made of, on batches of maps in torch.
+
+Maps are (B, u, v, w) real; reciprocal arrays are half-complex (B or 1, u, v, w // 2 + 1) with the conventions of
+``crystal.grid`` and orthonormal transforms, so that mean(rho^2) = sum |F|^2 / N over the full sphere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is known in reciprocal space.
+
+    amplitude : half-complex places, real: |F| (0 where unknown); known : bool, imposed by the projection
+    inside : bool, within the resolution sphere; outside of it density is band-limited to nothing
+    """
+
+    amplitude: torch.Tensor
+    known: torch.Tensor
+    inside: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Target:
+        return Target(self.amplitude.to(device), self.known.to(device), self.inside.to(device))
+
+
+def forward(rho: torch.Tensor) -> torch.Tensor:
+    """Half-complex coefficients of maps."""
+    return torch.fft.rfftn(rho, dim=(-3, -2, -1), norm="ortho")
+
+
+def inverse(half: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    """Maps of half-complex coefficients; ``shape`` is (..., u, v, w)."""
+    return torch.fft.irfftn(half, s=tuple(shape[-3:]), dim=(-3, -2, -1), norm="ortho")
+
+
+def with_amplitudes(half: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
+    """Measured moduli with the phases of ``half``; what was not measured is left as it stands, F(000) on request."""
+    modulus = half.abs().clamp_min(1e-20)
+    scale = torch.where(target.known, target.amplitude / modulus, target.inside.to(modulus.dtype))
+    out = half * scale
+    out[..., 0, 0, 0] = half[..., 0, 0, 0] if keep_mean else 0
+    return out
+
+
+def impose_amplitudes(rho: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
+    """The reciprocal-space projection: the map nearest to rho that has the measured amplitudes."""
+    return inverse(with_amplitudes(forward(rho), target, keep_mean), rho.shape)
+
+
+def unit_variance(rho: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance over each cell."""
+    centred = rho - rho.mean(dim=(-3, -2, -1), keepdim=True)
+    return centred / centred.pow(2).mean(dim=(-3, -2, -1), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def flip(rho: torch.Tensor, delta: float) -> torch.Tensor:
+    """Charge flipping (Oszlanyi & Suto, Acta Cryst. A60, 134, 2004): density below delta x r.m.s. changes its sign."""
+    threshold = delta * rho.pow(2).mean(dim=(-3, -2, -1), keepdim=True).sqrt()
+    return torch.where(rho < threshold, -rho, rho)
+
+
+def smooth(rho: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Convolution given by a real half-complex ``kernel``."""
+    return inverse(forward(rho) * kernel, rho.shape)
+
+
+def envelope(rho: torch.Tensor, kernel: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Support of shrink-wrap (Marchesini et al., Phys. Rev. B 68, 140101, 2003): the top ``fraction`` of the smoothed map."""
+    blurred = smooth(rho, kernel)
+    n = rho[0].numel()
+    k = max(1, min(n, round(n * (1 - fraction))))
+    cut = blurred.reshape(len(rho), -1).kthvalue(k, dim=1).values
+    return blurred > cut[:, None, None, None]

@@ -1,0 +1,84 @@
+"""Crystals made from coordinates: periodic P1 boxes as dense as protein, for training the density projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from ml_phaser.simulate.fragments import ELEMENTS, Library
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Atoms of a P1 cell: fractional xyz (m, 3), element (m,) index into ELEMENTS, b (m,) A^2, occupancy (m,)."""
+
+    cell: gemmi.UnitCell
+    xyz: NDArray[np.float64]
+    element: NDArray[np.int64]
+    b: NDArray[np.float64]
+    occupancy: NDArray[np.float64]
+
+
+def wrapped_distances(a: NDArray, b: NDArray, cell: gemmi.UnitCell) -> NDArray[np.float64]:
+    """Distances (len(a), len(b)) in A between fractional points, to the nearest lattice translation of each axis."""
+    frac = a[:, None, :] - b[None, :, :]
+    frac -= np.round(frac)
+    return np.linalg.norm(frac @ np.array(cell.orth.mat).T, axis=-1)
+
+
+def random_cell(rng: np.random.Generator, shape: tuple[int, int, int], spacing: tuple[float, float]) -> gemmi.UnitCell:
+    """A cell for a given grid: spacing in A drawn per axis; two in five are oblique (72-108 degrees)."""
+    lengths = [n * rng.uniform(*spacing) for n in shape]
+    angles = rng.uniform(72, 108, 3) if rng.random() < 0.4 else np.full(3, 90.0)
+    return gemmi.UnitCell(*lengths, *angles)
+
+
+def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) -> Contents:
+    """Cut a box out of a protein at random orientation and repeat it.
+
+    Atoms that would clash (< 2.3 A) with a lattice image are removed, and part of what is left empty is filled with
+    waters at hydrogen-bonding distance, as in a real crystal.
+    """
+    atoms, element, b = library.chain(library.draw(rng))
+    turned = (atoms - atoms[rng.integers(len(atoms))]).astype(np.float64) @ Rotation.random(rng=rng).as_matrix().T
+    frac = turned @ np.array(cell.frac.mat).T + rng.uniform(-0.2, 0.2, 3) + 0.5
+    inside = np.all((frac >= 0) & (frac < 1), axis=1)
+    frac, element, b = frac[inside], element[inside].astype(np.int64), b[inside].astype(np.float64)
+
+    d_wrapped = wrapped_distances(frac, frac, cell)
+    d_plain = np.linalg.norm((frac[:, None] - frac[None]) @ np.array(cell.orth.mat).T, axis=-1)
+    across = (d_wrapped < 2.3) & (d_plain > d_wrapped + 0.5)
+    keep = np.ones(len(frac), dtype=bool)
+    for i, j in np.argwhere(np.triu(across)):
+        if keep[i] and keep[j]:
+            keep[i if rng.random() < 0.5 else j] = False
+    frac, element, b = frac[keep], element[keep], b[keep]
+
+    waters = _waters(rng, frac, cell, fill=rng.uniform(0, 0.8))
+    b = b - b.mean() if len(b) else b
+    b = np.concatenate([np.clip(b, -8, 25) * rng.uniform(0.2, 1.0), rng.uniform(0, 20, len(waters))])
+    b = np.maximum(b + rng.uniform(4, 18), 2.0)
+    xyz = np.concatenate([frac, waters])
+    kind = np.concatenate([element, np.full(len(waters), ELEMENTS.index("O"))])
+    occupancy = np.ones(len(xyz))
+    occupancy[len(frac) :] = rng.uniform(0.5, 1.0, len(waters))
+    return Contents(cell, (xyz + rng.random(3)) % 1.0, kind, b, occupancy)
+
+
+def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill: float) -> NDArray[np.float64]:
+    """Random positions at least 2.6 A from every atom and from each other; at most ``fill`` of one per 30 A^3 of void."""
+    trial = rng.random((int(cell.volume / 6), 3))
+    if len(frac):
+        trial = trial[wrapped_distances(trial, frac, cell).min(axis=1) > 2.6]
+    most = int(fill * len(trial) * 6 / 20)
+    chosen: list[NDArray] = []
+    for point in trial:
+        if len(chosen) >= most:
+            break
+        if not chosen or wrapped_distances(point[None], np.array(chosen), cell).min() > 2.6:
+            chosen.append(point)
+    return np.array(chosen).reshape(-1, 3)
