@@ -1,8 +1,9 @@
 """Grids and Fourier transforms: the one place that knows signs, axis order and grid sizes.
 
-Convention: F(h) = sum_atoms f exp(+2 pi i h.x) and rho(x) = (1/V) sum_h F(h) exp(-2 pi i h.x). A map is a real array
-indexed [u, v, w] along a, b, c. Transforms are real-to-complex, so only the half of reciprocal space with l >= 0 is
-stored, shape (nu, nv, nw // 2 + 1); because the library's inverse transform carries exp(+), the array holds conj(F).
+Convention: F(h) = sum_atoms f exp(+2 pi i h.x) and rho(x) = (1/V) sum_h F(h) exp(-2 pi i h.x). A map is a
+real array indexed [u, v, w] along a, b, c. Transforms are real-to-complex, so only the half of reciprocal space
+with l >= 0 is stored, shape (nu, nv, nw // 2 + 1); because the library's inverse transform carries exp(+), the
+array holds conj(F).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def grid_shape(
     spacing : largest distance between grid points along each axis, in A
     multiple : each dimension is a multiple of this
     """
-    limits = cell.get_hkl_limits(d_min)
+    limits = cell.get_hkl_limits(d_min * (1 - 1e-6))  # d_min is a reflection's own d: not lost to rounding
     return tuple(  # type: ignore[return-value]
         _fft_friendly(max(2 * int(h) + 1, int(np.ceil(length / spacing - 1e-6))), multiple)
         for h, length in zip(limits, (cell.a, cell.b, cell.c), strict=True)
@@ -68,7 +69,13 @@ class HalfSphere:
 
     @classmethod
     def of(cls, hkl: NDArray[np.int32], shape: tuple[int, int, int]) -> HalfSphere:
-        """Places of P1 reflections given without Friedel mates. ``hkl`` is (n, 3); raises ValueError if too fine."""
+        """Places of P1 reflections (n, 3) given without Friedel mates.
+
+        Raises
+        ------
+        ValueError
+            if the grid is too coarse for them
+        """
         limit = (np.array(shape) - 1) // 2
         if len(hkl) and np.any(np.abs(hkl) > limit):
             raise ValueError(f"indices up to {np.abs(hkl).max(axis=0)} do not fit a grid of {shape}")
@@ -102,7 +109,9 @@ class HalfSphere:
         return out
 
 
-def synthesise(hkl: NDArray[np.int32], f: NDArray, shape: tuple[int, int, int], volume: float) -> NDArray[np.float64]:
+def synthesise(
+    hkl: NDArray[np.int32], f: NDArray, shape: tuple[int, int, int], volume: float
+) -> NDArray[np.float64]:
     """Density rho(x) in (units of F)/A^3 on a whole-cell grid from P1 reflections without Friedel mates."""
     half = HalfSphere.of(hkl, shape).scatter(np.asarray(f, dtype=np.complex128))
     return np.fft.irfftn(half, s=shape, axes=(0, 1, 2)) * (np.prod(shape) / volume)

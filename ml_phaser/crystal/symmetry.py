@@ -21,27 +21,34 @@ class Expansion:
     asu : (m,) row of the reflection they come from
     shift : (m,) phase shift in radians
     friedel : (m,) True where the mate's conjugate is meant
+    turn : (n,) exp(2 i phi) where symmetry restricts the phase of the asymmetric unit's reflection to phi or
+        phi + pi, 0 where it does not
     """
 
     hkl: NDArray[np.int32]
     asu: NDArray[np.int64]
     shift: NDArray[np.float64]
     friedel: NDArray[np.bool_]
+    turn: NDArray[np.complex128]
 
     def spread(self, f: NDArray) -> NDArray:
-        """Values in P1 of complex structure factors (or real amplitudes) of the asymmetric unit, (n,) -> (m,)."""
+        """Values in P1 of the asymmetric unit's structure factors, or real amplitudes, (n,) -> (m,)."""
         values = np.asarray(f)[self.asu]
         if not np.iscomplexobj(values):
             return values
         return np.where(self.friedel, np.conj(values), values) * np.exp(1j * self.shift)
 
     def average(self, f: NDArray, n: int) -> NDArray[np.complex128]:
-        """Mean over equivalents of P1 structure factors, (m,) -> (n,): imposes the space group."""
+        """Mean over equivalents of P1 structure factors, (m,) -> (n,): imposes the space group.
+
+        Only one of a Friedel pair is in the list, where a restricted phase does not show: it is imposed last.
+        """
         values = np.asarray(f) * np.exp(-1j * self.shift)
         values = np.where(self.friedel, np.conj(values), values)
         count = np.bincount(self.asu, minlength=n)
         total = np.bincount(self.asu, values.real, n) + 1j * np.bincount(self.asu, values.imag, n)
-        return total / np.maximum(count, 1)
+        mean = total / np.maximum(count, 1)
+        return np.where(self.turn == 0, mean, (mean + np.conj(mean) * self.turn) / 2)
 
 
 def expand(hkl: NDArray[np.int32], spacegroup: gemmi.SpaceGroup) -> Expansion:
@@ -49,19 +56,34 @@ def expand(hkl: NDArray[np.int32], spacegroup: gemmi.SpaceGroup) -> Expansion:
 
     For an operator x' = R x + t: F(hR) = F(h) exp(-2 pi i h.t) (International Tables B, 1.4.2).
     """
-    hkl = np.asarray(hkl, dtype=np.int32)
+    hkl = np.asarray(hkl, dtype=np.int32).reshape(-1, 3)
     rows = np.arange(len(hkl))
-    all_hkl, all_asu, all_shift = [], [], []
+    turn = np.zeros(len(hkl), dtype=np.complex128)
+    all_hkl, all_shift = [], []
     for op in spacegroup.operations().sym_ops:
         rot = np.array(op.rot, dtype=np.int64) // op.DEN
-        tran = np.array(op.tran) / op.DEN
-        all_hkl.append((hkl @ rot).astype(np.int32))
-        all_asu.append(rows)
-        all_shift.append(-2 * np.pi * (hkl @ tran))
-    h, asu, shift = np.concatenate(all_hkl), np.concatenate(all_asu), np.concatenate(all_shift)
+        phase = 2 * np.pi * (hkl @ (np.array(op.tran) / op.DEN))
+        turned = (hkl @ rot).astype(np.int32)
+        restricts = np.all(turned == -hkl, axis=1)  # conj(F) = F exp(-i phase)
+        turn[restricts] = np.exp(1j * phase[restricts])
+        all_hkl.append(turned)
+        all_shift.append(-phase)
+    h, shift = np.concatenate(all_hkl), np.concatenate(all_shift)
+    asu = np.tile(rows, len(all_hkl))
     negative = (h[:, 2] < 0) | ((h[:, 2] == 0) & ((h[:, 1] < 0) | ((h[:, 1] == 0) & (h[:, 0] < 0))))
     # F(-h) = conj(F(h)): conj(F exp(i s)) = conj(F) exp(-i s)
     h = np.where(negative[:, None], -h, h)
     shift = np.where(negative, -shift, shift)
-    _, first = np.unique(h, axis=0, return_index=True)
-    return Expansion(h[first].astype(np.int32), asu[first], shift[first], negative[first])
+    first = _first_of_each(h)
+    return Expansion(h[first].astype(np.int32), asu[first], shift[first], negative[first], turn)
+
+
+def _first_of_each(h: NDArray) -> NDArray[np.int64]:
+    """Row numbers of the first of each distinct index (n, 3), in the order of the indices."""
+    if not len(h):
+        return np.zeros(0, dtype=np.int64)
+    low = h.min(axis=0).astype(np.int64)
+    span = h.max(axis=0).astype(np.int64) - low + 1
+    k = h - low
+    _, first = np.unique((k[:, 0] * span[1] + k[:, 1]) * span[2] + k[:, 2], return_index=True)
+    return first
