@@ -1,9 +1,9 @@
 """Grids and Fourier transforms: the one place that knows signs, axis order and grid sizes.
 
 Convention: F(h) = sum_atoms f exp(+2 pi i h.x) and rho(x) = (1/V) sum_h F(h) exp(-2 pi i h.x). A map is a
-real array indexed [u, v, w] along a, b, c. Transforms are real-to-complex, so only the half of reciprocal space
-with l >= 0 is stored, shape (nu, nv, nw // 2 + 1); because the library's inverse transform carries exp(+), the
-array holds conj(F).
+real array indexed [u, v, w] along a, b, c. Transforms are real-to-complex, so only the half of reciprocal
+space with l >= 0 is stored, shape (nu, nv, nw // 2 + 1); because the library's inverse transform carries
+exp(+), the array holds conj(F).
 """
 
 from __future__ import annotations
