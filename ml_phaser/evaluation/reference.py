@@ -1,0 +1,732 @@
+"""Reference phases: from a model (protein or small molecule), or from a file that holds phases.
+
+Nothing here is used for phasing; it serves to judge phases that were found without it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_phaser.errors import UserError
+from ml_phaser.evaluation.agreement import Agreement, compare
+
+LOWEST_U = 0.5 / (8 * np.pi**2)  # A^2; B below 0.5 A^2 stands for an unknown or unphysical one
+DIRECT_TERMS = 3e8  # atoms x operators x reflections up to which summation is direct, exact and quick enough
+SOLVENT = (
+    0.35,
+    46.0,
+)  # electrons/A^3 and A^2: the averages over the PDB (Fokine & Urzhumtsev 2002, D58, 1387)
+SOLVENT_BOUNDS = ((0.05, 0.7), (5.0, 150.0))  # a fit outside these has not found the solvent
+LEAST_SOLVENT = 0.01  # of the cell; a mask smaller than this is noise between atoms
+LEAST_FITTED = 100  # reflections to fit solvent, scale and anisotropy to
+CELL_TOLERANCE = (0.02, 2.0)  # relative, degrees
+
+# (amplitude, phase) labels of files with phases, by preference
+PHASE_COLUMNS = (
+    ("FWT", "PHWT"),
+    ("2FOFCWT", "PH2FOFCWT"),
+    ("2FOFCWT", "PHI2FOFCWT"),
+    ("FC_ALL", "PHIC_ALL"),
+    ("F-model", "PHIF-model"),
+    ("FMODEL", "PHIFMODEL"),
+    ("FC", "PHIC"),
+    ("FC", "PHIFC"),
+    ("FCALC", "PHICALC"),
+    ("F_calc", "phase_calc"),
+    ("F_calc_au", "phase_calc"),
+)
+CALCULATORS: dict[str, tuple[Any, Any]] = {
+    "X-ray": (gemmi.StructureFactorCalculatorX, gemmi.DensityCalculatorX),
+    "electron": (gemmi.StructureFactorCalculatorE, gemmi.DensityCalculatorE),
+    "neutron": (gemmi.StructureFactorCalculatorN, gemmi.DensityCalculatorN),
+}
+
+Complexes = NDArray[np.complex128]
+Indices = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Complex structure factors on the reflections asked for (n,), NaN where the file has none, and their
+    story.
+    """
+
+    f: Complexes
+    taken: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Phased structure factors of a result file, in gemmi's asymmetric unit.
+
+    ``hkl`` (n, 3), ``f`` (n,) complex, ``f_obs`` (n,) measured amplitudes or None, ``taken`` names the
+    columns.
+    """
+
+    hkl: Indices
+    f: Complexes
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    f_obs: NDArray[np.float64] | None
+    taken: str
+
+
+@dataclass(frozen=True)
+class FileAgreement:
+    """Agreement of two files, what was taken from each, and ``ceiling``: the map CC that the measured
+    amplitudes would reach with the reference's own phases (NaN where the prediction's file has no measured
+    amplitudes)."""
+
+    agreement: Agreement
+    prediction: str
+    reference: str
+    ceiling: float
+
+
+def _group_name(spacegroup: gemmi.SpaceGroup) -> str:
+    return str(spacegroup.xhm())
+
+
+def check_same_crystal(
+    path: Path | str,
+    found_cell: gemmi.UnitCell,
+    found: gemmi.SpaceGroup | None,
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+) -> None:
+    """Raise UserError unless the file's cell (2 %, 2 degrees) and symmetry operations are those of the
+    data.
+    """
+    where = str(path)
+    if found is None:
+        raise UserError("holds no space group that is known", where, "add it to the file")
+    if not found_cell.is_similar(cell, *CELL_TOLERANCE):
+        raise UserError(
+            "cell {} is not that of the data, {}".format(
+                *(" ".join(f"{x:.2f}" for x in c.parameters) for c in (found_cell, cell))
+            ),
+            where,
+            "compare files of the same crystal in the same setting",
+        )
+    ours, theirs = ({op.triplet() for op in g.operations()} for g in (spacegroup, found))
+    if ours != theirs:
+        hint = "compare files in the same setting"
+        inverse = found.change_of_hand_op()
+        swapped = found.operations()
+        swapped.change_basis_forward(inverse)
+        if {op.triplet() for op in swapped} == ours:
+            hint = f"these are mirror images of each other; phase the data in {_group_name(found)}"
+        raise UserError(
+            f"space group {_group_name(found)} is not that of the data, {_group_name(spacegroup)}",
+            where,
+            hint,
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", str(path)) from None
+
+
+def _kind(path: Path) -> str:
+    """Extension without .gz, in lower case, e.g. ".pdb"."""
+    name = path.name.lower()
+    return Path(name[:-3] if name.endswith(".gz") else name).suffix
+
+
+def _cif(path: Path) -> gemmi.cif.Document:
+    try:
+        return gemmi.cif.read_string(_text(path))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"not a CIF ({str(error).splitlines()[0]})", str(path)) from None
+
+
+def _number(text: str) -> float:
+    return float(gemmi.cif.as_number(text))
+
+
+# --- models
+
+
+def read_shelx(text: str, where: str = "") -> gemmi.SmallStructure:
+    """Atoms, cell and symmetry of a SHELX .ins or .res file (SHELX-97 manual, ch. 7; occupancies
+    crystallographic).
+
+    Free variables are honoured: 10 + p is a fixed p, 10 m + p is p times variable m, -(10 m + p) is p (1 -
+    variable). A negative isotropic U, -1.2 say, is 1.2 times the equivalent U of the last atom that is not
+    hydrogen.
+    """
+    small = gemmi.SmallStructure()
+    joined = text.replace("\r", "").replace("=\n", " ")
+    latt, symops, elements, variables, parent_u = 1, ["x,y,z"], [], [1.0], 0.05
+    for raw in joined.split("\n"):
+        words = raw.split("!")[0].split()
+        if not words or raw[0] == " ":
+            continue
+        card = words[0].upper()
+        try:
+            if card == "CELL":
+                small.wavelength = float(words[1])
+                small.cell = gemmi.UnitCell(*(float(x) for x in words[2:8]))
+            elif card == "LATT":
+                latt = int(float(words[1]))
+            elif card == "SYMM":
+                symops.append(raw.split(None, 1)[1].strip())
+            elif card == "SFAC":
+                elements += words[1:] if not _is_number(words[2:3]) else words[1:2]
+            elif card == "FVAR":
+                variables += [float(x) for x in words[1:]]
+            elif card in ("HKLF", "END"):
+                break
+            elif card.split("_")[0] not in _SHELX_CARDS and len(words) >= 5 and _is_number(words[1:5]):
+                parent_u = _add_shelx_atom(small, words, elements, variables, parent_u)
+        except (ValueError, IndexError):
+            raise UserError(f"cannot make sense of {raw.strip()!r}", where) from None
+    ops = _shelx_group(latt, symops)
+    small.spacegroup_hm = ""
+    small.spacegroup = gemmi.find_spacegroup_by_ops(ops)
+    small.setup_cell_images()
+    return small
+
+
+_SHELX_CARDS = frozenset(
+    re.findall(
+        r"\S+",
+        """
+        TITL ZERR LATT SYMM SFAC DISP UNIT LAUE REM MORE TIME END HKLF OMIT SHEL BASF TWIN EXTI SWAT HOPE
+        MERG SPEC RESI MOVE ANIS AFIX HFIX FRAG FEND EXYZ EADP EQIV CONN PART BIND FREE DFIX DANG BUMP SAME
+        SADI CHIV FLAT DELU SIMU DEFS ISOR NCSY SUMP L.S. CGLS BLOC DAMP STIR WGHT FVAR BOND CONF MPLA RTAB
+        HTAB LIST ACTA SIZE TEMP WPDB FMAP GRID PLAN MOLE RIGU NEUT ABIN ANSC ANSR XNPD TWST PRIG CELL TREF
+        """,
+    )
+)
+
+
+def _is_number(words: list[str]) -> bool:
+    try:
+        return bool(words) and all(np.isfinite(float(w)) for w in words)
+    except ValueError:
+        return False
+
+
+def _free(value: float, variables: list[float]) -> float:
+    if abs(value) <= 5:
+        return value
+    m = int(np.floor(abs(value) / 10 + 0.5))
+    p = abs(value) - 10 * m
+    if m <= 1:
+        return float(np.copysign(p, value)) if m == 1 else value
+    return p * variables[m] if value > 0 else -p * (variables[m] - 1)
+
+
+def _add_shelx_atom(
+    small: gemmi.SmallStructure,
+    words: list[str],
+    elements: list[str],
+    variables: list[float],
+    parent_u: float,
+) -> float:
+    """Add one atom; returns the equivalent U that following hydrogens refer to."""
+    values = [float(w) for w in words[2:]]
+    site = gemmi.SmallStructure.Site()
+    site.label = words[0]
+    site.type_symbol = elements[int(words[1]) - 1]
+    site.element = gemmi.Element(site.type_symbol.rstrip("0123456789+-"))
+    # unlike other parameters, fixed coordinates stand as 10 + x
+    site.fract = gemmi.Fractional(*(_free(x, variables) for x in values[:3]))
+    site.occ = _free(values[3], variables) if len(values) > 3 else 1.0
+    u = [_free(x, variables) for x in values[4:]]
+    if len(u) >= 6:
+        site.aniso = gemmi.SMat33d(u[0], u[1], u[2], u[5], u[4], u[3])  # SHELX order: 11 22 33 23 13 12
+        site.u_iso = (u[0] + u[1] + u[2]) / 3  # enough for riding hydrogens
+        parent = site.u_iso
+    else:
+        iso = values[4] if len(values) > 4 else 0.05
+        riding = -5 < iso < -0.5
+        site.u_iso = -iso * parent_u if riding else u[0] if u else 0.05
+        parent = parent_u if riding else site.u_iso
+    small.add_site(site)
+    return parent
+
+
+def _shelx_group(latt: int, triplets: list[str]) -> gemmi.GroupOps:
+    centring = {1: "", 2: "1/2,1/2,1/2", 3: "2/3,1/3,1/3 1/3,2/3,2/3", 4: "0,1/2,1/2 1/2,0,1/2 1/2,1/2,0"}
+    centring |= {5: "0,1/2,1/2", 6: "1/2,0,1/2", 7: "1/2,1/2,0"}
+    ops = [gemmi.Op(t.lower().replace(" ", "")) for t in triplets]
+    if latt > 0:
+        ops += [gemmi.Op("-x,-y,-z").combine(op) for op in ops]
+    vectors = [[0, 0, 0]]
+    for text in centring[abs(latt)].split():
+        vectors.append([int(_fraction(x) * gemmi.Op.DEN) for x in text.split(",")])
+    every = []
+    for op in ops:
+        for vector in vectors:
+            moved = gemmi.Op(op.triplet())
+            moved.tran = [(a + b) % gemmi.Op.DEN for a, b in zip(op.tran, vector, strict=True)]
+            every.append(moved)
+    return gemmi.GroupOps(every)
+
+
+def _fraction(text: str) -> float:
+    """A fraction such as "2/3" or "0"."""
+    top, _, bottom = text.partition("/")
+    return float(top) / float(bottom or 1)
+
+
+def _small_structure(path: Path) -> tuple[gemmi.SmallStructure, str]:
+    """Atoms of a small-molecule CIF or SHELX file, crystallographic occupancies, and the radiation."""
+    if _kind(path) in (".ins", ".res"):
+        small = read_shelx(_text(path), str(path))
+        radiation = "electron" if 0 < small.wavelength < 0.1 else "X-ray"
+    else:
+        blocks = [b for b in _cif(path) if b.find_values("_atom_site_fract_x")]
+        if not blocks:
+            raise UserError("holds no atoms", str(path), "give a model with coordinates")
+        small = gemmi.make_small_structure_from_block(blocks[0])
+        small.change_occupancies_to_crystallographic()
+        if small.spacegroup is None:
+            small.determine_and_set_spacegroup("S.H2")
+        small.setup_cell_images()
+        probe = (blocks[0].find_value("_diffrn_radiation_probe") or "").strip("'\" ").lower()
+        radiation = probe if probe in CALCULATORS else "X-ray"
+        wavelength = _number(blocks[0].find_value("_diffrn_radiation_wavelength") or "?")
+        if probe == "" and 0 < wavelength < 0.1:
+            radiation = "electron"
+    if not len(small.sites):
+        raise UserError("holds no atoms", str(path), "give a model with coordinates")
+    return small, radiation
+
+
+def _clamp_small(small: gemmi.SmallStructure) -> None:
+    for site in small.sites:
+        tensor = np.array(site.aniso.as_mat33().tolist())
+        if site.aniso.nonzero() and np.linalg.eigvalsh(tensor)[0] <= 0:
+            site.aniso = gemmi.SMat33d(0, 0, 0, 0, 0, 0)
+        site.u_iso = max(site.u_iso if np.isfinite(site.u_iso) else 0.05, LOWEST_U)
+
+
+def _structure(path: Path) -> tuple[gemmi.Structure, str]:
+    """A macromolecule's first model, thermal parameters made usable, and the radiation."""
+    try:
+        if _kind(path) in (".pdb", ".ent"):
+            st = gemmi.read_pdb_string(_text(path))
+        else:
+            st = gemmi.make_structure_from_block(_cif(path).sole_block())
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"not a model ({str(error).splitlines()[0]})", str(path)) from None
+    if not len(st) or st[0].count_atom_sites() == 0:
+        raise UserError("holds no atoms", str(path), "give a model with coordinates")
+    while len(st) > 1:
+        del st[1]
+    st.setup_cell_images()
+    for cra in st[0].all():
+        atom = cra.atom
+        if atom.aniso.nonzero() and np.linalg.eigvalsh(np.array(atom.aniso.as_mat33().tolist()))[0] <= 0:
+            atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
+        atom.b_iso = max(atom.b_iso, LOWEST_U * 8 * np.pi**2)
+    methods = " ".join(st.info["_exptl.method"].split()).upper() if "_exptl.method" in st.info else ""
+    radiation = (
+        "electron" if "ELECTRON" in methods else "neutron" if methods.startswith("NEUTRON") else "X-ray"
+    )
+    return st, radiation
+
+
+def _is_macromolecule(path: Path) -> bool:
+    if _kind(path) in (".pdb", ".ent"):
+        return True
+    if _kind(path) in (".ins", ".res"):
+        return False
+    return any(block.find_values("_atom_site.Cartn_x") for block in _cif(path))
+
+
+def _atom_sum(model: Any, hkl: Indices, d_min: float, radiation: str) -> Complexes:
+    """Sum over the atoms of a gemmi Structure (its first model) or SmallStructure: (n,)."""
+    direct, through_density = CALCULATORS[radiation]
+    if isinstance(model, gemmi.SmallStructure):
+        small_sum = direct(model.cell).calculate_sf_from_small_structure
+        return np.array([small_sum(model, [int(x) for x in h]) for h in hkl], dtype=np.complex128)
+    if model[0].count_atom_sites() * (len(model.cell.images) + 1) * len(hkl) < DIRECT_TERMS:
+        model_sum = direct(model.cell).calculate_sf_from_model
+        return np.array([model_sum(model[0], [int(x) for x in h]) for h in hkl], dtype=np.complex128)
+    density = through_density()
+    density.d_min = d_min
+    density.rate = 1.8
+    density.set_grid_cell_and_spacegroup(model)
+    density.set_refmac_compatible_blur(model[0])
+    density.put_model_density_on_grid(model[0])
+    grid = gemmi.transform_map_to_f_phi(density.grid)
+    return np.asarray(grid.get_value_by_hkl(hkl, unblur=density.blur), dtype=np.complex128)
+
+
+def _solvent(
+    st: gemmi.Structure,
+    spacegroup: gemmi.SpaceGroup,
+    f: Complexes,
+    hkl: Indices,
+    d_min: float,
+    f_obs: NDArray[np.float64] | None,
+) -> tuple[Complexes, str]:
+    """Add flat bulk solvent and, given measured amplitudes, bring F to their scale and anisotropy."""
+    mask = gemmi.FloatGrid()
+    mask.setup_from(st, spacing=min(1.0, d_min / 3))
+    gemmi.SolventMasker(gemmi.AtomicRadiiSet.Cctbx).put_mask_on_float_grid(mask, st[0])
+    f_mask = np.asarray(gemmi.transform_map_to_f_phi(mask).get_value_by_hkl(hkl), dtype=np.complex128)
+    stol2 = st.cell.calculate_1_d2_array(hkl) / 4
+    wet = float(np.mean(mask.array)) > LEAST_SOLVENT
+    standard = f + SOLVENT[0] * np.exp(-SOLVENT[1] * stol2) * f_mask if wet else f
+    story = f"solvent at k_sol {SOLVENT[0]}, B_sol {SOLVENT[1]:.0f}" if wet else "no solvent"
+    usable = np.isfinite(f_obs) & (f_obs > 0) if f_obs is not None else np.zeros(len(hkl), dtype=bool)
+    if f_obs is None or usable.sum() < LEAST_FITTED:
+        return standard, story
+    rows = np.flatnonzero(usable)
+    rows = rows[np.lexsort(hkl[rows].T[::-1])]  # gemmi matches sorted lists
+    observed = np.stack([f_obs[rows], 0.02 * (f_obs[rows] + f_obs[rows].mean())], axis=1)
+
+    def fitted(calc: Complexes, masked: Complexes | None) -> gemmi.Scaling:
+        index = np.ascontiguousarray(hkl[rows])
+        sums = [
+            gemmi.ComplexAsuData(
+                st.cell, spacegroup, index, np.ascontiguousarray(x[rows], dtype=np.complex64)
+            )
+            for x in (calc, masked)
+            if x is not None
+        ]
+        obs = gemmi.ValueSigmaAsuData(st.cell, spacegroup, index, observed.astype(np.float32))
+        scaling = gemmi.Scaling(st.cell, spacegroup)
+        scaling.use_solvent = masked is not None
+        scaling.prepare_points(sums[0], obs, *sums[1:])
+        scaling.fit_isotropic_b_approximately()
+        scaling.fit_parameters()
+        return scaling
+
+    if wet:
+        scaling = fitted(f, f_mask)
+        values = (scaling.k_sol, scaling.b_sol)
+        if all(low <= x <= high for x, (low, high) in zip(values, SOLVENT_BOUNDS, strict=True)):
+            total = f + scaling.k_sol * np.exp(-scaling.b_sol * stol2) * f_mask
+            story = f"solvent fitted, k_sol {scaling.k_sol:.2f}, B_sol {scaling.b_sol:.0f}"
+            return total * np.asarray(scaling.get_overall_scale_factor(hkl)), story
+    scaling = fitted(standard, None)
+    return standard * np.asarray(scaling.get_overall_scale_factor(hkl)), story
+
+
+def model_reference(
+    path: Path | str,
+    hkl: Indices,
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    d_min: float,
+    *,
+    f_obs: NDArray[np.float64] | None = None,
+    radiation: str | None = None,
+) -> Reference:
+    """Structure factors of a model, and how they were calculated.
+
+    Parameters
+    ----------
+    path : .pdb, .ent, mmCIF, small-molecule CIF, SHELX .ins or .res, plain or gzipped
+    hkl : (n, 3)
+    cell, spacegroup : of the data; the model's must agree with them
+    d_min : resolution of the hkl in A
+    f_obs : (n,) measured amplitudes, NaN where missing: bulk solvent, scale and anisotropy are fitted to
+        them for macromolecules
+    radiation : "X-ray", "electron", "neutron" [as the file says, else X-ray]
+
+    All atoms with their occupancies, alternative conformers and hydrogens are summed (IT92, C4322 or neutron
+    scattering factors of gemmi), anisotropic displacements included; B below 0.5 A^2 is raised to that.
+    Raises UserError for a file without atoms or of another crystal.
+    """
+    path = Path(path)
+    if _kind(path) not in (".pdb", ".ent", ".cif", ".mmcif", ".ins", ".res"):
+        raise UserError(
+            "not a kind of model that is known", str(path), "PDB, mmCIF, small-molecule CIF, .ins or .res"
+        )
+    if not _is_macromolecule(path):
+        small, found = _small_structure(path)
+        check_same_crystal(path, small.cell, small.spacegroup, cell, spacegroup)
+        _clamp_small(small)
+        used = radiation or found
+        f = _atom_sum(small, hkl, d_min, used)
+        return Reference(f, f"F_calc of {len(small.sites)} sites, {used} scattering factors")
+    st, found = _structure(path)
+    check_same_crystal(path, st.cell, st.find_spacegroup(), cell, spacegroup)
+    used = radiation or found
+    f = _atom_sum(st, hkl, d_min, used)
+    story = f"F_calc of {st[0].count_atom_sites()} atoms, {used} scattering factors"
+    if used == "X-ray":  # the mask's density is in electrons
+        f, solvent = _solvent(st, spacegroup, f, hkl, d_min, f_obs)
+        story += f", {solvent}"
+    return Reference(f, story)
+
+
+def model_structure_factors(
+    path: Path | str,
+    hkl: Indices,
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    d_min: float,
+    *,
+    f_obs: NDArray[np.float64] | None = None,
+    radiation: str | None = None,
+) -> Complexes:
+    """(n,) complex structure factors of a model: see `model_reference`."""
+    return model_reference(path, hkl, cell, spacegroup, d_min, f_obs=f_obs, radiation=radiation).f
+
+
+# --- files with phases
+
+
+def to_asu(hkl: Indices, f: Complexes, spacegroup: gemmi.SpaceGroup) -> tuple[Indices, Complexes]:
+    """Move reflections into gemmi's asymmetric unit, phases with them; equivalents are averaged."""
+    ops, asu = spacegroup.operations(), gemmi.ReciprocalAsu(spacegroup)
+    moved, isym = np.empty((len(hkl), 3), dtype=np.int32), np.empty(len(hkl), dtype=np.int64)
+    for i, h in enumerate(hkl):
+        moved[i], isym[i] = asu.to_asu([int(x) for x in h], ops)
+    translations = np.array([op.tran for op in ops.sym_ops]) / gemmi.Op.DEN
+    shift = -2 * np.pi * np.einsum("ij,ij->i", hkl, translations[(isym - 1) // 2])
+    values = f * np.exp(1j * shift)  # F(hR) = F(h) exp(-2 pi i h.t)
+    values = np.where(isym % 2 == 0, np.conj(values), values)
+    unique, where = np.unique(moved, axis=0, return_inverse=True)
+    where = where.reshape(-1)
+    total = np.bincount(where, values.real, len(unique)) + 1j * np.bincount(where, values.imag, len(unique))
+    mean = (total / np.bincount(where, minlength=len(unique))).astype(np.complex128)
+    return unique.astype(np.int32), mean
+
+
+def look_up(hkl: Indices, f: Complexes, wanted: Indices) -> Complexes:
+    """Values (m,) at the reflections ``wanted`` (m, 3), NaN where there is none."""
+    both = np.concatenate([hkl, wanted]).astype(np.int64) + 100_000
+    keys = (both[:, 0] * 200_001 + both[:, 1]) * 200_001 + both[:, 2]
+    have, want = keys[: len(hkl)], keys[len(hkl) :]
+    out = np.full(len(wanted), np.nan + 0j)
+    if len(have) == 0:
+        return out
+    order = np.argsort(have)
+    place = np.minimum(np.searchsorted(have[order], want), len(have) - 1)
+    hit = have[order][place] == want
+    out[hit] = f[order[place[hit]]]
+    return out
+
+
+def _read_mtz(path: Path) -> gemmi.Mtz:
+    try:
+        mtz = gemmi.read_mtz_file(str(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = "no such file" if not path.exists() else str(error).splitlines()[0]
+        raise UserError(f"cannot be read as MTZ ({reason})", str(path)) from None
+    if mtz.spacegroup is None or mtz.nreflections == 0 or not mtz.cell.is_crystal():
+        raise UserError("holds no reflections, cell or known space group", str(path))
+    mtz.ensure_asu()
+    return mtz
+
+
+def _pick_labels(
+    path: Path, found: list[str], pairs: list[tuple[str, str]], asked: tuple[str, str] | None, option: str
+) -> tuple[str, str]:
+    """(amplitude, phase) labels: those asked for, else the first preferred pair, else the sole pair of the
+    file.
+    """
+    if asked is not None:
+        missing = [label for label in asked if label not in found]
+        if missing:
+            raise UserError(
+                f"has no column {missing[0]}, only {' '.join(found)}", str(path), f"another {option}"
+            )
+        return asked
+    for pair in PHASE_COLUMNS:
+        if pair[0] in found and pair[1] in found:
+            return pair
+    if len(pairs) == 1:
+        return pairs[0]
+    hint = f"{option} {pairs[0][0]},{pairs[0][1]}" if pairs else "a file with phases"
+    raise UserError(f"no columns with phases recognised among {' '.join(found)}", str(path), hint)
+
+
+def _mtz_coefficients(
+    path: Path, labels: tuple[str, str] | None, option: str
+) -> tuple[gemmi.Mtz, Indices, Complexes, tuple[str, str]]:
+    mtz = _read_mtz(path)
+    types = [(c.label, c.type) for c in mtz.columns]
+    adjacent = [(a, b) for (a, s), (b, t) in pairwise(types) if (s, t) == ("F", "P")]
+    pair = _pick_labels(path, [label for label, _ in types], adjacent, labels, option)
+    kinds = dict(types)
+    if kinds[pair[0]] not in "FER" or kinds[pair[1]] != "P":
+        raise UserError(
+            f"{pair[0]},{pair[1]} have types {kinds[pair[0]]},{kinds[pair[1]]}, not amplitude and phase",
+            str(path),
+            f"another {option}",
+        )
+    amplitude, phase = (np.asarray(mtz.column_with_label(x).array, dtype=np.float64) for x in pair)
+    return (
+        mtz,
+        np.asarray(mtz.make_miller_array(), np.int32),
+        amplitude * np.exp(1j * np.deg2rad(phase)),
+        pair,
+    )
+
+
+def _cif_coefficients(
+    path: Path, labels: tuple[str, str] | None, option: str
+) -> tuple[gemmi.cif.Block, Indices, Complexes, tuple[str, str]]:
+    for block in _cif(path):
+        for prefix in ("_refln_", "_refln."):
+            index = block.find(prefix, ["index_h", "index_k", "index_l"])
+            if not len(index):
+                continue
+            hkl = np.array([[int(x) for x in row] for row in index], dtype=np.int32)
+            found = [str(t)[len(prefix) :] for t in block.find_loop(prefix + "index_h").get_loop().tags]
+            real = labels is None and {"A_calc", "B_calc"} <= set(found)
+            pair = ("A_calc", "B_calc") if real else _pick_labels(path, found, [], labels, option)
+            first, second = (
+                np.array([_number(x) for x in block.find_values(prefix + label)]) for label in pair
+            )
+            cartesian = pair == ("A_calc", "B_calc")
+            f = first + 1j * second if cartesian else first * np.exp(1j * np.deg2rad(second))
+            return block, hkl, f, pair
+    raise UserError("holds no reflections", str(path), "an MTZ or a CIF with calculated phases")
+
+
+def _cif_group(block: gemmi.cif.Block) -> tuple[gemmi.UnitCell | None, gemmi.SpaceGroup | None]:
+    """Cell and space group of a reflection file, None where it does not state them."""
+    names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    for prefix in ("_cell_", "_cell."):
+        numbers = [_number(block.find_value(prefix + name) or "?") for name in names]
+        if np.isfinite(numbers).all():
+            break
+    else:
+        return None, None
+    group = gemmi.make_small_structure_from_block(block).spacegroup
+    name = block.find_value("_symmetry.space_group_name_H-M")
+    if group is None and name:
+        group = gemmi.find_spacegroup_by_name(gemmi.cif.as_string(name), numbers[3], numbers[5])
+    operators = block.find_values("_symmetry_equiv_pos_as_xyz") or block.find_values(
+        "_space_group_symop_operation_xyz"
+    )
+    if group is None and len(operators):
+        group = gemmi.find_spacegroup_by_ops(
+            gemmi.GroupOps([gemmi.Op(gemmi.cif.as_string(x)) for x in operators])
+        )
+    return gemmi.UnitCell(*numbers), group
+
+
+def reference_phases(
+    path: Path | str,
+    hkl: Indices,
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    *,
+    labels: tuple[str, str] | None = None,
+) -> Reference:
+    """Phased structure factors of an MTZ, or of a CIF with F_calc and phases or A_calc and B_calc (.fcf,
+    .hkl, .cif).
+
+    ``labels`` names the amplitude and phase columns; otherwise the first of PHASE_COLUMNS present is taken
+    and named. hkl (n, 3) must be in gemmi's asymmetric unit. Values missing from the file are NaN. Raises
+    UserError for files of other crystals, or without phases.
+    """
+    path = Path(path)
+    if _kind(path) == ".mtz":
+        mtz, have, f, pair = _mtz_coefficients(path, labels, "LABREF")
+        check_same_crystal(path, mtz.cell, mtz.spacegroup, cell, spacegroup)
+    else:
+        block, have, f, pair = _cif_coefficients(path, labels, "LABREF")
+        found_cell, found_group = _cif_group(block)
+        if found_cell is not None and found_group is not None:
+            check_same_crystal(path, found_cell, found_group, cell, spacegroup)
+    ok = np.isfinite(f)
+    have, f = to_asu(have[ok], f[ok], spacegroup)
+    return Reference(look_up(have, f, np.asarray(hkl, dtype=np.int32)), f"columns {pair[0]}, {pair[1]}")
+
+
+def read_prediction(path: Path | str, labels: tuple[str, str] | None = ("FWT", "PHWT")) -> Prediction:
+    """Map coefficients of a result (MTZ), and the measured amplitudes that stand beside them, if any.
+
+    The measured ones are the first F column followed by its sigma (types F, Q), else the first intensity
+    column (types J, Q; negative ones give zero).
+    """
+    path = Path(path)
+    mtz, hkl, f, pair = _mtz_coefficients(path, labels, "LABIN")
+    f_obs, name = None, ""
+    columns = list(mtz.columns)
+    for wanted in ("F", "J"):
+        first = [a for a, b in pairwise(columns) if a.type == wanted and b.type == "Q"]
+        if first:
+            values = np.asarray(first[0].array, dtype=np.float64)
+            f_obs = values if wanted == "F" else np.sqrt(np.maximum(values, 0.0))
+            name = f", measured {first[0].label}"
+            break
+    ok = np.isfinite(f)
+    if not ok.any():
+        raise UserError(f"columns {pair[0]}, {pair[1]} hold no values", str(path))
+    return Prediction(
+        hkl[ok],
+        f[ok],
+        mtz.cell,
+        mtz.spacegroup,
+        None if f_obs is None else f_obs[ok],
+        f"columns {pair[0]}, {pair[1]}{name}",
+    )
+
+
+def compare_files(
+    prediction: Path | str,
+    reference: Path | str,
+    *,
+    labels: tuple[str, str] | None = ("FWT", "PHWT"),
+    reference_labels: tuple[str, str] | None = None,
+    resolution: tuple[float, float] | None = None,
+    hands: bool = True,
+    phases: bool | None = None,
+) -> FileAgreement:
+    """Agreement of a result (MTZ) with a model or with a file of phases, told apart by their names.
+
+    ``resolution`` is (d_max, d_min) in A; ``hands``: try the other hand;
+    ``phases``: take the reference for a file of phases (True) or a model (False) whatever its name.
+    Reflections that either file lacks are left out. Raises UserError.
+    """
+    reference = Path(reference)
+    found = read_prediction(prediction, labels)
+    hkl, f, f_obs = found.hkl, found.f, found.f_obs
+    d = np.asarray(found.cell.calculate_d_array(hkl), dtype=np.float64)
+    if resolution is not None:
+        keep = (d <= max(resolution) + 1e-4) & (d >= min(resolution) - 1e-4)
+        if not keep.any():
+            raise UserError("no reflections in this resolution range", str(prediction), "a wider RESOLUTION")
+        hkl, f, d, f_obs = hkl[keep], f[keep], d[keep], None if f_obs is None else f_obs[keep]
+    if holds_phases(reference) if phases is None else phases:
+        ref = reference_phases(reference, hkl, found.cell, found.spacegroup, labels=reference_labels)
+    else:
+        ref = model_reference(reference, hkl, found.cell, found.spacegroup, float(d.min()), f_obs=f_obs)
+    both = np.isfinite(ref.f)
+    if not both.any():
+        raise UserError("has none of the reflections of the prediction", str(reference))
+    agreement = compare(hkl[both], f[both], ref.f[both], found.cell, found.spacegroup, hands=hands)
+    ceiling = float("nan")
+    if f_obs is not None:
+        measured = both & np.isfinite(f_obs)
+        if measured.any() and np.any(f_obs[measured] > 0):
+            exact = f_obs[measured] * np.exp(1j * np.angle(ref.f[measured]))
+            ceiling = compare(
+                hkl[measured], exact, ref.f[measured], found.cell, found.spacegroup, hands=False, repeats=0
+            ).map_cc
+    return FileAgreement(agreement, found.taken, ref.taken, ceiling)
+
+
+def holds_phases(path: Path | str) -> bool:
+    """True for a file to take phases from (MTZ, .fcf, .hkl), False for a model."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such file", str(path))
+    return _kind(path) in (".mtz", ".fcf", ".hkl")
