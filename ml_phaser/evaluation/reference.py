@@ -569,12 +569,8 @@ def _mtz_coefficients(
             f"another {option}",
         )
     amplitude, phase = (np.asarray(mtz.column_with_label(x).array, dtype=np.float64) for x in pair)
-    return (
-        mtz,
-        np.asarray(mtz.make_miller_array(), np.int32),
-        amplitude * np.exp(1j * np.deg2rad(phase)),
-        pair,
-    )
+    f = np.asarray(amplitude * np.exp(1j * np.deg2rad(phase)), dtype=np.complex128)
+    return mtz, np.asarray(mtz.make_miller_array(), dtype=np.int32), f, pair
 
 
 def _cif_coefficients(
