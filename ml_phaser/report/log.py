@@ -1,0 +1,274 @@
+"""The log of a run as text: CCP4's banner and last words, tables its graph viewers read, the verdict."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ml_phaser.crystal.normalise import Normalised
+    from ml_phaser.crystal.reflections import Amplitudes
+    from ml_phaser.outcome import Outcome, Trial
+    from ml_phaser.parameters import Options
+
+WIDTH = 63
+BEST_SHOWN = 10
+TRIALS_IN_GRAPH = 500
+LOW_COMPLETENESS = 0.8
+
+
+# ------------------------------------------------------------------------------------ the CCP4 frame
+
+
+def banner(version: str, user: str, now: datetime.datetime) -> str:
+    """CCP4's banner, which log parsers recognise a program's start by."""
+    bar = " " + "#" * WIDTH
+    title = f" ### CCP4 9.0: {'ml_phaser':<17}{'version ' + version:<20}: {now:%d/%m/%y}##"
+    when = f" User: {user}  Run date: {now:%d/%m/%Y} Run time: {now:%H:%M:%S}"
+    return "\n".join([bar, bar, bar, title, bar, when, ""])
+
+
+def data_lines(lines: Iterable[str]) -> str:
+    """The keywords as read, each echoed as CCP4's parser does."""
+    return "".join(f" Data line--- {line}\n" for line in lines)
+
+
+def ending(message: str, user: float, system: float, elapsed: float) -> str:
+    """The last two lines: what became of the run, and processor and wall-clock seconds."""
+    minutes, seconds = divmod(int(elapsed), 60)
+    return (
+        f" ml_phaser:  {message}\n"
+        f"Times: User: {user:9.1f}s System: {system:6.1f}s Elapsed: {minutes:5d}:{seconds:02d}"
+    )
+
+
+def beginning(options: Options, notes: Sequence[str] = ()) -> str:
+    """What the program was asked to do."""
+    from ml_phaser.report.record import command
+
+    return "\n".join([f" Command: {command(options)}", *(f" Note: {note}" for note in notes)])
+
+
+# -------------------------------------------------------------------------------------------- tables
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, str):
+        return value.replace(" ", "_") or "-"
+    if value is None or not math.isfinite(value):
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def loggraph(
+    title: str,
+    graphs: Sequence[tuple[str, Sequence[int]]],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    digits: int = 3,
+) -> str:
+    """A table in the format of CCP4's graph viewers (``$TABLE``).
+
+    Parameters
+    ----------
+    graphs : (name, columns to plot counted from 1, the first being x)
+    columns : headings; the number of columns of every row
+    rows : numbers or words; what is missing or not finite is written "-"
+    """
+    head = [f"$TABLE: {_safe(title)} :", "$GRAPHS"]
+    head += [f":{_safe(name)}:A:{','.join(map(str, which))}:" for name, which in graphs]
+    cells = [[_cell(value, digits) for value in row] for row in rows]
+    names = [name.replace(" ", "_") for name in columns]
+    width = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    body = [" ".join(c.rjust(w) for c, w in zip(row, width, strict=True)) for row in cells]
+    names_line = " ".join(n.rjust(w) for n, w in zip(names, width, strict=True))
+    return "\n".join([*head, "$$", f"{names_line} $$", "$$", *body, "$$"])
+
+
+def _safe(text: str) -> str:
+    return text.replace(":", " ").replace("$", " ")
+
+
+def fom_table(outcome: Outcome) -> str:
+    """Mean figure of merit and held-out agreement by resolution shell."""
+    rows = [
+        (i, 1 / s.d_min**2, s.d_min, s.n, s.fom, s.cc_free) for i, s in enumerate(outcome.shells, start=1)
+    ]
+    return loggraph(
+        "FOM by resolution",
+        [
+            ("Mean FOM v. resolution", (2, 5)),
+            ("CC of held-out E v. resolution", (2, 6)),
+            ("Reflections per shell", (2, 4)),
+        ],
+        ("Shell", "1/d^2", "d_min", "N_refl", "FOM", "CC_free"),
+        rows,
+        digits=4,
+    )
+
+
+def trials_table(trials: Sequence[Trial]) -> str:
+    """Held-out score of every trial, best first (the best ``TRIALS_IN_GRAPH`` of very many)."""
+    ranked = sorted(trials, key=lambda t: -t.score if math.isfinite(t.score) else math.inf)
+    rows = [
+        (i, t.index, t.method, t.cycles, t.score, t.r_work, t.symmetry, t.cluster)
+        for i, t in enumerate(ranked[:TRIALS_IN_GRAPH], start=1)
+    ]
+    return loggraph(
+        "Held-out score of trials",
+        [("CC of held-out E v. rank", (1, 5)), ("R on the data used v. rank", (1, 6))],
+        ("Rank", "Trial", "Method", "Cycles", "CC_free", "R_work", "Symmetry", "Solution"),
+        rows,
+    )
+
+
+# ------------------------------------------------------------------------------------------- the data
+
+
+def data_summary(outcome: Outcome) -> str:
+    """What was measured, in a dozen lines."""
+    data = outcome.data
+    cell = data.cell
+    numbers = (cell.a, cell.b, cell.c, cell.alpha, cell.beta, cell.gamma)
+    rows = [
+        ("File", f"{data.source.path} ({data.source.format})"),
+        ("Columns", f"{', '.join(data.source.columns)} ({data.source.kind})"),
+        ("Unit cell", " ".join(f"{x:.3f}" for x in numbers)),
+        ("Space group", f"{data.spacegroup.hm} (number {data.spacegroup.number})"),
+        ("Resolution", f"{data.d_max:.2f} - {data.d_min:.2f} A"),
+        ("Reflections", f"{len(data)}, {100 * data.completeness:.1f} % of those possible"),
+        ("Free-R flags", "none" if data.free is None else "kept"),
+    ]
+    return "\n".join([" Data", *(f"   {name:<14}{value}" for name, value in rows)])
+
+
+def wilson_summary(wilson: Normalised) -> str:
+    """Scale, fall-off and anisotropy of the data."""
+    tensor = wilson.aniso_b
+    aniso = "not significant"
+    if np.any(tensor != 0):
+        aniso = "B11 B22 B33 B12 B13 B23 " + " ".join(f"{b:.2f}" for b in tensor) + " A^2"
+    rows = [
+        ("Wilson B", f"{wilson.wilson_b:.2f} A^2"),
+        ("Anisotropy", aniso),
+        ("Outliers", f"{int(np.count_nonzero(wilson.outlier))} reflections not used in phasing"),
+    ]
+    return "\n".join(f"   {name:<14}{value}" for name, value in rows)
+
+
+def wilson_table(data: Amplitudes, wilson: Normalised) -> str:
+    """Wilson plot and quality of the data by resolution shell."""
+    intensity = wilson.e2 * wilson.expected / data.epsilon
+    rows: list[tuple[Any, ...]] = []
+    for i, s in enumerate(wilson.shells, start=1):
+        inside = (data.d <= s.d_max) & (data.d >= s.d_min)
+        mean = float(intensity[inside].mean()) if inside.any() else math.nan
+        log = math.log(mean) if mean > 0 else math.nan
+        rows.append((i, 1 / s.d_min**2, s.d_min, s.n, log, s.mean_e2, s.completeness, s.i_over_sigma))
+    return loggraph(
+        "Data by resolution",
+        [
+            ("Wilson plot, ln of mean I v. resolution", (2, 5)),
+            ("Mean E^2 v. resolution", (2, 6)),
+            ("Completeness v. resolution", (2, 7)),
+            ("Mean I/sigma v. resolution", (2, 8)),
+        ],
+        ("Shell", "1/d^2", "d_min", "N_refl", "ln_mean_I", "mean_E^2", "Complete", "I/sigma"),
+        rows,
+        digits=4,
+    )
+
+
+# ----------------------------------------------------------------------------------------- the result
+
+
+def verdict_line(outcome: Outcome) -> str:
+    """The verdict in one sentence."""
+    v = outcome.verdict
+    reason = f": {v.reason}" if v.reason else ""
+    return f" Verdict: {v.word.upper()} (probability {v.probability:.2f} that the map is right){reason}"
+
+
+def verdict(outcome: Outcome) -> str:
+    """The first thing to look at: verdict, mean figure of merit, best trial, hand."""
+    bar = " " + "=" * WIDTH
+    lines = [bar, verdict_line(outcome)]
+    n = sum(s.n for s in outcome.shells)
+    if n:
+        lines.append(f" Mean figure of merit: {sum(s.fom * s.n for s in outcome.shells) / n:.3f}")
+    ranked = [t for t in outcome.trials if math.isfinite(t.score)]
+    if ranked:
+        best = max(ranked, key=lambda t: t.score)
+        score = f"CC {best.score:.3f} on held-out reflections"
+        lines.append(f" Best of {len(outcome.trials)} trials: {best.method}, {score}")
+        agreeing = sum(t.cluster == 0 for t in outcome.trials)
+        if agreeing > 1:
+            lines.append(f" Trials that agree on this solution: {agreeing}")
+    if outcome.hand:
+        lines.append(f" Hand: {outcome.hand}")
+    return "\n".join([*lines, bar])
+
+
+def warnings(outcome: Outcome) -> tuple[str, ...]:
+    """What a careful reader should not miss."""
+    found = []
+    if outcome.verdict.word != "solved":
+        found.append(f"{outcome.verdict.word}: do not build into this map without further evidence")
+    if outcome.data.completeness < LOW_COMPLETENESS:
+        found.append(f"the data are {100 * outcome.data.completeness:.0f} % complete")
+    if outcome.data.free is None:
+        found.append("the data carry no free-R flags; set some aside before refinement")
+    return tuple(found)
+
+
+def warning_block(text: str) -> str:
+    """A warning that CCP4's interfaces pick out of the log."""
+    return f"$TEXT:Warning: $$ comment $$\n WARNING: {text.replace('$', ' ')}\n$$"
+
+
+def files(options: Options) -> str:
+    """Output files."""
+    rows = [
+        ("map", options.mapout),
+        ("phases", options.hklout),
+        ("Patterson map", options.pattout),
+        ("run record", options.jsonout),
+        ("program.xml", options.xmlout),
+    ]
+    return "\n".join([" Files written", *(f"   {name:<14}{path}" for name, path in rows if path is not None)])
+
+
+def citation() -> str:
+    """What to cite."""
+    return "\n".join(
+        [
+            " If this helped, please cite ml_phaser (CITATION.cff), and the methods it rests on:",
+            "   charge flipping: Oszlanyi & Suto (2004) Acta Cryst. A60, 134-141",
+            "   iterative projections: Fienup (1982) Appl. Opt. 21, 2758-2769;",
+            "      Elser (2003) J. Opt. Soc. Am. A20, 40-55",
+        ]
+    )
+
+
+def report(outcome: Outcome, options: Options) -> str:
+    """Everything after the run but the last two lines: data, tables, warnings, files, verdict."""
+    # the pipeline may hand on the notes of the data among its choices
+    sentences = tuple(dict.fromkeys((*outcome.data.notes, *outcome.choices)))
+    parts = [data_summary(outcome)]
+    if sentences:
+        parts.append("\n".join([" Choices made", *(f"   {s}" for s in sentences)]))
+    if outcome.wilson is not None:
+        parts[0] += "\n" + wilson_summary(outcome.wilson)
+        parts.append(wilson_table(outcome.data, outcome.wilson))
+    if outcome.shells:
+        parts.append(fom_table(outcome))
+    if outcome.trials:
+        parts.append(trials_table(outcome.trials))
+    parts += [warning_block(w) for w in warnings(outcome)]
+    parts += [citation(), files(options), verdict(outcome)]
+    return "\n\n".join(["", *parts, ""])

@@ -1,0 +1,153 @@
+"""The run record: everything needed to know, judge and repeat a run, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import platform
+import shlex
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml_phaser import __version__
+from ml_phaser.atomic import atomic
+from ml_phaser.parameters import PARAMETERS, Options
+
+if TYPE_CHECKING:
+    from ml_phaser.outcome import Outcome
+
+LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors")
+
+
+def json_safe(value: Any) -> Any:
+    """The same facts in JSON's types: arrays to lists, dataclasses to dicts, paths to text, NaN and infinity
+    to null.
+
+    Raises TypeError on what has no such form, rather than write something unreadable.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (np.integer, int)):
+        return int(value)
+    if isinstance(value, (np.floating, float)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return json_safe(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: json_safe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no place in a run record")
+
+
+def command(options: Options) -> str:
+    """The command line that gives these options again; defaults are left out."""
+    words = ["ml_phaser"]
+    for p in PARAMETERS:
+        value = getattr(options, p.name)
+        if value is None or value == p.default:
+            continue
+        words.append(p.name)
+        if p.kind in ("resolution", "cell"):
+            words.append(",".join(f"{x:.10g}" for x in value))
+        elif p.kind != "flag":
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def _sha256(path: Path) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def wilson_facts(wilson: Any) -> dict[str, Any] | None:
+    """The small facts of the normalisation (scale, B, anisotropy, shells): all but what it holds by reflection."""
+    if wilson is None:
+        return None
+    facts = {f.name: getattr(wilson, f.name) for f in dataclasses.fields(wilson)}
+    return {name: value for name, value in facts.items() if not _by_reflection(value)}
+
+
+def _by_reflection(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.size > 9
+
+
+def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
+    """All that is known about a run, in JSON's types.
+
+    Lengths in A, angles in degrees, times in seconds, NaN and infinity as null. ``source.sha256`` is of the
+    input file, ``outputs`` maps parameter to path.
+    """
+    data, cell = outcome.data, outcome.data.cell
+    record = {
+        "program": "ml_phaser",
+        "version": __version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command(options),
+        "options": options,
+        "seed": options.seed,
+        "device": options.device,
+        "threads": options.threads,
+        "versions": _versions(),
+        "source": {
+            "path": data.source.path,
+            "sha256": _sha256(Path(data.source.path)),
+            "format": data.source.format,
+            "columns": data.source.columns,
+            "kind": data.source.kind,
+        },
+        "cell": (cell.a, cell.b, cell.c, cell.alpha, cell.beta, cell.gamma),
+        "spacegroup": data.spacegroup.xhm(),
+        "d_min": data.d_min,
+        "d_max": data.d_max,
+        "n_reflections": len(data),
+        "completeness": data.completeness,
+        "free_flags": data.free is not None,
+        "notes": data.notes,
+        "choices": outcome.choices,
+        "wilson": wilson_facts(outcome.wilson),
+        "verdict": outcome.verdict,
+        "hand": outcome.hand,
+        "shells": outcome.shells,
+        "trials": outcome.trials,
+        "weights": outcome.weights,
+        "times": outcome.times,
+        "outputs": {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"},
+    }
+    safe: dict[str, Any] = json_safe(record)
+    return safe
+
+
+def write_json(path: Path | str, record: dict[str, Any]) -> None:
+    """Write a record as UTF-8 JSON, whole or not at all. Raises UserError where it cannot be written."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
