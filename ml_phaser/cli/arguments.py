@@ -159,7 +159,7 @@ def example(parameter: Parameter) -> str:
     by_kind = {"resolution": "20,1.2", "cell": "10,11,12,90,90,90", "int": "1", "float": "60"}
     by_name = {"hklin": "data.mtz", "mapout": "pred.map", "labin": "F,SIGF", "spacegroup": "P212121"}
     return (
-        by_name.get(parameter.name) or by_kind.get(parameter.kind) or "FILE" + DEFAULT_SUFFIX[parameter.name]
+        by_name.get(parameter.name) or by_kind.get(parameter.kind) or "out" + DEFAULT_SUFFIX[parameter.name]
     )
 
 
@@ -306,7 +306,7 @@ def convert(parameter: Parameter, text: str) -> Any:
     text = text.strip()
     match parameter.kind:
         case "input" | "output":
-            return Path(text).expanduser()
+            return _path(parameter, text)
         case "flag":
             if text.lower() not in YES + NO:
                 raise UserError(f'"{text}" is neither yes nor no', parameter.name, f"{parameter.name} yes")
@@ -327,6 +327,20 @@ def convert(parameter: Parameter, text: str) -> Any:
         case "cell":
             return _cell(parameter, text)
     return text
+
+
+def _path(parameter: Parameter, text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(str(error).rstrip("."), f"{parameter.name} {text}", "the full path") from None
+    if not path.name:
+        raise UserError("is a folder", f"{parameter.name} {text}", f"{parameter.name} {example(parameter)}")
+    if "\0" in text or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(
+            "not a possible file name, or too long", f"{parameter.name} {text[:80]}", "another name"
+        )
+    return path
 
 
 def _number(parameter: Parameter, text: str) -> float | int:
@@ -462,8 +476,6 @@ def _check_output(name: str, path: Path, *, overwrite: bool) -> None:
         return  # a device or pipe, e.g. /dev/null
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"folder {folder} cannot be written to", where, "another folder")
-    if len(os.fsencode(path.name)) > 255:
-        raise UserError("file name too long", where, "a shorter name")
     if path.exists() and not overwrite:
         raise UserError("exists already", where, f"the option overwrite to replace it, or another {name}")
 

@@ -87,7 +87,8 @@ def write_mtz(
 
 def _phase_table(phases: Phases, f: NDArray[np.float64]) -> NDArray[np.float32]:
     """(n, 8) values of PHASE_COLUMNS, degrees in (-180, 180], NaN where unphased."""
-    degrees = 180.0 - np.mod(180.0 - np.rad2deg(phases.phase), 360.0)
+    degrees = (180.0 - np.mod(180.0 - np.rad2deg(phases.phase), 360.0)).astype(np.float32)
+    degrees[degrees == -180] = 180  # single precision rounds -179.999999 there
     table = np.column_stack([phases.fom * f, degrees, degrees, phases.fom, phases.hl])
     table[~np.isfinite(table).all(axis=1)] = np.nan
     return table.astype(np.float32)
@@ -210,7 +211,7 @@ def _append(
     dataset: int,
 ) -> None:
     """Add columns with ``values`` (n, k) on ``hkl`` (n, 3); reflections the file lacks become new rows."""
-    old = np.asarray(mtz.array)
+    old = np.array(mtz.array, copy=True)  # a view would dangle once columns are added
     rows, missing = _match(np.asarray(mtz.make_miller_array()), hkl)
     for label, kind in columns:
         mtz.add_column(label, kind, dataset_id=dataset)

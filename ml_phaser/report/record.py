@@ -89,7 +89,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def wilson_facts(wilson: Any) -> dict[str, Any] | None:
-    """The small facts of the normalisation (scale, B, anisotropy, shells): all but what it holds by reflection."""
+    """The small facts of the normalisation: all but what it holds by reflection."""
     if wilson is None:
         return None
     facts = {f.name: getattr(wilson, f.name) for f in dataclasses.fields(wilson)}
