@@ -105,7 +105,7 @@ def write_json(path: Path, result: FileAgreement, options: dict[str, str]) -> No
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(
-            f"cannot be written ({error.strerror or error})", str(path), "another JSONOUT"
+            f"cannot be written ({(error.strerror or str(error)).lower()})", str(path), "another JSONOUT"
         ) from None
 
 

@@ -314,7 +314,8 @@ def _phase_error(weight: Floats, f_test: Complexes, f_ref: Complexes) -> float:
     return float(np.rad2deg((weight * error).sum() / max(weight.sum(), 1e-300)))
 
 
-def _correlation(m: Floats, f_test: Complexes, f_ref: Complexes) -> float:
+def correlation(m: Floats, f_test: Complexes, f_ref: Complexes) -> float:
+    """Map correlation as the phases stand; ``m`` (n,) multiplicities; NaN where either map is zero."""
     norm = np.sqrt((m * np.abs(f_test) ** 2).sum() * (m * np.abs(f_ref) ** 2).sum())
     return float((m * (f_test * np.conj(f_ref)).real).sum() / norm) if norm > 0 else float("nan")
 
@@ -326,9 +327,14 @@ def _shells(d: Floats, m: Floats, f_test: Complexes, f_ref: Complexes, count: in
         ref, test = f_ref[part], f_test[part]
         error = _phase_error(m[part] * np.abs(ref), test, ref)
         rows.append(
-            Shell(float(d[part[0]]), float(d[part[-1]]), len(part), _correlation(m[part], test, ref), error)
+            Shell(float(d[part[0]]), float(d[part[-1]]), len(part), correlation(m[part], test, ref), error)
         )
     return tuple(rows)
+
+
+def _lists_equivalents(hkl: NDArray[np.int32], spacegroup: gemmi.SpaceGroup) -> bool:
+    """True for reflections of P1, symmetry equivalents one by one, rather than unique ones."""
+    return len(expand(hkl, spacegroup).hkl) < round(multiplicity(hkl, spacegroup).sum() / 2)
 
 
 def compare(
@@ -352,7 +358,8 @@ def compare(
     f_test, f_ref : (n,) complex, any scales; the scales do not matter, the fall-off with resolution does
     cell, spacegroup : of the hkl
     centre : "permissible": origins the space group permits, the normal way; "free": any shift and either
-        hand, as in P1, for phases that do not obey the space group's origin yet
+        hand, as in P1, for phases whose origin does not fit the space group yet. Then hkl may also be the
+        reflections of P1, equivalents listed one by one
     hands : try the inverted map too
     repeats : random-phase searches for the chance level
     seed : of the random phases
@@ -369,14 +376,15 @@ def compare(
         raise ValueError(f"{len(hkl)} reflections, {f_test.shape} test and {f_ref.shape} reference values")
     if not (np.isfinite(f_test).all() and np.isfinite(f_ref).all()):
         raise ValueError("structure factors that are not finite")
-    keep = np.any(hkl != 0, axis=1) & ~np.asarray(
-        spacegroup.operations().systematic_absences(hkl), dtype=bool
-    )
+    keep = np.any(hkl != 0, axis=1)
+    if centre == "free" and _lists_equivalents(hkl[keep], spacegroup):
+        spacegroup = gemmi.SpaceGroup("P 1")
+    keep &= ~np.asarray(spacegroup.operations().systematic_absences(hkl), dtype=bool)
     hkl, f_test, f_ref = hkl[keep], f_test[keep], f_ref[keep]
     if len(hkl) < 2 or not f_test.any() or not f_ref.any():
-        raise UserError(
-            "fewer than two reflections with amplitudes to compare", hint="check columns and resolution"
-        )
+        hint = "other columns or resolution"
+        raise UserError("fewer than two reflections with amplitudes to compare", hint=hint)
+    n = len(hkl)
     if centre == "free":
         spread = expand(hkl, spacegroup)
         hkl, f_test, f_ref = spread.hkl, spread.spread(f_test), spread.spread(f_ref)
@@ -403,5 +411,5 @@ def compare(
         chance_phase_error=float(chance_error),
         shells=_shells(d, m, moved, f_ref, n_shells),
         hand_margin=margin,
-        n=int(keep.sum()),
+        n=n,
     )

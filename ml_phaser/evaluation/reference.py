@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.errors import UserError
-from ml_phaser.evaluation.agreement import Agreement, compare
+from ml_phaser.evaluation.agreement import Agreement, compare, correlation, multiplicity
 
 LOWEST_U = 0.5 / (8 * np.pi**2)  # A^2; B below 0.5 A^2 stands for an unknown or unphysical one
 DIRECT_TERMS = 3e8  # atoms x operators x reflections up to which summation is direct, exact and quick enough
@@ -137,7 +137,7 @@ def _text(path: Path) -> str:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror or error})", str(path)) from None
+        raise UserError(f"cannot be read ({(error.strerror or str(error)).lower()})", str(path)) from None
 
 
 def _kind(path: Path) -> str:
@@ -694,29 +694,27 @@ def compare_files(
     """
     reference = Path(reference)
     found = read_prediction(prediction, labels)
-    hkl, f, f_obs = found.hkl, found.f, found.f_obs
-    d = np.asarray(found.cell.calculate_d_array(hkl), dtype=np.float64)
-    if resolution is not None:
-        keep = (d <= max(resolution) + 1e-4) & (d >= min(resolution) - 1e-4)
-        if not keep.any():
-            raise UserError("no reflections in this resolution range", str(prediction), "a wider RESOLUTION")
-        hkl, f, d, f_obs = hkl[keep], f[keep], d[keep], None if f_obs is None else f_obs[keep]
+    crystal = (found.cell, found.spacegroup)
+    d = np.asarray(found.cell.calculate_d_array(found.hkl), dtype=np.float64)
+    # solvent and scale need all the data, whatever range is compared
     if holds_phases(reference) if phases is None else phases:
-        ref = reference_phases(reference, hkl, found.cell, found.spacegroup, labels=reference_labels)
+        ref = reference_phases(reference, found.hkl, *crystal, labels=reference_labels)
     else:
-        ref = model_reference(reference, hkl, found.cell, found.spacegroup, float(d.min()), f_obs=f_obs)
-    both = np.isfinite(ref.f)
-    if not both.any():
+        ref = model_reference(reference, found.hkl, *crystal, float(d.min()), f_obs=found.f_obs)
+    use = np.isfinite(ref.f)
+    if not use.any():
         raise UserError("has none of the reflections of the prediction", str(reference))
-    agreement = compare(hkl[both], f[both], ref.f[both], found.cell, found.spacegroup, hands=hands)
+    if resolution is not None:
+        use &= (d <= max(resolution) + 1e-4) & (d >= min(resolution) - 1e-4)
+        if not use.any():
+            raise UserError("no reflections in this resolution range", str(prediction), "a wider RESOLUTION")
+    agreement = compare(found.hkl[use], found.f[use], ref.f[use], *crystal, hands=hands)
     ceiling = float("nan")
-    if f_obs is not None:
-        measured = both & np.isfinite(f_obs)
-        if measured.any() and np.any(f_obs[measured] > 0):
-            exact = f_obs[measured] * np.exp(1j * np.angle(ref.f[measured]))
-            ceiling = compare(
-                hkl[measured], exact, ref.f[measured], found.cell, found.spacegroup, hands=False, repeats=0
-            ).map_cc
+    if found.f_obs is not None and np.any(found.f_obs[use] > 0):
+        measured = np.nan_to_num(found.f_obs[use])
+        exact = measured * np.exp(1j * np.angle(ref.f[use]))
+        weight = multiplicity(found.hkl[use], found.spacegroup)
+        ceiling = correlation(weight, exact, ref.f[use])
     return FileAgreement(agreement, found.taken, ref.taken, ceiling)
 
 
