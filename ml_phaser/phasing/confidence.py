@@ -1,0 +1,109 @@
+"""How far to believe phases: figures of merit cross-validated on held-out reflections, and the verdict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import i0e, i1e
+
+from ml_phaser.outcome import Phases, ShellRow, Verdict
+
+Floats = NDArray[np.float64]
+
+# Logistic model of P(map CC >= 0.5) on simulated and measured crystals; docs/decisions/0004-verdict.md says how
+# it was fitted and on what.
+BIAS, PER_SCORE, PER_SYMMETRY = -9.0, 20.0, 2.0
+SOLVED, NOT_SOLVED = 0.9, 0.25
+
+
+def shell_edges(d: Floats, per_shell: int = 200, most: int = 20) -> list[NDArray[np.int64]]:
+    """Rows of equally populated resolution shells, low resolution first."""
+    count = int(np.clip(len(d) // per_shell, 1, most))
+    return [np.sort(part) for part in np.array_split(np.argsort(-d, kind="stable"), count)]
+
+
+def sigma_a(e_obs: Floats, e_calc: Floats) -> float:
+    """sigmaA from the correlation of E^2, which is its square (Srinivasan & Ramachandran 1965; Read 1986)."""
+    if len(e_obs) < 8 or np.ptp(e_calc) == 0 or np.ptp(e_obs) == 0:
+        return 0.0
+    return math.sqrt(max(0.0, float(np.corrcoef(e_obs**2, e_calc**2)[0, 1])))
+
+
+def figures_of_merit(
+    e_obs: Floats, e_calc: Floats, centric: NDArray[np.bool_], held: NDArray[np.bool_], d: Floats, probability: float
+) -> tuple[Floats, tuple[ShellRow, ...]]:
+    """Figure of merit of each reflection and the table by shell.
+
+    sigmaA comes from the held-out reflections alone, in overlapping groups along resolution, so that a map which
+    merely fits the data it was made from gets no credit; I1(X)/I0(X) or tanh(X / 2) with
+    X = 2 sigmaA Eo Ec / (1 - sigmaA^2) (Sim 1960; Woolfson 1956), times the probability that the solution is right.
+
+    Parameters
+    ----------
+    e_obs, e_calc : (n,) normalised moduli, measured and of the density; d : (n,) A; probability : 0-1
+    """
+    fom = np.zeros(len(d))
+    rows = []
+    held_order = np.flatnonzero(held)[np.argsort(-d[held], kind="stable")]
+    for part in shell_edges(d):
+        middle = np.searchsorted(-d[held_order], -np.median(d[part]))
+        # At least 60 held-out reflections around the shell, or all there are.
+        reach = max(30, int(np.sum(held[part])))
+        near = held_order[max(0, middle - reach) : middle + reach]
+        s = min(sigma_a(e_obs[near], e_calc[near] / _rms(e_calc[near])), 0.98)
+        ec = e_calc[part] / _rms(e_calc[part])
+        x = 2 * s * e_obs[part] * ec / (1 - s * s)
+        fom[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * probability
+        inside = part[held[part]]
+        cc = float(np.corrcoef(e_obs[inside], e_calc[inside])[0, 1]) if len(inside) >= 8 else float("nan")
+        rows.append(ShellRow(float(d[part].max()), float(d[part].min()), len(part), float(fom[part].mean()), cc))
+    return np.clip(fom, 0.0, 0.99), tuple(rows)
+
+
+def _rms(x: Floats) -> float:
+    return float(np.sqrt(np.mean(x**2))) or 1.0
+
+
+def hendrickson_lattman(phase: Floats, fom: Floats, centric: NDArray[np.bool_]) -> Floats:
+    """A = X cos phi, B = X sin phi, C = D = 0, (n, 4), with I1(X)/I0(X) = fom or tanh(X) = fom for centric ones."""
+    grid = np.concatenate([np.linspace(0, 3, 400), np.geomspace(3.01, 60, 400)])
+    x = np.where(centric, np.arctanh(np.clip(fom, 0, 0.999)), np.interp(fom, i1e(grid) / i0e(grid), grid))
+    return np.stack([x * np.cos(phase), x * np.sin(phase), 0 * x, 0 * x], axis=1)
+
+
+def weigh(f: NDArray[np.complex128], fom: Floats, centric: NDArray[np.bool_]) -> Phases:
+    """Phases with their weights, ready for the MTZ."""
+    phase = np.angle(f)
+    return Phases(phase, fom, hendrickson_lattman(phase, fom, centric))
+
+
+def probability_solved(score: float, held: int, symmetry: float) -> float:
+    """Probability (0-1) that the map is right.
+
+    Parameters
+    ----------
+    score : correlation on ``held`` held-out reflections; one standard error of it is taken off
+    symmetry : agreement of the P1 phases with the group, NaN where there is none to test
+    """
+    cautious = score - 1.0 / math.sqrt(max(held, 4))
+    logit = BIAS + PER_SCORE * cautious
+    if math.isfinite(symmetry):
+        logit += PER_SYMMETRY * (4 * symmetry - 1)
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, logit))))
+
+
+def judge(score: float, held: int, symmetry: float, agreeing: int) -> Verdict:
+    """The verdict in words. ``agreeing`` counts the other starts that led to the same solution."""
+    p = probability_solved(score, held, symmetry)
+    facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
+    if math.isfinite(symmetry):
+        facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
+    if agreeing:
+        facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
+    if p >= SOLVED:
+        return Verdict("solved", p, f"{facts}.")
+    if p > NOT_SOLVED:
+        return Verdict("uncertain", p, f"{facts}: look at the map before building on it.")
+    return Verdict("not solved", p, f"{facts}: the map is most likely wrong and unlikely to be traceable.")

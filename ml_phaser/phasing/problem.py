@@ -1,0 +1,128 @@
+"""The phase problem of one crystal on one grid: P1 expansion, what is known, what is held out to judge by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml_phaser.crystal.grid import HalfSphere, grid_shape
+from ml_phaser.crystal.symmetry import Expansion, expand
+from ml_phaser.phasing.projections import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A crystal ready for dual-space cycles.
+
+    Attributes
+    ----------
+    hkl : (n, 3) unique reflections; amplitude : (n,) moduli to impose; held : (n,) bool, kept out of the projection
+    cell, spacegroup, d_min : A
+    expansion, places : from the unique reflections to P1 and on to the half-complex grid ``shape``
+    target : moduli on the grid, r.m.s. density one; the reflections in ``held`` are not known to it, systematic
+        absences are known to be zero
+    judge_flat, judge_value : places and moduli of the held-out reflections on the grid
+    """
+
+    hkl: NDArray[np.int32]
+    amplitude: NDArray[np.float64]
+    held: NDArray[np.bool_]
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    d_min: float
+    shape: tuple[int, int, int]
+    expansion: Expansion
+    places: HalfSphere
+    target: Target
+    judge_flat: torch.Tensor
+    judge_value: torch.Tensor
+
+    @property
+    def points(self) -> int:
+        """Grid points in the cell."""
+        return int(np.prod(self.shape))
+
+    def scatter(self, f: NDArray[np.complex128]) -> torch.Tensor:
+        """Half-complex coefficients (1, u, v, w') of structure factors on ``hkl``."""
+        half = self.places.scatter(self.expansion.spread(f)).astype(np.complex64)
+        return torch.from_numpy(half)[None].to(self.target.amplitude.device)
+
+    def gather_p1(self, half: torch.Tensor) -> NDArray[np.complex128]:
+        """Structure factors (m,) on ``expansion.hkl`` of one half-complex array (u, v, w')."""
+        array = half.detach().cpu().numpy().astype(np.complex128)
+        return self.places.gather(array, len(self.expansion.hkl))
+
+    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Maps (count, u, v, w) with random phases."""
+        return torch.randn((count, *self.shape), generator=generator).to(self.target.amplitude.device)
+
+    def scores(self, half: torch.Tensor) -> torch.Tensor:
+        """Correlation (B,) of calculated and measured moduli on the held-out reflections."""
+        x = half.reshape(len(half), -1)[:, self.judge_flat].abs()
+        y = self.judge_value[None]
+        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+        return (x * y).sum(1) / (x.pow(2).sum(1) * y.pow(2).sum(1)).sqrt().clamp_min(1e-20)
+
+    def residuals(self, half: torch.Tensor) -> torch.Tensor:
+        """R = sum | |F| - k|Fc| | / sum |F| on the imposed reflections, k from least squares, (B,)."""
+        known = self.target.known & (self.target.amplitude > 0)
+        fo = self.target.amplitude[known][None]
+        fc = half.abs().reshape(len(half), -1)[:, known.reshape(-1)]
+        k = (fo * fc).sum(1, keepdim=True) / fc.pow(2).sum(1, keepdim=True).clamp_min(1e-20)
+        return (fo - k * fc).abs().sum(1) / fo.sum()
+
+
+def choose_held_out(n: int, seed: int, share: float = 0.05, fewest: int = 60, most: int = 3000) -> NDArray[np.bool_]:
+    """Reflections (n,) kept out of the projection: ``share`` of them within limits, never more than 15 %."""
+    count = int(min(max(share * n, fewest), most, 0.15 * n))
+    held = np.zeros(n, dtype=bool)
+    held[np.random.default_rng(seed).choice(n, size=count, replace=False)] = True
+    return held
+
+
+def pose(
+    hkl: NDArray[np.int32],
+    amplitude: NDArray[np.float64],
+    held: NDArray[np.bool_],
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    *,
+    spacing: float,
+    multiple: int = 2,
+    device: str = "cpu",
+) -> Problem:
+    """Set up the phase problem of unique reflections ``hkl`` (n, 3) with moduli ``amplitude`` (n,).
+
+    Parameters
+    ----------
+    spacing : largest grid spacing in A; multiple : every grid dimension is a multiple of it
+    """
+    d_min = float(cell.calculate_d_array(hkl).min()) * 0.99999
+    shape = grid_shape(cell, d_min, spacing=spacing, multiple=multiple)
+    expansion = expand(hkl, spacegroup)
+    places = HalfSphere.of(expansion.hkl, shape)
+
+    sphere = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
+    absent = np.asarray(spacegroup.operations().systematic_absences(sphere), dtype=bool)
+    inside = HalfSphere.of(sphere, shape).scatter(np.ones(len(sphere), dtype=bool))
+    forbidden = HalfSphere.of(sphere[absent], shape).scatter(np.ones(int(absent.sum()), dtype=bool))
+
+    moduli = expansion.spread(amplitude)
+    unit = np.sqrt(np.prod(shape) / (2 * np.sum(moduli**2)))
+    values = places.scatter(moduli * unit).astype(np.float32)
+    known = places.scatter(~held[expansion.asu]) | forbidden
+    judged = places.scatter(held[expansion.asu])
+
+    def tensor(a: NDArray) -> torch.Tensor:
+        return torch.from_numpy(a)[None].to(device)
+
+    flat = np.flatnonzero(judged)
+    return Problem(
+        hkl, amplitude, held, cell, spacegroup, d_min, shape, expansion, places,
+        Target(tensor(values), tensor(known), tensor(inside)),
+        torch.from_numpy(flat).to(device), torch.from_numpy(values.reshape(-1)[flat]).to(device),
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""The main job as the method section of a paper: read, normalise, phase, place, weigh, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ml_phaser.notify import Notify
+from ml_phaser.outcome import Outcome, Phases, ShellRow, Trial, Verdict
+from ml_phaser.parameters import Options
+
+if TYPE_CHECKING:
+    from ml_phaser.crystal.normalise import Normalised
+    from ml_phaser.crystal.reflections import Amplitudes
+    from ml_phaser.networks.projector import Projector
+    from ml_phaser.phasing.problem import Problem
+    from ml_phaser.phasing.search import Finisher, Hunt, Solution
+
+SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
+SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
+STARTS_POINTS = 400_000  # grid points cycled at once
+LEARNED_POINTS = 120_000
+
+
+def run(options: Options, notify: Notify) -> Outcome:
+    """Phase one crystal and write the files. Raises UserError for anything that is the user's to mend."""
+    clock = Clock(notify)
+    with clock.stage("read"):
+        data = read(options)
+    with clock.stage("normalise"):
+        normalised = normalise(data)
+    if options.pattout is not None:
+        with clock.stage("patterson"):
+            patterson(data, normalised, options)
+    with clock.stage("phase"):
+        plan = plan_phasing(data, normalised, options)
+        hunt = phase(plan, options, notify)
+    with clock.stage("place"):
+        solution, hand = choose_hand(plan, hunt.solutions[0])
+        trials = cluster(data, hunt)
+    with clock.stage("weigh"):
+        phases, shells, verdict = weigh(data, normalised, plan, solution, trials)
+    outcome = Outcome(
+        data, phases, trials, verdict, hand, shells, normalised,
+        choices=(*data.notes, *normalised.notes, *plan.choices), weights=plan.weights, times=clock.times,
+    )  # fmt: skip
+    with clock.stage("write"):
+        write(outcome, normalised, options)
+    return outcome
+
+
+@dataclass
+class Clock:
+    """Seconds of each stage."""
+
+    notify: Notify
+    times: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.notify.stage(name)
+        began = time.monotonic()
+        yield
+        self.times[name] = round(time.monotonic() - began, 3)
+
+
+def read(options: Options) -> Amplitudes:
+    """Measured data of one crystal, merged and unique."""
+    from ml_phaser.exchange.read import read_amplitudes
+
+    return read_amplitudes(
+        options.hklin, labin=options.labin, resolution=options.resolution,
+        spacegroup=options.spacegroup, cell=options.cell,
+    )  # fmt: skip
+
+
+def normalise(data: Amplitudes) -> Normalised:
+    """E values, Wilson scale, anisotropy, outliers; French-Wilson amplitudes for the map."""
+    from ml_phaser.crystal import normalise as stage
+
+    return stage.normalise(data)
+
+
+def patterson(data: Amplitudes, normalised: Normalised, options: Options) -> None:
+    """The Patterson map from measured intensities (or F^2)."""
+    from ml_phaser.crystal.maps import write_map
+    from ml_phaser.crystal.patterson import patterson_group, patterson_map
+
+    assert options.pattout is not None
+    coefficients = data.intensity if data.intensity is not None else data.f**2
+    rho = patterson_map(data, coefficients)
+    write_map(options.pattout, rho, data.cell, patterson_group(data.spacegroup), options.mapextent)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Who searches, who finishes, and why."""
+
+    entrants: tuple[Any, ...]
+    finishers: tuple[Any, ...]
+    full: Problem
+    rows: Any
+    prior: Finisher | None
+    choices: tuple[str, ...]
+    weights: dict[str, Any]
+    n: int
+
+
+def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> Plan:
+    """Expand to P1, hold reflections out, choose the methods the resolution allows."""
+    import numpy as np
+
+    from ml_phaser.phasing.dual_space import ChargeFlipping, Relaxed, sparse
+    from ml_phaser.phasing.problem import choose_held_out, pose
+    from ml_phaser.phasing.search import Entrant, Finisher
+
+    device = set_up_torch(options)
+    choices: list[str] = []
+    used = np.flatnonzero(~normalised.outlier)
+    if len(used) < len(data):
+        choices.append(f"{len(data) - len(used)} improbably strong reflections are left out of the phasing.")
+    sharp = normalised.e * np.sqrt(data.epsilon)
+    held = choose_held_out(len(data), options.seed)
+    held[normalised.outlier] = False
+
+    def problem(rows: Any, moduli: Any, spacing: float, multiple: int) -> Problem:
+        return pose(
+            data.hkl[rows], moduli[rows], held[rows], data.cell, data.spacegroup,
+            spacing=spacing, multiple=multiple, device=device,
+        )  # fmt: skip
+
+    full = problem(used, sharp, data.d_min / 2, 2)
+    entrants: list[Entrant] = []
+    finishers: list[Finisher] = []
+    network = prior = None
+    weights: dict[str, Any] = {}
+    if options.engine in ("auto", "learned"):
+        network, weights, why_not = bundled_network(data, options)
+        if why_not:
+            choices.append(why_not)
+    if options.engine in ("auto", "classical") or network is None:
+        rows = used[data.d[used] >= SEARCH_D_MIN] if data.d_min < SEARCH_D_MIN else used
+        crystal = full if len(rows) == len(used) else problem(rows, sharp, SEARCH_D_MIN / 2, 2)
+        if crystal is not full:
+            choices.append(f"The search uses data to {SEARCH_D_MIN} A, the finish all data to {data.d_min:.2f} A.")
+        batch = int(np.clip(STARTS_POINTS // crystal.points, 1, 8))
+        block = 50 if crystal.points < 300_000 else 10
+        entrants += [
+            Entrant(Relaxed(crystal, sparse(0.08), 0.4, "RRR, sparse 8 %"), crystal, rows, batch, 1500, block, 2.0),
+            Entrant(Relaxed(crystal, sparse(0.12), 0.5, "RRR, sparse 12 %"), crystal, rows, batch, 1500, block, 1.0),
+            Entrant(ChargeFlipping(crystal), crystal, rows, batch, 600, block, 1.0),
+        ]
+    if options.engine != "learned" or network is None or data.d_min < network.config.d_best:
+        finishers.append(Finisher(full, used, (("sparse 6 %", sparse(0.06)), ("sparse 10 %", sparse(0.10))), 40))
+    if network is not None:
+        config = network.config
+        rows = used[data.d[used] >= config.d_best]
+        smooth = normalised.f * np.exp((normalised.wilson_b - SEARCH_B) * (0.25 / data.d**2))
+        learned = problem(rows, smooth, config.spacing, config.stride)
+        projection = density_projection(network.to(device), learned)
+        batch = int(np.clip(LEARNED_POINTS // learned.points, 1, 8))
+        block = 10 if learned.points < 200_000 else 2
+        entrants.append(Entrant(
+            Relaxed(learned, projection, 0.6, "learned projection", keep_mean=False),
+            learned, rows, batch, 200, block, 2.0 if data.d_min < config.d_best else 4.0,
+        ))  # fmt: skip
+        prior = Finisher(learned, rows, (("learned", projection),), 20)
+        if data.d_min >= config.d_best:
+            finishers.append(prior)
+    return Plan(tuple(entrants), tuple(finishers), full, used, prior, tuple(choices), weights, len(data))
+
+
+def set_up_torch(options: Options) -> str:
+    """Threads and device; UserError where a GPU was asked for and there is none."""
+    import os
+
+    import torch
+
+    from ml_phaser.errors import UserError
+
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
+    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def bundled_network(data: Amplitudes, options: Options) -> tuple[Projector | None, dict[str, Any], str]:
+    """The learned projection if the crystal lies in its domain, else why not."""
+    from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
+
+    card = read_card(PROJECTOR)
+    best, worst = card.config["d_best"], card.config["d_worst"]
+    if data.d_min > worst:
+        return None, {}, (
+            f"The learned projection claims {best}-{worst} A; these data end at {data.d_min:.2f} A: not used."
+        )  # fmt: skip
+    return load_projector(PROJECTOR), {"name": card.name, "sha256": card.sha256}, ""
+
+
+def density_projection(network: Projector, problem: Problem) -> Any:
+    """The network as a projection of maps on the problem's grid."""
+    import torch
+
+    from ml_phaser.networks.projector import condition
+    from ml_phaser.phasing.projections import unit_variance
+
+    cell, device = problem.cell, problem.target.amplitude.device
+    spacing = sum(a / n for a, n in zip((cell.a, cell.b, cell.c), problem.shape, strict=True)) / 3
+    known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
+    one = torch.ones(1)
+    cond = condition(one * problem.d_min, one * spacing, one * float(known)).to(device)
+
+    @torch.no_grad()
+    def project(rho: torch.Tensor) -> torch.Tensor:
+        return network(unit_variance(rho), cond.expand(len(rho), -1))
+
+    return project
+
+
+def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
+    """Many starts until a solution convinces or the time is up."""
+    from ml_phaser.phasing.search import search
+
+    return search(
+        plan.entrants, plan.finishers, plan.n, seconds=options.timelimit, most_trials=options.trials,
+        seed=options.seed, progress=notify.progress,
+    )  # fmt: skip
+
+
+def choose_hand(plan: Plan, solution: Solution) -> tuple[Solution, str]:
+    """The hand: told by the group, by the learned prior, or not at all."""
+    from ml_phaser.phasing.hand import choose
+
+    return choose(solution, plan.full, plan.rows, plan.prior)
+
+
+def cluster(data: Amplitudes, hunt: Hunt) -> tuple[Trial, ...]:
+    """Number the solutions that agree up to origin and hand; 0 is the best one's cluster."""
+    from ml_phaser.phasing.clusters import number
+
+    return number(data.hkl, data.cell, data.spacegroup, hunt.solutions, hunt.trials)
+
+
+def weigh(
+    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, trials: tuple[Trial, ...]
+) -> tuple[Phases, tuple[ShellRow, ...], Verdict]:
+    """Figures of merit from held-out reflections, Hendrickson-Lattman coefficients, verdict."""
+    import numpy as np
+
+    from ml_phaser.phasing import confidence
+
+    agreeing = sum(t.cluster == 0 for t in trials) - 1
+    verdict = confidence.judge(solution.score, solution.held, solution.symmetry, max(0, agreeing))
+    held = np.zeros(len(data), dtype=bool)
+    held[plan.rows] = plan.full.held
+    e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
+    fom, shells = confidence.figures_of_merit(
+        normalised.e, e_calc, data.centric, held, data.d, verdict.probability
+    )
+    return confidence.weigh(solution.f, fom, data.centric), shells, verdict
+
+
+def write(outcome: Outcome, normalised: Normalised, options: Options) -> None:
+    """Map, MTZ, run record, program.xml: each whole or not at all."""
+    import numpy as np
+
+    from ml_phaser import __version__
+    from ml_phaser.crystal.maps import density, symmetric_shape, write_map
+    from ml_phaser.exchange.write import write_mtz
+    from ml_phaser.report.program_xml import write_xml
+    from ml_phaser.report.record import run_record, write_json
+
+    data, phases = outcome.data, outcome.phases
+    coefficients = phases.fom * normalised.f * np.exp(1j * phases.phase)
+    shape = symmetric_shape(data.cell, data.spacegroup, data.d_min, data.d_min / 3)
+    rho = density(data.hkl, coefficients, data.cell, data.spacegroup, shape)
+    write_mtz(
+        options.hklout, data, phases, normalised.f, normalised.sigf,
+        history=[f"ml_phaser {__version__}: {outcome.verdict.word}, P = {outcome.verdict.probability:.2f}"],
+    )  # fmt: skip
+    write_map(options.mapout, rho, data.cell, data.spacegroup, options.mapextent)
+    record = run_record(outcome, options)
+    if options.xmlout is not None:
+        write_xml(options.xmlout, record)
+    write_json(options.jsonout, record)
