@@ -125,7 +125,8 @@ def _polite() -> Iterator[None]:
     previous = {}
     with suppress(ValueError):  # not in the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, stop)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and background jobs want it
+                previous[number] = signal.signal(number, stop)
     try:
         with warnings.catch_warnings():
             if not os.environ.get("ML_PHASER_DEBUG"):

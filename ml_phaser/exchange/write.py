@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ PHASE_COLUMNS = (
     ("HLC", "A"),
     ("HLD", "A"),
 )
+HISTORY_WIDTH = 80  # characters in a line of an MTZ history
+TITLE_WIDTH = 70
 OLD = "_in"  # appended to an input column in the way of ours
 CELL_TOLERANCE = (0.01, 0.01)  # A, degrees: what the MTZ header's precision leaves of one and the same cell
 
@@ -77,7 +80,8 @@ def write_mtz(
     _append(mtz, data.hkl, PHASE_COLUMNS, columns, _dataset(mtz, data))
     now = datetime.datetime.now()
     own = f"From ml_phaser {__version__} {now:%d/%m/%Y %H:%M:%S} phases and figures of merit"
-    mtz.history = [_ascii(line, 80) for line in (own, *history, *notes)] + list(mtz.history)
+    lines = [part for line in (own, *history, *notes) for part in textwrap.wrap(_ascii(line), HISTORY_WIDTH)]
+    mtz.history = lines + list(mtz.history)
     mtz.update_reso()
     content = bytes(mtz.write_to_bytes())  # written by Python, which reports a full disk where C may not
     with atomic(path) as tmp:
@@ -174,7 +178,7 @@ def _unknown_to_nan(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _new(data: Amplitudes, f: NDArray[np.float64], sigf: NDArray[np.float64]) -> gemmi.Mtz:
     mtz = gemmi.Mtz(with_base=True)
-    mtz.title = _ascii(f"Phases from ml_phaser for {Path(data.source.path).name}", 70)
+    mtz.title = _ascii(f"Phases from ml_phaser for {Path(data.source.path).name}")[:TITLE_WIDTH]
     mtz.spacegroup = data.spacegroup
     mtz.set_cell_for_all(data.cell)
     mtz.set_data(data.hkl.astype(np.float32))
@@ -232,5 +236,5 @@ def _match(have: NDArray, want: NDArray[np.int32]) -> tuple[NDArray[np.int64], N
     return rows, missing
 
 
-def _ascii(text: str, length: int) -> str:
-    return text.encode("ascii", "replace").decode()[:length]
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
