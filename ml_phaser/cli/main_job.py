@@ -92,10 +92,10 @@ def run(
         print(log.banner(__version__, _user(), datetime.datetime.now()))
         print(log.data_lines(data_lines), end="")
         print(log.beginning(options, notes), flush=True)
-    from ml_phaser import pipeline
+    from ml_phaser.pipeline import run as phase
 
     with Reporter(quiet=options.quiet) as notify:
-        outcome = pipeline.run(options, notify)
+        outcome = phase(options, notify)
     if loud:
         print(log.report(outcome, options))
         print(session.ending("Normal termination"))

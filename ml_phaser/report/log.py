@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ml_phaser.parameters import Options
 
 WIDTH = 63
+TEXT_WIDTH = 100
 BEST_SHOWN = 10
 TRIALS_IN_GRAPH = 500
 LOW_COMPLETENESS = 0.8
@@ -197,7 +199,10 @@ def verdict_line(outcome: Outcome) -> str:
 def verdict(outcome: Outcome) -> str:
     """The first thing to look at: verdict, mean figure of merit, best trial, hand."""
     bar = " " + "=" * WIDTH
-    lines = [bar, verdict_line(outcome)]
+    lines = [
+        bar,
+        textwrap.fill(verdict_line(outcome), TEXT_WIDTH, initial_indent="", subsequent_indent="   "),
+    ]
     n = sum(s.n for s in outcome.shells)
     if n:
         lines.append(f" Mean figure of merit: {sum(s.fom * s.n for s in outcome.shells) / n:.3f}")

@@ -62,6 +62,8 @@ def command(options: Options) -> str:
         words.append(p.name)
         if p.kind in ("resolution", "cell"):
             words.append(",".join(f"{x:.10g}" for x in value))
+        elif p.kind == "float":
+            words.append(f"{value:.10g}")
         elif p.kind != "flag":
             words.append(str(value))
     return shlex.join(words)

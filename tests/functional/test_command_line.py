@@ -62,8 +62,6 @@ def run(options, notify):
     return result
 pipeline.run = run
 sys.modules["ml_phaser.pipeline"] = pipeline
-import ml_phaser
-ml_phaser.pipeline = pipeline
 from ml_phaser.cli import main
 sys.exit(main())
 """
