@@ -1,0 +1,19 @@
+"""Shared by all tests."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+# Before gemmi and scipy, which any test module may import: in the other order cctbx crashes the process.
+with suppress(ImportError):
+    import cctbx.miller  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of the measured data, which are not part of the repository."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the measured data (../shared/data) are not here")
+    return folder
