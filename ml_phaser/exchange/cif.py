@@ -64,6 +64,13 @@ def read_crystal(doc: cif.Document, where: str) -> Crystal:
     return Crystal(cell, group)
 
 
+def read_instructions(doc: cif.Document, where: str) -> shelx.Instructions:
+    """What a CIF says about a SHELX list beside it: cell and group, HKLF of an embedded .res."""
+    crystal = read_crystal(doc, where)
+    res = next((t for t in (_text(b, _RES_TEXT) for b in doc) if t), "")
+    return replace(shelx.parse_instructions(res, where), cell=crystal.cell, spacegroup=crystal.spacegroup)
+
+
 def read_cif(text: str, where: str, labin: str | None = None) -> Table:
     """Measured data of a CIF; an embedded SHELX list (nearer to the measurement) before a _refln loop.
 
@@ -232,7 +239,7 @@ def _from_prefix(block: cif.Block, prefix: str, where: str) -> Table:
         sigmas = sigmas if len(sigmas) == len(labels) else []
         columns |= values | {s: numbers(s) for s in sigmas}
         roles |= dict.fromkeys(labels, role) | dict.fromkeys(sigmas, col.SIGMA)
-        candidates.append(Candidate(tuple(labels), tuple(sigmas), role[0] == "I", block.name))
+        candidates.append(Candidate(tuple(labels), tuple(sigmas), role[0] == "I"))
     for tag in tags:
         roles.setdefault(tag, _other_role(tag))
         if roles[tag] == col.FREE:

@@ -48,7 +48,6 @@ class Candidate:
     value: tuple[str, ...]
     sigma: tuple[str, ...]
     intensity: bool
-    place: str = ""  # dataset, for the reader's eye
 
     @property
     def anomalous(self) -> bool:

@@ -180,7 +180,7 @@ def violations(hkl: Hkl, z: Reals, snr: Reals, group: gemmi.SpaceGroup) -> list[
     found = []
     for op in group.operations():
         absent = _forbidden_by(h, op)
-        strong = absent & (snr > 5) & (z > 0.3)
+        strong = absent & (snr > 5) & (z > 0.1)
         n = int(absent.sum())
         if n >= 4 and strong.sum() >= 3 and np.mean(z[absent]) > 0.25:
             found.append(Violation(op.triplet(), n, int(strong.sum()), float(np.mean(z[absent]))))

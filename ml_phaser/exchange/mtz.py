@@ -39,7 +39,12 @@ def read_mtz(data: bytes, where: str) -> Table:
             "this MTZ has no columns H, K and L", where, "the file that came from data processing"
         )
     values = _values(mtz, labels)
-    hkl = np.rint(np.column_stack([values[x] for x in "HKL"])).astype(np.int32)
+    index = np.column_stack([values[x] for x in "HKL"])
+    if not np.all(np.abs(index) < 10_000):
+        raise UserError(
+            "the MTZ file is damaged: indices are missing or huge", where, "copying the file again"
+        )
+    hkl = np.rint(index).astype(np.int32)
     kept = [c for i, c in enumerate(mtz.columns) if c.type not in "HYB" and position[c.label] == i]
     after = [*list(mtz.columns)[1:], None]
     roles = {c.label: _role(c, after[position[c.label]], merged=not len(mtz.batches)) for c in kept}
@@ -58,11 +63,14 @@ def read_mtz(data: bytes, where: str) -> Table:
 
 
 def _parse(data: bytes, where: str) -> gemmi.Mtz:
+    if b"MTZENDOFHEADERS" not in data:
+        raise UserError("the MTZ file is truncated", where, "copying the file again")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "data.mtz"  # gemmi reads files only, and decides on compression by the name
         copy.write_bytes(data)
         try:
             mtz = gemmi.read_mtz_file(str(copy))
+            _ = [(c.label, c.type) for c in mtz.columns]  # rubbish there is no text
         except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
             raise UserError(
                 "the MTZ file is damaged or truncated", where, "copying the file again"
@@ -76,18 +84,26 @@ def _values(mtz: gemmi.Mtz, labels: list[str]) -> dict[str, NDArray[np.float64]]
     """Columns by label as float64, NaN where the file says missing; the first of several columns named
     alike.
     """
-    array = np.asarray(mtz.array, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        array = np.asarray(mtz.array, dtype=np.float64)
+    array[~(np.abs(array) < 1e30)] = np.nan  # missing, or rubbish of a damaged file
     values = {x: array[:, i] for i, x in reversed(list(enumerate(labels)))}
     if len(values) < len(labels) or labels[:3] != ["H", "K", "L"] or len(mtz.batches):
         return values  # reciprocalspaceship wants H, K, L first and unique labels
     import reciprocalspaceship as rs
 
-    with warnings.catch_warnings():  # wavelengths that differ; missing values among integers
-        warnings.simplefilter("ignore")
-        dataset = rs.DataSet.from_gemmi(mtz).reset_index()
+    try:
+        with warnings.catch_warnings():  # wavelengths that differ; missing values among integers
+            warnings.simplefilter("ignore")
+            dataset = rs.DataSet.from_gemmi(mtz).reset_index()
+    except (ValueError, TypeError, RuntimeError, KeyError):
+        return (
+            values  # it is stricter than the format: column types of its own list, dataset names that differ
+        )
     # its integer columns turn missing values into arbitrary numbers: only the others are taken from it
     real = [c.label for c in mtz.columns if c.type not in "HIYB"]
-    return values | {x: dataset[x].to_numpy(dtype=np.float64, na_value=np.nan) for x in real}
+    found = {x: dataset[x].to_numpy(dtype=np.float64, na_value=np.nan) for x in real}
+    return values | {x: np.where(np.isfinite(values[x]), y, np.nan) for x, y in found.items()}
 
 
 def _role(column: gemmi.Mtz.Column, following: gemmi.Mtz.Column | None, *, merged: bool) -> str:
@@ -104,7 +120,6 @@ def _role(column: gemmi.Mtz.Column, following: gemmi.Mtz.Column | None, *, merge
 
 def _candidates(kept: list[gemmi.Mtz.Column], roles: dict[str, str]) -> list[Candidate]:
     types = {c.label: c.type for c in kept}
-    place = {c.label: c.dataset.dataset_name for c in kept}
     labels = [c.label for c in kept]
     sigma: dict[str, str] = {}
     for kind, kinds in _SIGMAS.items():
@@ -114,7 +129,7 @@ def _candidates(kept: list[gemmi.Mtz.Column], roles: dict[str, str]) -> list[Can
             lambda x, kinds=kinds: types[x] in kinds,  # type: ignore[misc]
         )
     found = [
-        Candidate((x,), (sigma[x],) if x in sigma else (), types[x] == "J", place[x])
+        Candidate((x,), (sigma[x],) if x in sigma else (), types[x] == "J")
         for x in labels
         if roles[x] in (col.AMPLITUDE, col.INTENSITY)
     ]
@@ -122,7 +137,7 @@ def _candidates(kept: list[gemmi.Mtz.Column], roles: dict[str, str]) -> list[Can
         members = [x for x in labels if types[x] == kind and roles[x] in col.MEASURED]
         for plus, minus in _friedel_pairs(members):
             both = (sigma[plus], sigma[minus]) if plus in sigma and minus in sigma else ()
-            found.append(Candidate((plus, minus), both, kind == "K", place[plus]))
+            found.append(Candidate((plus, minus), both, kind == "K"))
     return found
 
 

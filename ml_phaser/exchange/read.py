@@ -171,9 +171,9 @@ def _said_beside(path: Path) -> shelx.Instructions:
     for other in _beside(path, (".cif",)):
         text = _decode(load(other))
         if cif.looks_like_cif(text):
-            crystal = cif.read_crystal(cif.parse(text, other.name), other.name)
-            if crystal.cell is not None:
-                return shelx.Instructions(crystal.cell, crystal.spacegroup)
+            said = cif.read_instructions(cif.parse(text, other.name), other.name)
+            if said.cell is not None:
+                return said
     return shelx.Instructions()
 
 
@@ -343,6 +343,12 @@ def _merge(
     square = rows.value if chosen.intensity else rows.value**2
     noise = rows.sigma if chosen.intensity else 2 * rows.value * rows.sigma
     r, n = merge.r_merge(rows.hkl, square, noise, group)
+    if n >= _FEWEST and r > _WRONG_GROUP and wanted.xhm() != group.xhm():
+        notes.append(
+            f"The data contradict {group.xhm()} of the file (R {r:.2f}); {wanted.xhm()} is used as asked."
+        )
+        group = wanted
+        r, n = merge.r_merge(rows.hkl, square, noise, group)
     if n >= _FEWEST and r > _WRONG_GROUP:
         raise _contradiction(group, r, n, where)
     merged = merge.merge(rows.hkl, rows.value, rows.sigma, group)
@@ -376,8 +382,8 @@ def _merge(
         named = f" (perhaps {' or '.join(more.groups)})" if more.groups else ""
         notes.append(
             f"The data also agree under rotations that {wanted.xhm()} lacks "
-            f"({'; '.join(more.operations[:3])}; R {more.r:.3f}): higher symmetry{named}, pseudo-symmetry or twinning. {wanted.xhm()} is kept; "
-            "the option spacegroup changes it."
+            f"({'; '.join(more.operations[:3])}; R {more.r:.3f}): higher symmetry{named}, "
+            f"pseudo-symmetry or twinning. {wanted.xhm()} is kept; the option spacegroup changes it."
         )
     return merged
 
