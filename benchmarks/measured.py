@@ -135,11 +135,11 @@ class Runs:
             timer.start()
             _, status, usage = os.wait4(process.pid, 0)
             timer.cancel()
+            process.returncode = os.waitstatus_to_exitcode(status)
             with self.lock:
                 self.live.discard(process.pid)
                 if self.stopped:  # no result: the set is to be run again
                     raise KeyboardInterrupt
-            process.returncode = os.waitstatus_to_exitcode(status)
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
         return {
             "seconds": round(time.monotonic() - start, 2),
@@ -267,8 +267,14 @@ def one_set(item: DataSet, plan: Plan, command: str, out: Path, runs: Runs) -> d
             }
     if not plan.keep_maps:
         (folder / "pred.map").unlink(missing_ok=True)
-    write_whole(out / f"{item.name}.json", json.dumps(finite(row), indent=1, allow_nan=False) + "\n")
-    return row
+    text = json.dumps(finite(row), indent=1, allow_nan=False)
+    for place in (
+        item.data.parent,
+        folder,
+    ):  # results are for sharing: file names without this machine's folders
+        text = text.replace(json.dumps(f"{place}/")[1:-1], "")
+    write_whole(out / f"{item.name}.json", text + "\n")
+    return dict(json.loads(text))
 
 
 def finite(value: Any) -> Any:
@@ -341,8 +347,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     failed = [f"{r['set']} ({r['status']})" for r in rows if r["status"] not in ("ok", "error")]
     errors = [r["set"] for r in rows if r["status"] == "error"]
     return [
-        f"{len(rows)} sets; {len(judged)} with a result and a model; map CC >= {SOLVED_CC} for {len(good)} of these.",
-        f"Verdict solved: {len(claimed)} of these; with CC < {FALSE_CC}: {', '.join(false) or 'none'}.",
+        f"{len(rows)} sets; {len(judged)} judged by a model, {len(good)} of them at map CC >= {SOLVED_CC}.",
+        f"Verdict solved: {len(claimed)} of the judged; with CC < {FALSE_CC}: {', '.join(false) or 'none'}.",
         f"CC >= {SOLVED_CC} not called solved: {', '.join(missed) or 'none'}.",
         f"Ended in an error of one line: {', '.join(errors) or 'none'}.",
         f"Crashed, killed or wrote bad files: {', '.join(failed) or 'none'}.",

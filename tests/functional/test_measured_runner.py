@@ -145,6 +145,8 @@ def test_every_set_gets_a_row(bench, capsys):
     assert rows["wrong"]["agreement"]["map_cc"] < 0.5
     assert rows["nomodel"]["agreement"] is None and rows["nomodel"]["model"] == "none"
     assert rows["bad"]["error"] == "ml_phaser: bad.mtz: not an MTZ. Try: another file"
+    assert str(bench.out) not in json.dumps(rows), "results name no folder of this machine"
+    assert good["command"][:3] == ["ml_phaser", "hklin", "good.mtz"]
     assert rows["crash"]["error"] == "RuntimeError: boom"
     assert "pred.map" in rows["invalid"]["error"]
     given = json.loads((bench.out / "wrong" / "pred.json").read_text())["given"]
