@@ -11,7 +11,7 @@ from ml_phaser.crystal.maps import symmetric_shape
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 
-_PER_SHELL, _MOST_SHELLS = 60, 40
+_PER_SHELL, _MOST_SHELLS = 100, 40
 
 
 def patterson_group(spacegroup: gemmi.SpaceGroup) -> gemmi.SpaceGroup:
