@@ -102,6 +102,16 @@ def test_grid_holds_every_reflection_at_the_spacing_asked(cell, fraction, multip
         assert max(p for p in (2, 3, 5, 7, 11, 13) if n % p == 0 or p == 2) <= 5
 
 
+@given(length=st.floats(20.0, 100.0))
+@settings(max_examples=100, deadline=None)
+def test_the_last_index_is_not_lost_to_rounding(length):
+    """The smallest grid for h = 13 has 27 points; were h = 13 missed, 25 would do."""
+    cell = gemmi.UnitCell(length, length, length, 90, 90, 90)
+    h = np.array([[13, 0, 0]], dtype=np.int32)
+    d_min = float(cell.calculate_d_array(h)[0])
+    assert grid_shape(cell, d_min, spacing=length, multiple=1)[0] == 27
+
+
 def test_too_coarse_a_grid_is_refused():
     hkl = np.array([[3, 0, 0]], dtype=np.int32)
     with pytest.raises(ValueError, match="do not fit"):

@@ -156,10 +156,20 @@ def test_mean_e2_is_one_in_every_shell_of_structured_data():
 
 
 def test_special_reflections_are_divided_by_epsilon():
-    sg, cell, hkl, mean, e2 = wilson_intensities("P 43 21 2", (42, 42, 53, 90, 90, 90), 1.5)
+    """Axes and mirrors of 4/mmm: expectations up to eight times a general reflection's, in F and in I."""
+    sg, cell, hkl, mean, e2 = wilson_intensities("P 4/m m m", (42, 42, 53, 90, 90, 90), 1.6)
+    ops = [np.array(op.rot) // op.DEN for op in sg.operations().sym_ops]
+    special = sum((hkl @ rot == hkl).all(axis=1) for rot in ops) > 1
+    assert special.sum() > 300
     result = normalise(from_amplitude(sg, cell, hkl, mean * e2))
-    special = np.flatnonzero((hkl[:, 0] == 0) & (hkl[:, 1] == 0) | (hkl[:, 0] == hkl[:, 1]))
-    np.testing.assert_allclose(np.mean(result.expected[special] / mean[special]), 1, atol=0.05)
+    np.testing.assert_allclose(result.expected[special] / mean[special], 1, atol=0.45)
+    intensity, sigma = noisy(e2, mean, 0.05)
+    result = normalise(from_intensity(sg, cell, hkl, intensity, sigma))
+    assert any("French-Wilson" in note for note in result.notes)
+    np.testing.assert_allclose(result.expected[special] / mean[special], 1, atol=0.45)
+    certain = special & (intensity > 8 * sigma) & (intensity < 20 * sigma)
+    assert certain.sum() > 20
+    np.testing.assert_allclose(result.f[certain], np.sqrt(intensity[certain]), rtol=0.02)
 
 
 def noisy(e2, mean, level, seed=1):
