@@ -181,9 +181,7 @@ def check_files(folder: Path) -> list[str]:
     except (OSError, RuntimeError, ValueError) as error:
         faults.append(f"pred.map: {first_line(error)}")
     try:
-        missing = {"FWT", "PHWT", "PHIB", "FOM"} - set(
-            gemmi.read_mtz_file(str(folder / "pred.mtz")).column_labels()
-        )
+        missing = {"FWT", "PHWT", "PHIB", "FOM"} - set(gemmi.read_mtz_file(str(folder / "pred.mtz")).column_labels())
         if missing:
             faults.append(f"pred.mtz lacks {' '.join(sorted(missing))}")
     except (OSError, RuntimeError, ValueError) as error:
@@ -312,9 +310,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         remarks.append(f"model: {row['model']}")
     if row.get("labin"):
         remarks.append(f"LABIN {row['labin']} given")
-    hand = (
-        "-" if not a else "inverted" if a["inverted"] else "either" if a["hand_margin"] == 0 else "as given"
-    )
+    hand = "-" if not a else "inverted" if a["inverted"] else "either" if a["hand_margin"] == 0 else "as given"
     return [
         row["set"],
         row["cls"],
@@ -404,8 +400,7 @@ def main(argv: list[str]) -> int:
     todo = [
         item
         for item in sets
-        if (not wanted or item.name in wanted)
-        and (options.redo or not (options.out / f"{item.name}.json").exists())
+        if (not wanted or item.name in wanted) and (options.redo or not (options.out / f"{item.name}.json").exists())
     ]
     command = find_command()
     plan = Plan(

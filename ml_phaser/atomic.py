@@ -67,9 +67,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         if direct:
             tmp = final
         else:
-            handle, name = tempfile.mkstemp(
-                prefix=f".{final.stem[:40]}-", suffix=final.suffix[-20:], dir=final.parent
-            )
+            handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix[-20:], dir=final.parent)
             os.close(handle)
             tmp = Path(name)
     except OSError as error:

@@ -16,8 +16,9 @@ class Trial:
     """One start of the dual-space engine.
 
     ``score`` is the correlation of calculated and measured |E| on reflections held out of the projection (-1 to 1),
-    ``symmetry`` the agreement of its P1 phases with the space group (0-1, NaN in P1), ``cluster`` the solution it
-    belongs to (-1: none), counting from 0 for the best.
+    ``symmetry`` the agreement of its P1 phases with the space group (0-1, NaN in P1), ``finished`` whether it was
+    refined in the group (its score is then that of the refined phases), ``cluster`` the number of the solution it
+    led to (-1: none).
     """
 
     index: int
@@ -29,11 +30,13 @@ class Trial:
     r_work: float
     symmetry: float
     cluster: int = -1
+    finished: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``word`` is "solved", "uncertain" or "not solved"; ``probability`` that map CC >= 0.5 (0-1); ``reason`` a sentence."""
+    """The verdict: ``word`` is "solved", "uncertain" or "not solved"; ``probability`` (0-1) that map CC >= 0.5;
+    ``reason`` a sentence."""
 
     word: str
     probability: float
@@ -66,7 +69,7 @@ class Outcome:
 
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
-    shells.
+    shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from.
     """
 
     data: Amplitudes
@@ -79,3 +82,6 @@ class Outcome:
     choices: tuple[str, ...] = ()
     weights: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+    best: int = 0

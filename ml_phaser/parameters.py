@@ -28,13 +28,9 @@ class Parameter:
 
 
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter(
-        "hklin", "input", "measured data: MTZ, structure-factor CIF, CIF with embedded SHELX hkl, SHELX hkl"
-    ),
+    Parameter("hklin", "input", "measured data: MTZ, structure-factor CIF, CIF with embedded SHELX hkl, SHELX hkl"),
     Parameter("mapout", "output", "electron-density map (CCP4)"),
-    Parameter(
-        "hklout", "output", "MTZ with phases, figures of merit and map coefficients [mapout with .mtz]"
-    ),
+    Parameter("hklout", "output", "MTZ with phases, figures of merit and map coefficients [mapout with .mtz]"),
     Parameter("pattout", "output", "Patterson map (CCP4) [not written]"),
     Parameter("jsonout", "output", "run record (JSON) [mapout with .json]"),
     Parameter("xmlout", "output", "program.xml for graphical interfaces [not written]"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_phaser.notify import Notify
-from ml_phaser.outcome import Outcome, Phases, ShellRow, Trial, Verdict
+from ml_phaser.outcome import Outcome, Phases, ShellRow, Verdict
 from ml_phaser.parameters import Options
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
     from ml_phaser.networks.projector import Projector
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from ml_phaser.phasing.search import Finisher, Hunt, Solution
 
 SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
+SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
+CLASSICAL_D_MIN = 0.95  # A: to here classical projections solve what they can in seconds
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
 STARTS_POINTS = 400_000  # grid points cycled at once
 LEARNED_POINTS = 120_000
@@ -32,24 +38,20 @@ def run(options: Options, notify: Notify) -> Outcome:
         data = read(options)
     with clock.stage("normalise"):
         normalised = normalise(data)
-    if options.pattout is not None:
-        with clock.stage("patterson"):
-            patterson(data, normalised, options)
     with clock.stage("phase"):
         plan = plan_phasing(data, normalised, options)
         hunt = phase(plan, options, notify)
     with clock.stage("place"):
-        solution, hand = choose_hand(plan, hunt.solutions[0])
-        trials = cluster(data, hunt)
+        solution, hand = choose_hand(plan, max(hunt.solutions, key=lambda s: s.probability))
     with clock.stage("weigh"):
-        phases, shells, verdict = weigh(data, normalised, plan, solution, trials)
+        phases, shells, verdict = weigh(data, normalised, plan, solution)
     outcome = Outcome(
-        data, phases, trials, verdict, hand, shells, normalised,
+        data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(*data.notes, *normalised.notes, *plan.choices), weights=plan.weights, times=clock.times,
+        device=plan.device, threads=threads(options), best=solution.trial,
     )  # fmt: skip
     with clock.stage("write"):
-        write(outcome, normalised, options)
-    return outcome
+        return write(outcome, normalised, options)
 
 
 @dataclass
@@ -84,15 +86,11 @@ def normalise(data: Amplitudes) -> Normalised:
     return stage.normalise(data)
 
 
-def patterson(data: Amplitudes, normalised: Normalised, options: Options) -> None:
-    """The Patterson map from measured intensities (or F^2)."""
-    from ml_phaser.crystal.maps import write_map
-    from ml_phaser.crystal.patterson import patterson_group, patterson_map
+def patterson(data: Amplitudes) -> NDArray[np.float64]:
+    """The Patterson map from measured intensities (from F^2 where amplitudes were measured)."""
+    from ml_phaser.crystal.patterson import patterson_map
 
-    assert options.pattout is not None
-    coefficients = data.intensity if data.intensity is not None else data.f**2
-    rho = patterson_map(data, coefficients)
-    write_map(options.pattout, rho, data.cell, patterson_group(data.spacegroup), options.mapextent)
+    return patterson_map(data, data.intensity if data.intensity is not None else data.f**2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +105,7 @@ class Plan:
     choices: tuple[str, ...]
     weights: dict[str, Any]
     n: int
+    device: str
 
 
 def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> Plan:
@@ -122,9 +121,8 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
     used = np.flatnonzero(~normalised.outlier)
     if len(used) < len(data):
         choices.append(f"{len(data) - len(used)} improbably strong reflections are left out of the phasing.")
-    sharp = normalised.e * np.sqrt(data.epsilon)
-    held = choose_held_out(len(data), options.seed)
-    held[normalised.outlier] = False
+    d_search = search_resolution(data.d[used])
+    held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
 
     def problem(rows: Any, moduli: Any, spacing: float, multiple: int) -> Problem:
         return pose(
@@ -132,56 +130,86 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
             spacing=spacing, multiple=multiple, device=device,
         )  # fmt: skip
 
+    sharp = normalised.e * np.sqrt(data.epsilon)
     full = problem(used, sharp, data.d_min / 2, 2)
     entrants: list[Entrant] = []
     finishers: list[Finisher] = []
-    network = prior = None
-    weights: dict[str, Any] = {}
-    if options.engine in ("auto", "learned"):
-        network, weights, why_not = bundled_network(data, options)
-        if why_not:
-            choices.append(why_not)
-    if options.engine in ("auto", "classical") or network is None:
-        rows = used[data.d[used] >= SEARCH_D_MIN] if data.d_min < SEARCH_D_MIN else used
-        crystal = full if len(rows) == len(used) else problem(rows, sharp, SEARCH_D_MIN / 2, 2)
-        if crystal is not full:
-            choices.append(f"The search uses data to {SEARCH_D_MIN} A, the finish all data to {data.d_min:.2f} A.")
+    network, weights, why_not = bundled_network(data, options)
+    if why_not:
+        choices.append(why_not)
+    if options.engine != "learned" or network is None:
+        rows = used[data.d[used] >= d_search]
+        crystal, home = full, None
+        if len(rows) < len(used):
+            choices.append(f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A.")
+            crystal = problem(rows, sharp, d_search / 2, 2)
+        home = Finisher(
+            crystal,
+            rows,
+            (("sparse", sparse(atoms_share(d_search, 0.6))),),
+            40,
+            flips=200 if d_search < 1.25 else 0,
+        )
+        core = sparse(atoms_share(d_search, 0.25))
         batch = int(np.clip(STARTS_POINTS // crystal.points, 1, 8))
         block = 50 if crystal.points < 300_000 else 10
-        entrants += [
-            Entrant(Relaxed(crystal, sparse(0.08), 0.4, "RRR, sparse 8 %"), crystal, rows, batch, 1500, block, 2.0),
-            Entrant(Relaxed(crystal, sparse(0.12), 0.5, "RRR, sparse 12 %"), crystal, rows, batch, 1500, block, 1.0),
-            Entrant(ChargeFlipping(crystal), crystal, rows, batch, 600, block, 1.0),
-        ]
+        for method, cycles, share in (
+            (Relaxed(crystal, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight"), 1500, 2.0),
+            (Relaxed(crystal, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose"), 1500, 1.0),
+            (ChargeFlipping(crystal), 600, 1.0),
+        ):
+            entrants.append(Entrant(method, crystal, rows, batch, cycles, block, core, share, home))
     if options.engine != "learned" or network is None or data.d_min < network.config.d_best:
-        finishers.append(Finisher(full, used, (("sparse 6 %", sparse(0.06)), ("sparse 10 %", sparse(0.10))), 40))
+        shares = [atoms_share(data.d_min, factor) for factor in (0.5, 0.8, 1.25)]
+        finishers.append(Finisher(full, used, tuple((f"sparse {s:.1%}", sparse(s)) for s in shares), 40))
+    prior = None
     if network is not None:
         config = network.config
         rows = used[data.d[used] >= config.d_best]
         smooth = normalised.f * np.exp((normalised.wilson_b - SEARCH_B) * (0.25 / data.d**2))
         learned = problem(rows, smooth, config.spacing, config.stride)
         projection = density_projection(network.to(device), learned)
-        batch = int(np.clip(LEARNED_POINTS // learned.points, 1, 8))
-        block = 10 if learned.points < 200_000 else 2
-        entrants.append(Entrant(
-            Relaxed(learned, projection, 0.6, "learned projection", keep_mean=False),
-            learned, rows, batch, 200, block, 2.0 if data.d_min < config.d_best else 4.0,
-        ))  # fmt: skip
         prior = Finisher(learned, rows, (("learned", projection),), 20)
-        if data.d_min >= config.d_best:
+        if options.engine == "learned" or (options.engine == "auto" and data.d_min > CLASSICAL_D_MIN):
+            batch = int(np.clip(LEARNED_POINTS // learned.points, 1, 8))
+            block = 10 if learned.points < 200_000 else 2
+            method = Relaxed(learned, projection, 0.6, "learned projection", keep_mean=False)
+            share = 1.0 if data.d_min < config.d_best else 4.0
+            core = sparse(atoms_share(learned.d_min, 0.25))
+            entrants.append(Entrant(method, learned, rows, batch, 200, block, core, share))
+        if options.engine != "classical" and data.d_min >= config.d_best:
             finishers.append(prior)
-    return Plan(tuple(entrants), tuple(finishers), full, used, prior, tuple(choices), weights, len(data))
+    return Plan(tuple(entrants), tuple(finishers), full, used, prior, tuple(choices), weights, len(data), device)
+
+
+def search_resolution(d: NDArray[np.float64]) -> float:
+    """Resolution limit of the search in A: 0.8 where the data go beyond, finer only where few reflections are left."""
+    import numpy as np
+
+    enough = float(np.sort(d)[::-1][min(len(d), SEARCH_FEWEST) - 1])
+    return max(float(d.min()), min(SEARCH_D_MIN, enough))
+
+
+def atoms_share(d_min: float, factor: float) -> float:
+    """Share of the cell's grid points that atoms fill on a sharpened map: a peak's volume goes with d_min cubed."""
+    return min(0.25, factor * 0.08 * (d_min / 0.8) ** 3)
+
+
+def threads(options: Options) -> int:
+    """Processor threads to use: those asked for, else every core this process may run on."""
+    import os
+
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return options.threads or len(allowed)
 
 
 def set_up_torch(options: Options) -> str:
     """Threads and device; UserError where a GPU was asked for and there is none."""
-    import os
-
     import torch
 
     from ml_phaser.errors import UserError
 
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads(options))
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
     return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -191,6 +219,8 @@ def bundled_network(data: Amplitudes, options: Options) -> tuple[Projector | Non
     """The learned projection if the crystal lies in its domain, else why not."""
     from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
 
+    if options.engine == "classical":
+        return None, {}, "The learned projection is not used, as asked (engine classical)."
     card = read_card(PROJECTOR)
     best, worst = card.config["d_best"], card.config["d_worst"]
     if data.d_min > worst:
@@ -225,7 +255,7 @@ def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
     from ml_phaser.phasing.search import search
 
     return search(
-        plan.entrants, plan.finishers, plan.n, seconds=options.timelimit, most_trials=options.trials,
+        plan.entrants, plan.finishers, plan.full, plan.n, seconds=options.timelimit, most_trials=options.trials,
         seed=options.seed, progress=notify.progress,
     )  # fmt: skip
 
@@ -237,38 +267,32 @@ def choose_hand(plan: Plan, solution: Solution) -> tuple[Solution, str]:
     return choose(solution, plan.full, plan.rows, plan.prior)
 
 
-def cluster(data: Amplitudes, hunt: Hunt) -> tuple[Trial, ...]:
-    """Number the solutions that agree up to origin and hand; 0 is the best one's cluster."""
-    from ml_phaser.phasing.clusters import number
-
-    return number(data.hkl, data.cell, data.spacegroup, hunt.solutions, hunt.trials)
-
-
 def weigh(
-    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, trials: tuple[Trial, ...]
+    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution
 ) -> tuple[Phases, tuple[ShellRow, ...], Verdict]:
     """Figures of merit from held-out reflections, Hendrickson-Lattman coefficients, verdict."""
     import numpy as np
 
     from ml_phaser.phasing import confidence
 
-    agreeing = sum(t.cluster == 0 for t in trials) - 1
-    verdict = confidence.judge(solution.score, solution.held, solution.symmetry, max(0, agreeing))
+    verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing)
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.full.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
-    fom, shells = confidence.figures_of_merit(
-        normalised.e, e_calc, data.centric, held, data.d, verdict.probability
-    )
+    fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
     return confidence.weigh(solution.f, fom, data.centric), shells, verdict
 
 
-def write(outcome: Outcome, normalised: Normalised, options: Options) -> None:
-    """Map, MTZ, run record, program.xml: each whole or not at all."""
+def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:
+    """Map, MTZ, Patterson, run record, program.xml: all of them or none. Returns the outcome with what was noted."""
+    from contextlib import ExitStack
+
     import numpy as np
 
     from ml_phaser import __version__
+    from ml_phaser.atomic import atomic
     from ml_phaser.crystal.maps import density, symmetric_shape, write_map
+    from ml_phaser.crystal.patterson import patterson_group
     from ml_phaser.exchange.write import write_mtz
     from ml_phaser.report.program_xml import write_xml
     from ml_phaser.report.record import run_record, write_json
@@ -277,12 +301,20 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> None:
     coefficients = phases.fom * normalised.f * np.exp(1j * phases.phase)
     shape = symmetric_shape(data.cell, data.spacegroup, data.d_min, data.d_min / 3)
     rho = density(data.hkl, coefficients, data.cell, data.spacegroup, shape)
-    write_mtz(
-        options.hklout, data, phases, normalised.f, normalised.sigf,
-        history=[f"ml_phaser {__version__}: {outcome.verdict.word}, P = {outcome.verdict.probability:.2f}"],
-    )  # fmt: skip
-    write_map(options.mapout, rho, data.cell, data.spacegroup, options.mapextent)
-    record = run_record(outcome, options)
-    if options.xmlout is not None:
-        write_xml(options.xmlout, record)
-    write_json(options.jsonout, record)
+    with ExitStack() as together:  # every file is complete before the first takes its place
+
+        def part(path: Path) -> Path:
+            return together.enter_context(atomic(path))
+
+        said = f"ml_phaser {__version__}: {outcome.verdict.word}, P = {outcome.verdict.probability:.2f}"
+        notes = write_mtz(part(options.hklout), data, phases, normalised.f, normalised.sigf, history=[said])
+        write_map(part(options.mapout), rho, data.cell, data.spacegroup, options.mapextent)
+        if options.pattout is not None:
+            group = patterson_group(data.spacegroup)
+            write_map(part(options.pattout), patterson(data), data.cell, group, options.mapextent)
+        outcome = replace(outcome, choices=(*outcome.choices, *notes))
+        record = run_record(outcome, options)
+        if options.xmlout is not None:
+            write_xml(part(options.xmlout), record)
+        write_json(part(options.jsonout), record)
+    return outcome

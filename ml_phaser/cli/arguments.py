@@ -70,9 +70,7 @@ def find_parameter(word: str, *, keyword: bool = False) -> Parameter | None:
         return BY_NAME[name]
     if len(name) < 4:
         return None
-    return next(
-        (p for p in PARAMETERS if (p.name[:4] == name[:4] if keyword else p.name.startswith(name))), None
-    )
+    return next((p for p in PARAMETERS if (p.name[:4] == name[:4] if keyword else p.name.startswith(name))), None)
 
 
 def unknown(word: str, names: Iterable[str], where: str, what: str) -> UserError:
@@ -143,9 +141,7 @@ def parse_command_line(words: Sequence[str], commands: Sequence[str] = ()) -> di
 
 
 def _stray(word: str, *, first: bool, commands: Sequence[str]) -> UserError:
-    if not word.startswith("-") and (
-        Path(word).is_file() or Path(word).suffix.lower() in DEFAULT_SUFFIX.values()
-    ):
+    if not word.startswith("-") and (Path(word).is_file() or Path(word).suffix.lower() in DEFAULT_SUFFIX.values()):
         name = "mapout" if Path(word).suffix.lower() in MAP_SUFFIXES else "hklin"
         return UserError("a file name without the word before it", word, f"{name} {word}")
     names = [*BY_NAME, *(commands if first else ()), "help", "version"]
@@ -158,9 +154,7 @@ def example(parameter: Parameter) -> str:
         return "|".join(parameter.choices)
     by_kind = {"resolution": "20,1.2", "cell": "10,11,12,90,90,90", "int": "1", "float": "60"}
     by_name = {"hklin": "data.mtz", "mapout": "pred.map", "labin": "F,SIGF", "spacegroup": "P212121"}
-    return (
-        by_name.get(parameter.name) or by_kind.get(parameter.kind) or "out" + DEFAULT_SUFFIX[parameter.name]
-    )
+    return by_name.get(parameter.name) or by_kind.get(parameter.kind) or "out" + DEFAULT_SUFFIX[parameter.name]
 
 
 # ---------------------------------------------------------------------------- keywords, standard input
@@ -198,9 +192,7 @@ def read_standard_input(
             received += block
     except OSError as error:
         if received:
-            raise UserError(
-                f"cannot be read ({error.strerror})", "standard input", "keywords from a file"
-            ) from error
+            raise UserError(f"cannot be read ({error.strerror})", "standard input", "keywords from a file") from error
         return [], ""
     if _ended(received):
         return _decode(received), ""
@@ -337,9 +329,7 @@ def _path(parameter: Parameter, text: str) -> Path:
     if not path.name:
         raise UserError("is a folder", f"{parameter.name} {text}", f"{parameter.name} {example(parameter)}")
     if "\0" in text or any(len(os.fsencode(part)) > 255 for part in path.parts):
-        raise UserError(
-            "not a possible file name, or too long", f"{parameter.name} {text[:80]}", "another name"
-        )
+        raise UserError("not a possible file name, or too long", f"{parameter.name} {text[:80]}", "another name")
     return path
 
 
@@ -349,9 +339,7 @@ def _number(parameter: Parameter, text: str) -> float | int:
         value = int(text) if whole else float(text)
     except ValueError:
         kind = "whole number" if whole else "number"
-        raise UserError(
-            f'"{text}" is not a {kind}', parameter.name, f"{parameter.name} {example(parameter)}"
-        ) from None
+        raise UserError(f'"{text}" is not a {kind}', parameter.name, f"{parameter.name} {example(parameter)}") from None
     _check_range(parameter, value)
     return value
 
@@ -391,9 +379,7 @@ def _cell(parameter: Parameter, text: str) -> tuple[float, ...]:
     ca, cb, cg = (math.cos(math.radians(x)) for x in angles)
     square = 1 - ca * ca - cb * cb - cg * cg + 2 * ca * cb * cg  # (V / abc)^2
     if not (all(1 <= x <= 5000 for x in lengths) and all(0 < x < 180 for x in angles) and square > 1e-6):
-        raise UserError(
-            f"{text} is not a possible unit cell", parameter.name, "a,b,c in A and angles in degrees"
-        )
+        raise UserError(f"{text} is not a possible unit cell", parameter.name, "a,b,c in A and angles in degrees")
     return tuple(values)
 
 
@@ -536,13 +522,9 @@ def help_text(commands: dict[str, str]) -> str:
         "",
     ]
     for p in PARAMETERS:
-        value = {"input": "FILE", "output": "FILE", "text": "TEXT", "int": "N", "float": "X", "flag": ""}.get(
-            p.kind
-        )
+        value = {"input": "FILE", "output": "FILE", "text": "TEXT", "int": "N", "float": "X", "flag": ""}.get(p.kind)
         if value is None:
-            value = {"choice": "|".join(p.choices), "resolution": "LOW,HIGH", "cell": "A,B,C,AL,BE,GA"}[
-                p.kind
-            ]
+            value = {"choice": "|".join(p.choices), "resolution": "LOW,HIGH", "cell": "A,B,C,AL,BE,GA"}[p.kind]
         unit = f" in {p.unit}" if p.unit else ""
         shown = f"{p.default:g}" if isinstance(p.default, float) else str(p.default)
         default = f" [{shown}]" if p.default is not None and p.kind != "flag" else ""

@@ -129,9 +129,7 @@ def table(result: FileAgreement, hands: bool) -> str:
         f" Mean phase error  {a.phase_error:7.1f} deg    random phases reach {a.chance_phase_error:.1f}",
     ]
     if math.isfinite(result.ceiling):
-        lines.append(
-            f" With the reference's own phases, the measured amplitudes would reach {result.ceiling:.3f}"
-        )
+        lines.append(f" With the reference's own phases, the measured amplitudes would reach {result.ceiling:.3f}")
     last = f" {a.shells[0].d_max:7.2f} {a.shells[-1].d_min:7.2f}"
     lines += [
         f" Hand              {hand_line(a.inverted, a.hand_margin, hands)}",

@@ -57,9 +57,7 @@ class Session:
         from ml_phaser.report.log import ending
 
         now = os.times()
-        return ending(
-            message, now.user - self.cpu.user, now.system - self.cpu.system, time.monotonic() - self.wall
-        )
+        return ending(message, now.user - self.cpu.user, now.system - self.cpu.system, time.monotonic() - self.wall)
 
     def fail(self, message: str) -> None:
         """The message on stderr and, as the log's last words, on stdout; once where both are one terminal."""

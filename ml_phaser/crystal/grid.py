@@ -28,9 +28,7 @@ def _fft_friendly(n: int, multiple: int) -> int:
         m += multiple
 
 
-def grid_shape(
-    cell: gemmi.UnitCell, d_min: float, *, spacing: float, multiple: int = 2
-) -> tuple[int, int, int]:
+def grid_shape(cell: gemmi.UnitCell, d_min: float, *, spacing: float, multiple: int = 2) -> tuple[int, int, int]:
     """Grid over the whole cell.
 
     Parameters
@@ -109,9 +107,7 @@ class HalfSphere:
         return out
 
 
-def synthesise(
-    hkl: NDArray[np.int32], f: NDArray, shape: tuple[int, int, int], volume: float
-) -> NDArray[np.float64]:
+def synthesise(hkl: NDArray[np.int32], f: NDArray, shape: tuple[int, int, int], volume: float) -> NDArray[np.float64]:
     """Density rho(x) in (units of F)/A^3 on a whole-cell grid from P1 reflections without Friedel mates."""
     half = HalfSphere.of(hkl, shape).scatter(np.asarray(f, dtype=np.complex128))
     return np.fft.irfftn(half, s=shape, axes=(0, 1, 2)) * (np.prod(shape) / volume)

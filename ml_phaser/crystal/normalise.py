@@ -132,9 +132,7 @@ def _intensities(data: Amplitudes) -> tuple[NDArray[np.float64], NDArray[np.floa
 # --- the expected intensity ---------------------------------------------------------------------------------
 
 
-def _expectation(
-    data: Amplitudes, intensity: NDArray, sigma: NDArray
-) -> tuple[NDArray, NDArray, NDArray, list[str]]:
+def _expectation(data: Amplitudes, intensity: NDArray, sigma: NDArray) -> tuple[NDArray, NDArray, NDArray, list[str]]:
     """Expected intensity (n,), anisotropic B (6,), outliers (n,), notes.
 
     Outliers spoil the fit that finds them, so it starts from medians and is repeated without them.
@@ -224,9 +222,7 @@ def _medians(y: NDArray, hats: NDArray, centric: NDArray) -> NDArray[np.float64]
 def _fit(hats: NDArray, features: NDArray, y: NDArray, noise: NDArray, start: NDArray) -> NDArray[np.float64]:
     """Coefficients of hats and features; those of the features are 0 where they explain too little (BIC)."""
     y = _lifted(y, hats)
-    smooth = (
-        np.diff(np.eye(hats.shape[1]), n=2, axis=0) if hats.shape[1] > 2 else np.zeros((0, hats.shape[1]))
-    )
+    smooth = np.diff(np.eye(hats.shape[1]), n=2, axis=0) if hats.shape[1] > 2 else np.zeros((0, hats.shape[1]))
     plain, loss = _glm(hats, y, noise, start, smooth)
     none = np.concatenate([plain, np.zeros(features.shape[1])])
     if not features.shape[1] or len(y) < _PER_PARAMETER * len(none):
@@ -321,9 +317,7 @@ def _exponential(e2: NDArray, centric: NDArray) -> NDArray[np.float64]:
 # --- amplitudes ---------------------------------------------------------------------------------------------
 
 
-def _amplitudes(
-    data: Amplitudes, expected: NDArray
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+def _amplitudes(data: Amplitudes, expected: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
     """Amplitudes, uncertainties and a sentence on how they were made."""
     if data.intensity is None:
         return data.f, data.sigf, []
@@ -426,17 +420,13 @@ def _wilson(
     return float(np.exp(-c[0] / 2)), float(c[1]) if len(c) > 1 else 0.0
 
 
-def _shells(
-    data: Amplitudes, e2: NDArray, intensity: NDArray, sigma: NDArray, keep: NDArray
-) -> tuple[Shell, ...]:
+def _shells(data: Amplitudes, e2: NDArray, intensity: NDArray, sigma: NDArray, keep: NDArray) -> tuple[Shell, ...]:
     """Shells of equal numbers, five to twenty of them where the data suffice."""
     number = int(np.clip(len(data) // 100, min(5, max(1, len(data) // 10)), 20))
     s2 = 1 / data.d**2
     edges = np.quantile(s2, np.linspace(0, 1, number + 1))
     edges[0], edges[-1] = edges[0] * (1 - 1e-6), edges[-1] * (1 + 1e-6)
-    possible_hkl = gemmi.make_miller_array(
-        data.cell, data.spacegroup, 1 / np.sqrt(edges[-1]), 1 / np.sqrt(edges[0])
-    )
+    possible_hkl = gemmi.make_miller_array(data.cell, data.spacegroup, 1 / np.sqrt(edges[-1]), 1 / np.sqrt(edges[0]))
     possible = np.histogram(1 / data.cell.calculate_d_array(possible_hkl) ** 2, edges)[0]
     shell = np.clip(np.searchsorted(edges, s2, side="right") - 1, 0, number - 1)
     rows = []
@@ -450,9 +440,7 @@ def _shells(
                 n=int(inside.sum()),
                 mean_e2=float(e2[used].mean()) if used.any() else float("nan"),
                 completeness=float(min(1.0, inside.sum() / max(1, possible[k]))),
-                i_over_sigma=float(np.mean(intensity[certain] / sigma[certain]))
-                if certain.any()
-                else float("nan"),
+                i_over_sigma=float(np.mean(intensity[certain] / sigma[certain])) if certain.any() else float("nan"),
             )
         )
     return tuple(rows)

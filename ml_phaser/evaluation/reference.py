@@ -16,8 +16,8 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.agreement import Agreement, compare, correlation, multiplicity
 from ml_phaser.errors import UserError
-from ml_phaser.evaluation.agreement import Agreement, compare, correlation, multiplicity
 
 LOWEST_U = 0.5 / (8 * np.pi**2)  # A^2; B below 0.5 A^2 stands for an unknown or unphysical one
 DIRECT_TERMS = 3e8  # atoms x operators x reflections up to which summation is direct, exact and quick enough
@@ -337,9 +337,7 @@ def _structure(path: Path) -> tuple[gemmi.Structure, str]:
             atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
         atom.b_iso = max(atom.b_iso, LOWEST_U * 8 * np.pi**2)
     methods = " ".join(st.info["_exptl.method"].split()).upper() if "_exptl.method" in st.info else ""
-    radiation = (
-        "electron" if "ELECTRON" in methods else "neutron" if methods.startswith("NEUTRON") else "X-ray"
-    )
+    radiation = "electron" if "ELECTRON" in methods else "neutron" if methods.startswith("NEUTRON") else "X-ray"
     return st, radiation
 
 
@@ -397,9 +395,7 @@ def _solvent(
     def fitted(calc: Complexes, masked: Complexes | None) -> gemmi.Scaling:
         index = np.ascontiguousarray(hkl[rows])
         sums = [
-            gemmi.ComplexAsuData(
-                st.cell, spacegroup, index, np.ascontiguousarray(x[rows], dtype=np.complex64)
-            )
+            gemmi.ComplexAsuData(st.cell, spacegroup, index, np.ascontiguousarray(x[rows], dtype=np.complex64))
             for x in (calc, masked)
             if x is not None
         ]
@@ -450,9 +446,7 @@ def model_reference(
     """
     path = Path(path)
     if _kind(path) not in (".pdb", ".ent", ".cif", ".mmcif", ".ins", ".res"):
-        raise UserError(
-            "not a kind of model that is known", str(path), "PDB, mmCIF, small-molecule CIF, .ins or .res"
-        )
+        raise UserError("not a kind of model that is known", str(path), "PDB, mmCIF, small-molecule CIF, .ins or .res")
     if not _is_macromolecule(path):
         small, found = _small_structure(path)
         check_same_crystal(path, small.cell, small.spacegroup, cell, spacegroup)
@@ -541,9 +535,7 @@ def _pick_labels(
     if asked is not None:
         missing = [label for label in asked if label not in found]
         if missing:
-            raise UserError(
-                f"has no column {missing[0]}, only {' '.join(found)}", str(path), f"another {option}"
-            )
+            raise UserError(f"has no column {missing[0]}, only {' '.join(found)}", str(path), f"another {option}")
         return asked
     for pair in PHASE_COLUMNS:
         if pair[0] in found and pair[1] in found:
@@ -585,9 +577,7 @@ def _cif_coefficients(
             found = [str(t)[len(prefix) :] for t in block.find_loop(prefix + "index_h").get_loop().tags]
             real = labels is None and {"A_calc", "B_calc"} <= set(found)
             pair = ("A_calc", "B_calc") if real else _pick_labels(path, found, [], labels, option)
-            first, second = (
-                np.array([_number(x) for x in block.find_values(prefix + label)]) for label in pair
-            )
+            first, second = (np.array([_number(x) for x in block.find_values(prefix + label)]) for label in pair)
             cartesian = pair == ("A_calc", "B_calc")
             f = first + 1j * second if cartesian else first * np.exp(1j * np.deg2rad(second))
             return block, hkl, f, pair
@@ -607,13 +597,9 @@ def _cif_group(block: gemmi.cif.Block) -> tuple[gemmi.UnitCell | None, gemmi.Spa
     name = block.find_value("_symmetry.space_group_name_H-M")
     if group is None and name:
         group = gemmi.find_spacegroup_by_name(gemmi.cif.as_string(name), numbers[3], numbers[5])
-    operators = block.find_values("_symmetry_equiv_pos_as_xyz") or block.find_values(
-        "_space_group_symop_operation_xyz"
-    )
+    operators = block.find_values("_symmetry_equiv_pos_as_xyz") or block.find_values("_space_group_symop_operation_xyz")
     if group is None and len(operators):
-        group = gemmi.find_spacegroup_by_ops(
-            gemmi.GroupOps([gemmi.Op(gemmi.cif.as_string(x)) for x in operators])
-        )
+        group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(gemmi.cif.as_string(x)) for x in operators]))
     return gemmi.UnitCell(*numbers), group
 
 

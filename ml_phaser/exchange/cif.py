@@ -96,9 +96,7 @@ def read_cif(text: str, where: str, labin: str | None = None) -> Table:
     if asked:
         named = [t for t in with_data if _block_name(t).lower() == asked[0].lower()]
         if not named:
-            raise UserError(
-                f"no data block {asked[0]} with measurements", where, "LABIN without a data block"
-            )
+            raise UserError(f"no data block {asked[0]} with measurements", where, "LABIN without a data block")
         first, others = named[0], []
     if others:
         left = ", ".join(_block_name(t) for t in others)
@@ -126,9 +124,7 @@ def _block_table(block: cif.Block, doc: cif.Document, where: str) -> Table | Non
     if embedded and shelx.looks_like_hkl(embedded):
         said = shelx.parse_instructions(_text(block, _RES_TEXT) or "", where)
         table = shelx.read_hkl(embedded, where, said, form="CIF with embedded SHELX hkl")
-        table = replace(
-            table, cell=crystal.cell or said.cell, spacegroup=crystal.spacegroup or said.spacegroup
-        )
+        table = replace(table, cell=crystal.cell or said.cell, spacegroup=crystal.spacegroup or said.spacegroup)
     else:
         loop = _loop_table(block, where)
         if loop is None or not loop.candidates:
@@ -192,11 +188,7 @@ def _spacegroup(block: cif.Block, cell: gemmi.UnitCell | None) -> gemmi.SpaceGro
         "_symmetry.Int_Tables_number",
     ):
         value = block.find_value(tag)
-        if (
-            value
-            and not cif.is_null(value)
-            and (group := find_spacegroup(cif.as_string(value), cell)) is not None
-        ):
+        if value and not cif.is_null(value) and (group := find_spacegroup(cif.as_string(value), cell)) is not None:
             return group
     return None
 
@@ -221,9 +213,7 @@ def _from_prefix(block: cif.Block, prefix: str, where: str) -> Table:
 
     by_lower = {t.lower(): t for t in tags}
     if any(f"index_{x}" not in by_lower for x in "hkl"):
-        raise UserError(
-            "the list of reflections has no indices h, k and l", where, "a complete structure-factor file"
-        )
+        raise UserError("the list of reflections has no indices h, k and l", where, "a complete structure-factor file")
     index = np.column_stack([numbers(by_lower[f"index_{x}"]) for x in "hkl"])
     candidates: list[Candidate] = []
     columns: dict[str, NDArray[np.float64]] = {}
@@ -253,19 +243,14 @@ def _from_prefix(block: cif.Block, prefix: str, where: str) -> Table:
         flags = np.array([s.strip("'\"").lower()[:1] for s in status])
         unused = np.isin(flags, ["x", "-"])
         keep &= ~unused
-        measured = (
-            np.isfinite(columns[candidates[0].value[0]]) if candidates else np.ones(len(keep), dtype=bool)
-        )
+        measured = np.isfinite(columns[candidates[0].value[0]]) if candidates else np.ones(len(keep), dtype=bool)
         if (unused & measured).any():
             notes.append(
-                f"{(unused & measured).sum()} reflections with status x or - (unreliable, absent) "
-                "are left out."
+                f"{(unused & measured).sum()} reflections with status x or - (unreliable, absent) are left out."
             )
         if (flags == "f").any():
             free = np.where(flags == "f", 0, 1)[keep].astype(np.int32)
-            notes.append(
-                f"Free-R set from the status column: {(flags[keep] == 'f').sum()} reflections (0 is free)."
-            )
+            notes.append(f"Free-R set from the status column: {(flags[keep] == 'f').sum()} reflections (0 is free).")
     scale = strings("scale_group_code") if "scale_group_code" in tags else []
     images = len(set(scale)) > 5 or prefix.startswith("_diffrn")
     return Table(

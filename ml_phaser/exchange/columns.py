@@ -136,9 +136,7 @@ def choose(table: Table, labin: str | None) -> tuple[Candidate, tuple[str, ...]]
         if not _same_measurement(table, intensities[0], amplitudes[0]):
             raise _several(table, pool)
         chosen, other = intensities[0], amplitudes[0]
-        extra = (
-            f" {_names(other.labels)} hold the same measurement as amplitudes ({other.labin} to use them)."
-        )
+        extra = f" {_names(other.labels)} hold the same measurement as amplitudes ({other.labin} to use them)."
     else:
         chosen, extra = pool[0], ""
     if extra or len(table.candidates) > 1:
@@ -187,9 +185,7 @@ def _from_labin(table: Table, labin: str) -> Candidate:
         if key and _FREE.match(key):
             continue
         if key and not re.fullmatch(r"(SIG)?([FI](P|OBS|MEAN|NAT)?|[FI]\([+-]\)|[FI](PLUS|MINUS))", key):
-            raise UserError(
-                f"LABIN knows no {key}=", table.where, "FP= SIGFP=, I= SIGI=, or the pairs F(+)=, I(+)="
-            )
+            raise UserError(f"LABIN knows no {key}=", table.where, "FP= SIGFP=, I= SIGI=, or the pairs F(+)=, I(+)=")
         if is_sigma:
             if role != SIGMA:
                 raise UserError(f"column {label} holds no standard uncertainties", table.where, _hint(table))
@@ -197,14 +193,10 @@ def _from_labin(table: Table, labin: str) -> Candidate:
         elif role == CALCULATED:
             raise UserError(f"column {label} is calculated, not measured", table.where, _hint(table))
         elif role not in MEASURED:
-            raise UserError(
-                f"column {label} holds neither amplitudes nor intensities", table.where, _hint(table)
-            )
+            raise UserError(f"column {label} holds neither amplitudes nor intensities", table.where, _hint(table))
         elif key and key[0] != role[0]:
             kind = "amplitudes" if role[0] == "F" else "intensities"
-            raise UserError(
-                f"column {label} holds {kind}, LABIN says {key}=", table.where, f"LABIN {role[0]}={label}"
-            )
+            raise UserError(f"column {label} holds {kind}, LABIN says {key}=", table.where, f"LABIN {role[0]}={label}")
         else:
             values.append(label)
     if not values:
@@ -221,15 +213,11 @@ def _assemble(table: Table, values: list[str], sigmas: list[str]) -> Candidate:
             raise UserError(f"column {values[0]} has no Friedel partner", table.where, _hint(table))
         return known
     if len(values) != (2 if role in (AMPLITUDE_PAIR, INTENSITY_PAIR) else 1):
-        raise UserError(
-            f"LABIN names {len(values)} columns of values ({_names(values)})", table.where, _hint(table)
-        )
+        raise UserError(f"LABIN names {len(values)} columns of values ({_names(values)})", table.where, _hint(table))
     if not sigmas and known is not None and known.value == tuple(values):
         sigmas = list(known.sigma)
     if sigmas and len(sigmas) != len(values):
-        raise UserError(
-            f"LABIN names {len(values)} values but {len(sigmas)} sigmas", table.where, _hint(table)
-        )
+        raise UserError(f"LABIN names {len(values)} values but {len(sigmas)} sigmas", table.where, _hint(table))
     return Candidate(tuple(values), tuple(sigmas), role[0] == "I")
 
 

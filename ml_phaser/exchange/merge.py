@@ -254,9 +254,7 @@ def _special_reflections(
 ) -> Hkl:
     """Reflections (m, 3), one of each Friedel pair, that some rotation maps on themselves."""
     volume = 2 * np.pi / 3 * cell.volume / d_min**3
-    d_min *= max(1.0, volume / 300_000) ** (
-        1 / 3
-    )  # memory: large cells to high resolution are not needed whole
+    d_min *= max(1.0, volume / 300_000) ** (1 / 3)  # memory: large cells to high resolution are not needed whole
     hkl = np.asarray(gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min), dtype=np.int32)
     hkl = hkl[~_centring_absent(hkl, lattice)]
     special = np.zeros(len(hkl), dtype=bool)
@@ -292,11 +290,7 @@ def _explained(possible: NDArray[np.int64], strength: Reals, group: gemmi.SpaceG
         like = fixed & ~forbidden
         quiet = ~(strength > 0.1)
         measured = like & np.isfinite(strength)
-        if (
-            forbidden.sum() >= 3
-            and measured.sum() >= max(3, 0.3 * like.sum())
-            and quiet[forbidden].mean() > 0.95
-        ):
+        if forbidden.sum() >= 3 and measured.sum() >= max(3, 0.3 * like.sum()) and quiet[forbidden].mean() > 0.95:
             explained |= forbidden
     return int(explained.sum())
 

@@ -35,15 +35,11 @@ def read_mtz(data: bytes, where: str) -> Table:
     labels = [c.label for c in mtz.columns]
     position = {label: i for i, label in reversed(list(enumerate(labels)))}
     if any(position.get(x) is None for x in "HKL"):
-        raise UserError(
-            "this MTZ has no columns H, K and L", where, "the file that came from data processing"
-        )
+        raise UserError("this MTZ has no columns H, K and L", where, "the file that came from data processing")
     values = _values(mtz, labels)
     index = np.column_stack([values[x] for x in "HKL"])
     if not np.all(np.abs(index) < 10_000):
-        raise UserError(
-            "the MTZ file is damaged: indices are missing or huge", where, "copying the file again"
-        )
+        raise UserError("the MTZ file is damaged: indices are missing or huge", where, "copying the file again")
     hkl = np.rint(index).astype(np.int32)
     kept = [c for i, c in enumerate(mtz.columns) if c.type not in "HYB" and position[c.label] == i]
     after = [*list(mtz.columns)[1:], None]
@@ -72,9 +68,7 @@ def _parse(data: bytes, where: str) -> gemmi.Mtz:
             mtz = gemmi.read_mtz_file(str(copy))
             _ = [(c.label, c.type) for c in mtz.columns]  # rubbish there is no text
         except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
-            raise UserError(
-                "the MTZ file is damaged or truncated", where, "copying the file again"
-            ) from error
+            raise UserError("the MTZ file is damaged or truncated", where, "copying the file again") from error
     if mtz.nreflections == 0 or len(mtz.columns) == 0 or np.asarray(mtz.array).size == 0:
         raise UserError("the MTZ file holds no reflections", where, "copying the file again")
     return mtz
@@ -97,9 +91,7 @@ def _values(mtz: gemmi.Mtz, labels: list[str]) -> dict[str, NDArray[np.float64]]
             warnings.simplefilter("ignore")
             dataset = rs.DataSet.from_gemmi(mtz).reset_index()
     except (ValueError, TypeError, RuntimeError, KeyError):
-        return (
-            values  # it is stricter than the format: column types of its own list, dataset names that differ
-        )
+        return values  # it is stricter than the format: column types of its own list, dataset names that differ
     # its integer columns turn missing values into arbitrary numbers: only the others are taken from it
     real = [c.label for c in mtz.columns if c.type not in "HIYB"]
     found = {x: dataset[x].to_numpy(dtype=np.float64, na_value=np.nan) for x in real}
@@ -145,9 +137,7 @@ def _friedel_pairs(members: list[str]) -> list[tuple[str, str]]:
     """(+) and (-) columns that belong together: by name, else neighbours."""
     pairs, rest = [], list(members)
     for plus in members:
-        minus = (
-            re.sub(r"plus", "minus", plus, flags=re.IGNORECASE) if "+" not in plus else plus.replace("+", "-")
-        )
+        minus = re.sub(r"plus", "minus", plus, flags=re.IGNORECASE) if "+" not in plus else plus.replace("+", "-")
         match = [x for x in rest if x.lower() == minus.lower() and x != plus]
         if match and plus in rest:
             pairs.append((plus, match[0]))

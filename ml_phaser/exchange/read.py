@@ -39,9 +39,7 @@ class _Rows:
     free: NDArray[np.int32] | None
 
     def at(self, keep: NDArray[np.bool_]) -> _Rows:
-        return _Rows(
-            self.hkl[keep], self.value[keep], self.sigma[keep], None if self.free is None else self.free[keep]
-        )
+        return _Rows(self.hkl[keep], self.value[keep], self.sigma[keep], None if self.free is None else self.free[keep])
 
 
 def read_amplitudes(
@@ -202,9 +200,7 @@ def _groups(
     wanted = None if asked is None else parse_spacegroup(asked, cell, where="spacegroup")
     group = table.spacegroup or wanted
     if group is None or (wanted or group) is None:
-        raise UserError(
-            "the file gives no space group that is known", where, "the option spacegroup, e.g. P212121"
-        )
+        raise UserError("the file gives no space group that is known", where, "the option spacegroup, e.g. P212121")
     return group, wanted or group
 
 
@@ -244,9 +240,7 @@ def _rows(table: Table, chosen: Candidate, group: gemmi.SpaceGroup) -> tuple[_Ro
     free, notes = table.free, []
     if free is None and flags:
         column = table.columns[flags[0]]
-        free = np.where(np.abs(column) < 10_000, column, -1).astype(
-            np.int32
-        )  # NaN too; some files hold rubbish
+        free = np.where(np.abs(column) < 10_000, column, -1).astype(np.int32)  # NaN too; some files hold rubbish
         if len(flags) > 1:
             notes.append(f"Free-R flags from {flags[0]}; left: {', '.join(flags[1:])}.")
     parts = []
@@ -260,9 +254,7 @@ def _rows(table: Table, chosen: Candidate, group: gemmi.SpaceGroup) -> tuple[_Ro
     both = np.isfinite(plus.value) & np.isfinite(minus.value)
     # the two members of a centric pair are one measurement written twice
     twice = (
-        both
-        & (plus.value == minus.value)
-        & np.asarray(group.operations().centric_flag_array(table.hkl), dtype=bool)
+        both & (plus.value == minus.value) & np.asarray(group.operations().centric_flag_array(table.hkl), dtype=bool)
     )
     minus = minus.at(~twice)
     stacked = _Rows(
@@ -303,9 +295,7 @@ def _clean(rows: _Rows, chosen: Candidate, where: str, notes: list[str]) -> _Row
             "LABIN with another column",
         )
     if np.all(rows.value <= 0):
-        raise UserError(
-            f"all values of column {column} are negative or zero", where, "LABIN with another column"
-        )
+        raise UserError(f"all values of column {column} are negative or zero", where, "LABIN with another column")
     bad = (rows.value < _NEGATIVE * rows.sigma) & (rows.sigma > 0) if chosen.intensity else rows.value < 0
     if bad.any():
         what = (
@@ -344,9 +334,7 @@ def _merge(
     noise = rows.sigma if chosen.intensity else 2 * rows.value * rows.sigma
     r, n = merge.r_merge(rows.hkl, square, noise, group)
     if n >= _FEWEST and r > _WRONG_GROUP and wanted.xhm() != group.xhm():
-        notes.append(
-            f"The data contradict {group.xhm()} of the file (R {r:.2f}); {wanted.xhm()} is used as asked."
-        )
+        notes.append(f"The data contradict {group.xhm()} of the file (R {r:.2f}); {wanted.xhm()} is used as asked.")
         group = wanted
         r, n = merge.r_merge(rows.hkl, square, noise, group)
     if n >= _FEWEST and r > _WRONG_GROUP:
@@ -366,9 +354,7 @@ def _merge(
     found = merge.violations(merged.hkl, z, snr, wanted)
     if found:
         fits = merge.groups_that_fit(merged, i, s, cell, wanted)
-        raise _forbidden(
-            found, wanted, fits or ((group.xhm(),) if group.xhm() != wanted.xhm() else ()), where
-        )
+        raise _forbidden(found, wanted, fits or ((group.xhm(),) if group.xhm() != wanted.xhm() else ()), where)
     absent = np.asarray(wanted.operations().systematic_absences(merged.hkl), dtype=bool)
     if absent.any():
         notes.append(
@@ -423,9 +409,7 @@ def _regroup(
     return changed
 
 
-def _forbidden(
-    found: list[merge.Violation], group: gemmi.SpaceGroup, fits: tuple[str, ...], where: str
-) -> UserError:
+def _forbidden(found: list[merge.Violation], group: gemmi.SpaceGroup, fits: tuple[str, ...], where: str) -> UserError:
     worst = max(found, key=lambda v: v.strong)
     return UserError(
         f"the data contradict space group {group.xhm()}: {worst.strong} of {worst.count} reflections that "

@@ -163,9 +163,7 @@ def _free_label(mtz: gemmi.Mtz, label: str) -> str:
     return candidate
 
 
-def _add_amplitudes(
-    mtz: gemmi.Mtz, data: Amplitudes, f: NDArray[np.float64], sigf: NDArray[np.float64]
-) -> None:
+def _add_amplitudes(mtz: gemmi.Mtz, data: Amplitudes, f: NDArray[np.float64], sigf: NDArray[np.float64]) -> None:
     """The amplitudes the phases belong to, for programs that read no intensities."""
     labels = ("F", "SIGF") if not {"F", "SIGF"} & set(mtz.column_labels()) else ("F_ML", "SIGF_ML")
     names = tuple((_free_label(mtz, label), kind) for label, kind in zip(labels, "FQ", strict=True))

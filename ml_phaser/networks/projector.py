@@ -7,6 +7,7 @@ output are maps of zero mean; the input has unit variance over the cell.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -61,6 +62,18 @@ class Block(nn.Module):
         return x + self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
 
 
+class Level(nn.ModuleList):
+    """Residual blocks one after the other."""
+
+    def __init__(self, channels: int, n_cond: int, blocks: int) -> None:
+        super().__init__(Block(channels, n_cond) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            x = block(x, cond)
+        return x
+
+
 class Projector(nn.Module):
     """rho -> restored rho, (B, u, v, w) -> (B, u, v, w), for any grid whose dimensions ``config.stride`` divides."""
 
@@ -71,31 +84,30 @@ class Projector(nn.Module):
         self.config = config
         c, n = config.channels, self.N_COND
         self.stem = Conv(1, c[0])
-        self.down = nn.ModuleList(nn.ModuleList(Block(k, n) for _ in range(config.blocks)) for k in c)
-        self.shrink = nn.ModuleList(Conv(a, b, stride=2) for a, b in zip(c[:-1], c[1:], strict=True))
-        self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(c[:-1], c[1:], strict=True))
-        self.up = nn.ModuleList(nn.ModuleList(Block(k, n) for _ in range(config.blocks)) for k in c[:-1])
-        self.head = nn.Sequential(nn.GroupNorm(8, c[0]), nn.SiLU(), Conv(c[0], 1))
+        self.down = nn.ModuleList(Level(k, n, config.blocks) for k in c)
+        self.shrink = nn.ModuleList(Conv(a, b, stride=2) for a, b in pairwise(c))
+        self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(c))
+        self.up = nn.ModuleList(Level(k, n, config.blocks) for k in c[:-1])
+        last = Conv(c[0], 1)
+        nn.init.zeros_(last.weight)
+        self.head = nn.Sequential(nn.GroupNorm(8, c[0]), nn.SiLU(), last)
         # The output is gate * input + correction: at the start the network is close to the identity.
         self.gate = nn.Linear(n, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, 0.7)
-        nn.init.zeros_(self.head[2].weight)
 
     def forward(self, rho: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """``cond`` (B, 3) is made by ``condition``."""
         x = self.stem(rho[:, None])
         skips = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:
-                x = block(x, cond)
+            x = blocks(x, cond)
             if level < len(self.shrink):
                 skips.append(x)
                 x = self.shrink[level](x)  # (B, C', u/2, v/2, w/2)
         for level in reversed(range(len(self.up))):
             x = F.interpolate(self.grow[level](x), scale_factor=2, mode="nearest") + skips[level]
-            for block in self.up[level]:
-                x = block(x, cond)
+            x = self.up[level](x, cond)
         return self.head(x)[:, 0] + self.gate(cond)[:, :, None, None] * rho
 
 

@@ -53,8 +53,9 @@ def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
         raise UserError("the weights file is missing", str(path), "reinstall ml_phaser") from None
     if hashlib.sha256(raw).hexdigest() != card.sha256:
         raise UserError("the weights are not those of the model card", str(path), "reinstall ml_phaser")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card.config.items()}
     try:
-        config = ProjectorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in card.config.items()})
+        config = ProjectorConfig(**values)
     except TypeError as error:
         raise UserError(f"unknown network configuration ({error})", str(path), "update ml_phaser") from None
     network = Projector(config)

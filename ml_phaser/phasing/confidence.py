@@ -14,7 +14,8 @@ Floats = NDArray[np.float64]
 
 # Logistic model of P(map CC >= 0.5) on simulated and measured crystals; docs/decisions/0004-verdict.md says how
 # it was fitted and on what.
-BIAS, PER_SCORE, PER_SYMMETRY = -9.0, 20.0, 2.0
+BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 2.0, 0.7
+FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
 
 
@@ -32,7 +33,12 @@ def sigma_a(e_obs: Floats, e_calc: Floats) -> float:
 
 
 def figures_of_merit(
-    e_obs: Floats, e_calc: Floats, centric: NDArray[np.bool_], held: NDArray[np.bool_], d: Floats, probability: float
+    e_obs: Floats,
+    e_calc: Floats,
+    centric: NDArray[np.bool_],
+    held: NDArray[np.bool_],
+    d: Floats,
+    probability: float,
 ) -> tuple[Floats, tuple[ShellRow, ...]]:
     """Figure of merit of each reflection and the table by shell.
 
@@ -55,7 +61,7 @@ def figures_of_merit(
         s = min(sigma_a(e_obs[near], e_calc[near] / _rms(e_calc[near])), 0.98)
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
-        fom[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * probability
+        fom[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * max(probability, FLOOR)
         inside = part[held[part]]
         cc = float(np.corrcoef(e_obs[inside], e_calc[inside])[0, 1]) if len(inside) >= 8 else float("nan")
         rows.append(ShellRow(float(d[part].max()), float(d[part].min()), len(part), float(fom[part].mean()), cc))
@@ -79,16 +85,17 @@ def weigh(f: NDArray[np.complex128], fom: Floats, centric: NDArray[np.bool_]) ->
     return Phases(phase, fom, hendrickson_lattman(phase, fom, centric))
 
 
-def probability_solved(score: float, held: int, symmetry: float) -> float:
+def probability_solved(score: float, held: int, symmetry: float, agreeing: int) -> float:
     """Probability (0-1) that the map is right.
 
     Parameters
     ----------
     score : correlation on ``held`` held-out reflections; one standard error of it is taken off
     symmetry : agreement of the P1 phases with the group, NaN where there is none to test
+    agreeing : other starts that led to the same solution; three say as much as any number
     """
     cautious = score - 1.0 / math.sqrt(max(held, 4))
-    logit = BIAS + PER_SCORE * cautious
+    logit = BIAS + PER_SCORE * cautious + PER_AGREEING * min(agreeing, 3)
     if math.isfinite(symmetry):
         logit += PER_SYMMETRY * (4 * symmetry - 1)
     return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, logit))))
@@ -96,7 +103,7 @@ def probability_solved(score: float, held: int, symmetry: float) -> float:
 
 def judge(score: float, held: int, symmetry: float, agreeing: int) -> Verdict:
     """The verdict in words. ``agreeing`` counts the other starts that led to the same solution."""
-    p = probability_solved(score, held, symmetry)
+    p = probability_solved(score, held, symmetry, agreeing)
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
     if math.isfinite(symmetry):
         facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"

@@ -18,11 +18,11 @@ CLEAR = 0.004  # difference in restored correlation below which the prior does n
 def mirror(f: NDArray[np.complex128], problem: Problem) -> NDArray[np.complex128]:
     """The inverted structure on an origin of the same group, (n,) -> (n,) on ``problem.hkl``."""
     spread = problem.expansion.spread(np.conj(f))
-    return place(spread, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup).f
+    return place(spread, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup)[0].f
 
 
 def familiarity(f: NDArray[np.complex128], prior: Finisher) -> float:
-    """Correlation of a map (measured moduli, phases of ``f``) with what the network makes of it: 1 where it looks right."""
+    """Correlation of a map (measured moduli, phases of ``f``) with what the network makes of it, -1 to 1."""
     problem = prior.problem
     phased = problem.amplitude * np.exp(1j * np.angle(f[prior.rows]))
     x = unit_variance(inverse(problem.scatter(phased), problem.shape))

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 from scipy.optimize import minimize
 
+from ml_phaser.crystal.agreement import Origins, permissible_origins
 from ml_phaser.crystal.symmetry import Expansion
 
 STRONGEST = 20_000
 GRID_POINTS = 4_000_000
+PEAKS_TRIED = 40
+RIVAL = 0.75  # of the best origin's agreement, from which on another is worth a try
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +61,17 @@ def _pairs(
     return np.concatenate(ks), np.concatenate(cs)
 
 
-def find_origin(
-    hkl: NDArray[np.int32], f: NDArray[np.complex128], cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup
-) -> tuple[NDArray[np.float64], float]:
-    """Shift x0 (3,) that makes P1 structure factors obey the group best, and the agreement reached.
+def find_origins(
+    hkl: NDArray[np.int32],
+    f: NDArray[np.complex128],
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    most: int = 1,
+) -> list[tuple[NDArray[np.float64], float]]:
+    """Shifts x0 (3,) that make P1 structure factors obey the group, with the agreement reached, best first.
+
+    Pseudosymmetry (a flat molecule, a layer) lets wrong origins agree almost as well as the right one, so there may
+    be several: at most ``most``, none equivalent to another, none below RIVAL of the best.
 
     Parameters
     ----------
@@ -72,34 +83,63 @@ def find_origin(
     k, c = _pairs(hkl, f, spacegroup)
     total = float(np.abs(c).sum())
     if total == 0:
-        return np.zeros(3), float("nan")
+        return [(np.zeros(3), float("nan"))]
     shape = 2 * np.abs(k).max(axis=0) + 1
-    shape = np.maximum(1, (shape * min(1.0, (GRID_POINTS / float(np.prod(shape.astype(float)))) ** (1 / 3))).astype(int))
+    fraction = min(1.0, (GRID_POINTS / float(np.prod(shape.astype(float)))) ** (1 / 3))
+    shape = np.maximum(1, (shape * fraction).astype(int))
     flat = np.ravel_multi_index(tuple((k % shape).T), tuple(shape))
     size = int(np.prod(shape))
     grid = (np.bincount(flat, c.real, size) + 1j * np.bincount(flat, c.imag, size)).reshape(shape)
-    agreement = np.fft.ifftn(grid).real.ravel() * size
+    agreement = np.fft.ifftn(grid).real * (size / total)
 
     def negative(x: NDArray) -> tuple[float, NDArray]:
         term = c * np.exp(2j * np.pi * (k @ x))
         return -float(term.real.sum()) / total, 2 * np.pi * (term.imag @ k) / total
 
-    best_x, best_s = np.zeros(3), -np.inf
-    for place in np.argsort(-agreement)[:3]:
-        start = np.array(np.unravel_index(place, tuple(shape))) / shape
-        found = minimize(negative, start, jac=True, method="BFGS", options={"maxiter": 40})
-        if -found.fun > best_s + 1e-9:
-            best_x, best_s = found.x % 1.0, -float(found.fun)
-    return best_x, best_s
+    peaks = np.argwhere(agreement == maximum_filter(agreement, 3, mode="wrap"))
+    peaks = peaks[np.argsort(-agreement[tuple(peaks.T)], kind="stable")][:PEAKS_TRIED]
+    origins = permissible_origins(spacegroup)
+    found: list[tuple[NDArray[np.float64], float]] = []
+    for peak in peaks:
+        if found and agreement[tuple(peak)] < RIVAL * found[0][1] - 0.05:
+            break
+        result = minimize(negative, peak / shape, jac=True, method="BFGS", options={"maxiter": 40})
+        if not any(_equivalent(result.x - x, origins, cell) for x, _ in found):
+            found.append((result.x % 1.0, -float(result.fun)))
+            found.sort(key=lambda pair: -pair[1])
+        if len(found) > most:
+            break
+    return [pair for pair in found if pair[1] >= RIVAL * found[0][1]][:most]
+
+
+def _equivalent(difference: NDArray, origins: Origins, cell: gemmi.UnitCell) -> bool:
+    """Whether two origins differ by a permissible shift, to within half an angstrom."""
+    orth = np.array(cell.orth.mat)
+    rest = difference - origins.shifts
+    rest = (rest - np.round(rest)) @ orth.T  # A
+    if len(origins.directions):
+        free = np.linalg.qr((origins.directions @ orth.T).T)[0]
+        rest = rest - rest @ free @ free.T
+    return bool(np.min(np.linalg.norm(rest, axis=1)) < 0.5)
 
 
 def place(
-    f_p1: NDArray[np.complex128], expansion: Expansion, n: int, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup
-) -> Placed:
-    """Shift P1 structure factors (m,) to the group's origin and average equivalents to the (n,) unique ones."""
-    shift, symmetry = find_origin(expansion.hkl, f_p1, cell, spacegroup)
-    moved = f_p1 * np.exp(2j * np.pi * (expansion.hkl @ shift))
-    return Placed(expansion.average(moved, n), shift, symmetry)
+    f_p1: NDArray[np.complex128],
+    expansion: Expansion,
+    n: int,
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    most: int = 1,
+) -> list[Placed]:
+    """Shift P1 structure factors (m,) to the group's origin and average equivalents to the (n,) unique ones.
+
+    The best origin first, then up to ``most`` - 1 rivals.
+    """
+    out = []
+    for shift, symmetry in find_origins(expansion.hkl, f_p1, cell, spacegroup, most):
+        moved = f_p1 * np.exp(2j * np.pi * (expansion.hkl @ shift))
+        out.append(Placed(expansion.average(moved, n), shift, symmetry))
+    return out
 
 
 def hand_is_fixed(spacegroup: gemmi.SpaceGroup) -> bool:

@@ -76,11 +76,18 @@ class Problem:
         return (fo - k * fc).abs().sum(1) / fo.sum()
 
 
-def choose_held_out(n: int, seed: int, share: float = 0.05, fewest: int = 60, most: int = 3000) -> NDArray[np.bool_]:
-    """Reflections (n,) kept out of the projection: ``share`` of them within limits, never more than 15 %."""
-    count = int(min(max(share * n, fewest), most, 0.15 * n))
-    held = np.zeros(n, dtype=bool)
-    held[np.random.default_rng(seed).choice(n, size=count, replace=False)] = True
+def choose_held_out(d: NDArray[np.float64], d_search: float, seed: int) -> NDArray[np.bool_]:
+    """Reflections (n,) kept out of the projection: 5 % of the rest, and of those the search uses at least 60.
+
+    Parameters
+    ----------
+    d : (n,) A; d_search : resolution limit of the search in A. Never more than 15 % of either part, nor 3000.
+    """
+    held = np.zeros(len(d), dtype=bool)
+    rng = np.random.default_rng(seed)
+    for part, fewest in ((np.flatnonzero(d >= d_search), 60), (np.flatnonzero(d < d_search), 0)):
+        count = int(min(max(0.05 * len(part), fewest), 3000, 0.15 * len(part)))
+        held[rng.choice(part, size=count, replace=False)] = True
     return held
 
 

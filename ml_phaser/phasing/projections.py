@@ -61,17 +61,3 @@ def flip(rho: torch.Tensor, delta: float) -> torch.Tensor:
     """Charge flipping (Oszlanyi & Suto, Acta Cryst. A60, 134, 2004): density below delta x r.m.s. changes its sign."""
     threshold = delta * rho.pow(2).mean(dim=(-3, -2, -1), keepdim=True).sqrt()
     return torch.where(rho < threshold, -rho, rho)
-
-
-def smooth(rho: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Convolution given by a real half-complex ``kernel``."""
-    return inverse(forward(rho) * kernel, rho.shape)
-
-
-def envelope(rho: torch.Tensor, kernel: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Support of shrink-wrap (Marchesini et al., Phys. Rev. B 68, 140101, 2003): the top ``fraction`` of the smoothed map."""
-    blurred = smooth(rho, kernel)
-    n = rho[0].numel()
-    k = max(1, min(n, round(n * (1 - fraction))))
-    cut = blurred.reshape(len(rho), -1).kthvalue(k, dim=1).values
-    return blurred > cut[:, None, None, None]

@@ -11,21 +11,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.agreement import compare
 from ml_phaser.outcome import Trial
 from ml_phaser.phasing.confidence import probability_solved
-from ml_phaser.phasing.dual_space import Alternating, Method, Projection
+from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
 from ml_phaser.phasing.place import hand_is_fixed, place
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import inverse, unit_variance
+from ml_phaser.phasing.projections import forward, inverse, unit_variance
 
 CONVINCED = 0.95  # probability at which the search stops
-PROMISING = 0.28  # held-out correlation of a running start worth finishing
+PROMISING = 0.28  # held-out correlation of a running start worth finishing, and at least 2.5 standard errors
 KEPT = 6  # finished solutions remembered
+SAME = 0.7  # map correlation from which on two solutions are one
+RIVALS = 4  # origins tried where several agree almost equally well,
+RIVALS_FROM = 0.25  # if the best agrees at least so well
+COMPARABLE = 0.25  # held-out score from which on a solution is worth comparing with others
 
 
 @dataclass(frozen=True, eq=False)
 class Entrant:
-    """A method with its problem: ``rows`` of the full list of reflections, starts per batch, cycles per start."""
+    """A method with its problem: ``rows`` of the full list of reflections, starts per batch, cycles per start.
+
+    core : projection that keeps the peaks of a map alone
+    home : finisher at the method's own resolution, before those of the full data
+    """
 
     method: Method
     problem: Problem
@@ -33,18 +42,24 @@ class Entrant:
     batch: int
     cycles: int
     block: int
+    core: Projection
     share: float = 1.0
+    home: Finisher | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Finisher:
-    """How a solution is refined on a problem: density projections tried in turn, the held-out score decides."""
+    """How a solution is refined on a problem: density projections tried in turn, the held-out score decides.
+
+    flips : cycles of charge flipping in the group before, as an alternative
+    """
 
     problem: Problem
     rows: NDArray[np.int64]
     projections: tuple[tuple[str, Projection], ...]
     cycles: int
     keep_mean: bool = False
+    flips: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +67,9 @@ class Solution:
     """Phases in the crystal's group.
 
     f : (n,) complex structure factors of the density on all unique reflections (its own moduli, not the measured
-    ones); score, r_work, symmetry as in Trial; trial : index of the start it came from
+    ones); score, r_work, symmetry as in Trial; trial : index of the start it came from; core : R of the density's
+    peaks alone (``core_residual``); agreeing : number of other
+    starts that led here; cluster : number of the solution, in order of discovery
     """
 
     f: NDArray[np.complex128]
@@ -61,36 +78,79 @@ class Solution:
     symmetry: float
     held: int
     trial: int
+    core: float
     finisher: str = ""
+    agreeing: int = 0
+    cluster: int = 0
 
     @property
     def probability(self) -> float:
-        return probability_solved(self.score, self.held, self.symmetry)
+        return probability_solved(self.score, self.held, self.symmetry, self.agreeing)
 
 
 def finish(
     f_p1: NDArray[np.complex128], entrant: Entrant, finishers: Sequence[Finisher], n: int, trial: int
 ) -> Solution:
-    """Take a start's P1 phases home to the group, refine them with the symmetry imposed, keep what judges best."""
+    """Take a start's P1 phases home to the group, refine them with the symmetry imposed, keep what judges best.
+
+    Rival origins are told apart by ``core_residual``: a wrong one leaves a superposition that needs more density.
+    """
     problem = entrant.problem
     moduli = problem.expansion.spread(problem.amplitude)
     phased = moduli * np.exp(1j * np.angle(f_p1))
     hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
     placed = max(
-        (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup) for f in hands),
-        key=lambda p: -2.0 if math.isnan(p.symmetry) else p.symmetry,
+        (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
+        key=lambda p: -2.0 if math.isnan(p[0].symmetry) else p[0].symmetry,
     )
-    start = np.zeros(n, dtype=np.complex128)
-    start[entrant.rows] = placed.f
+    if placed[0].symmetry < RIVALS_FROM:
+        placed = placed[:1]
+    starts = []
+    for candidate in placed:
+        start = np.zeros(n, dtype=np.complex128)
+        start[entrant.rows] = candidate.f
+        for f in (start, *flip_in_group(start, entrant)):
+            refined = _refine(f, entrant.home, entrant.home.projections[0][1], n)[0] if entrant.home else f
+            starts.append((core_residual(refined, entrant), candidate.symmetry, refined))
+    core, symmetry, start = min(starts, key=lambda s: s[0])
     best: Solution | None = None
     for finisher in finishers:
         for name, projection in finisher.projections:
-            found = _refine(start, finisher, projection, n)
-            solution = Solution(*found, placed.symmetry, int(finisher.problem.held.sum()), trial, name)
+            f, score, residual = _refine(start, finisher, projection, n)
+            held = int(finisher.problem.held.sum())
+            solution = Solution(f, score, residual, symmetry, held, trial, core, name)
             if best is None or solution.score > best.score:
                 best = solution
     assert best is not None
     return best
+
+
+def flip_in_group(start: NDArray[np.complex128], entrant: Entrant) -> list[NDArray[np.complex128]]:
+    """Charge flipping with the group imposed every few cycles, where the entrant wants it: leaves false symmetry."""
+    if entrant.home is None or not entrant.home.flips:
+        return []
+    problem = entrant.problem
+    method = ChargeFlipping(problem)
+    f = start[entrant.rows]
+    x = inverse(problem.scatter(problem.amplitude * np.exp(1j * np.angle(f))), problem.shape)
+    for _ in range(entrant.home.flips // 5):
+        half = forward(method.advance(x, 5))
+        mean = half[..., 0, 0, 0].clone()
+        half = problem.scatter(problem.expansion.average(problem.gather_p1(half[0]), len(problem.hkl)))
+        half[..., 0, 0, 0] = mean
+        x = inverse(half, problem.shape)
+    out = start.copy()
+    f_p1 = problem.gather_p1(method.estimate(x)[0])
+    out[entrant.rows] = problem.expansion.average(f_p1, len(problem.hkl))
+    return [out]
+
+
+def core_residual(f: NDArray[np.complex128], entrant: Entrant) -> float:
+    """R between the measured moduli and those of the peaks alone, from the map of measured moduli and phases of f."""
+    problem = entrant.problem
+    phased = problem.amplitude * np.exp(1j * np.angle(f[entrant.rows]))
+    x = unit_variance(inverse(problem.scatter(phased), problem.shape))
+    return float(problem.residuals(forward(entrant.core(x)))[0])
 
 
 def _refine(
@@ -115,28 +175,47 @@ def _refine(
 class Hunt:
     """The state of a search: trials so far and the best solutions, best first."""
 
+    problem: Problem
     trials: list[Trial] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
 
     def add(self, solution: Solution) -> None:
-        self.solutions = sorted([*self.solutions, solution], key=lambda s: -s.score)[:KEPT]
+        """File a finished solution: which earlier ones it equals up to origin and hand, what its start scored."""
+        number = 1 + max((s.cluster for s in self.solutions), default=-1)
+        mates = [s for s in self.solutions if s.trial != solution.trial and self._same(s, solution)]
+        older = [s for s in self.solutions if s.trial == solution.trial]
+        cluster = min((s.cluster for s in mates), default=older[0].cluster if older else number)
+        solution = replace(solution, cluster=cluster, agreeing=max((s.agreeing + 1 for s in mates), default=0))
+        if older and older[0].score >= solution.score:
+            return
+        kept = [replace(s, agreeing=s.agreeing + 1) if s in mates and not older else s for s in self.solutions]
+        kept = [s for s in kept if s.trial != solution.trial]
+        self.solutions = sorted([*kept, solution], key=lambda s: -s.score)[:KEPT]
         i = solution.trial
         self.trials[i] = replace(
-            self.trials[i], score=solution.score, r_work=solution.r_work, symmetry=solution.symmetry
-        )
+            self.trials[i], score=solution.score, r_work=solution.r_work, symmetry=solution.symmetry,
+            cluster=cluster, finished=True,
+        )  # fmt: skip
+
+    def _same(self, a: Solution, b: Solution) -> bool:
+        if min(a.score, b.score) < COMPARABLE:
+            return False
+        p = self.problem
+        return compare(p.hkl, a.f, b.f, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
     @property
     def best(self) -> Trial | None:
-        return max(self.trials, key=lambda t: t.score, default=None)
+        return self.trials[self.solutions[0].trial] if self.solutions else None
 
     @property
     def convinced(self) -> bool:
-        return bool(self.solutions) and self.solutions[0].probability >= CONVINCED
+        return any(s.probability >= CONVINCED for s in self.solutions)
 
 
 def search(
     entrants: Sequence[Entrant],
     finishers: Sequence[Finisher],
+    whole: Problem,
     n: int,
     *,
     seconds: float,
@@ -148,11 +227,12 @@ def search(
 
     Parameters
     ----------
+    whole : the problem with all data, on whose reflections solutions are compared
     n : number of unique reflections of the crystal
     seconds : time for the whole search; at least one batch gets at least one block of cycles
     most_trials : stop after so many starts
     """
-    hunt = Hunt()
+    hunt = Hunt(whole)
     generator = torch.Generator().manual_seed(seed)
     began = time.monotonic()
     spent = [0.0] * len(entrants)
@@ -185,37 +265,31 @@ def _batch(
 ) -> None:
     """One batch of starts, finished as soon as one looks promising, the best of it in any case."""
     first = len(hunt.trials)
-    hunt.trials += [
-        Trial(first + i, entrant.method.name, seed, 0, 0.0, -1.0, 1.0, float("nan")) for i in range(count)
-    ]
+    hunt.trials += [Trial(first + i, entrant.method.name, seed, 0, 0.0, -1.0, 1.0, float("nan")) for i in range(count)]
     began = time.monotonic()
     x = entrant.problem.random_starts(count, generator)
-    tried = np.full(count, PROMISING)
-    finished: set[int] = set()
-    scores = np.full(count, -1.0)
+    bar = np.full(count, max(PROMISING, 2.5 / math.sqrt(max(1, int(entrant.problem.held.sum())))))
+    finished = False
     done = 0
     while done < entrant.cycles:
         x = entrant.method.advance(x, entrant.block)
         done += entrant.block
         half = entrant.method.estimate(x)
         scores = entrant.problem.scores(half).cpu().numpy().astype(float)
-        residuals = entrant.problem.residuals(half).cpu().numpy()
+        residuals = entrant.problem.residuals(half).cpu().numpy().astype(float)
+        seconds = (time.monotonic() - began) / count
         for i in range(count):
-            if first + i not in finished:
-                hunt.trials[first + i] = replace(
-                    hunt.trials[first + i], score=float(scores[i]), r_work=float(residuals[i])
-                )
-            hunt.trials[first + i] = replace(
-                hunt.trials[first + i], cycles=done, seconds=(time.monotonic() - began) / count
-            )
+            trial = replace(hunt.trials[first + i], cycles=done, seconds=seconds)
+            if not trial.finished:
+                trial = replace(trial, score=float(scores[i]), r_work=float(residuals[i]))
+            hunt.trials[first + i] = trial
         last = done >= entrant.cycles or time_left() <= 0
-        leader = int(np.argmax(scores))
-        if scores[leader] > tried[leader] or (last and not finished):
-            tried[leader] = scores[leader] + 0.04
+        # The start furthest above its own bar: a start that was finished in vain must improve to be tried again.
+        leader = int(np.argmax(scores - bar))
+        if scores[leader] > bar[leader] or (last and not finished):
+            bar[leader] = scores[leader] + 0.04
             hunt.add(finish(entrant.problem.gather_p1(half[leader]), entrant, finishers, n, first + leader))
-            finished.add(first + leader)
+            finished = True
         tell()
         if last or hunt.convinced:
             break
-
-

@@ -43,8 +43,7 @@ def ending(message: str, user: float, system: float, elapsed: float) -> str:
     """The last two lines: what became of the run, and processor and wall-clock seconds."""
     minutes, seconds = divmod(int(elapsed), 60)
     return (
-        f" ml_phaser:  {message}\n"
-        f"Times: User: {user:9.1f}s System: {system:6.1f}s Elapsed: {minutes:5d}:{seconds:02d}"
+        f" ml_phaser:  {message}\nTimes: User: {user:9.1f}s System: {system:6.1f}s Elapsed: {minutes:5d}:{seconds:02d}"
     )
 
 
@@ -98,9 +97,7 @@ def _safe(text: str) -> str:
 
 def fom_table(outcome: Outcome) -> str:
     """Mean figure of merit and held-out agreement by resolution shell."""
-    rows = [
-        (i, 1 / s.d_min**2, s.d_min, s.n, s.fom, s.cc_free) for i, s in enumerate(outcome.shells, start=1)
-    ]
+    rows = [(i, 1 / s.d_min**2, s.d_min, s.n, s.fom, s.cc_free) for i, s in enumerate(outcome.shells, start=1)]
     return loggraph(
         "FOM by resolution",
         [
@@ -208,10 +205,10 @@ def verdict(outcome: Outcome) -> str:
         lines.append(f" Mean figure of merit: {sum(s.fom * s.n for s in outcome.shells) / n:.3f}")
     ranked = [t for t in outcome.trials if math.isfinite(t.score)]
     if ranked:
-        best = max(ranked, key=lambda t: t.score)
+        best = next(t for t in outcome.trials if t.index == outcome.best)
         score = f"CC {best.score:.3f} on held-out reflections"
         lines.append(f" Best of {len(outcome.trials)} trials: {best.method}, {score}")
-        agreeing = sum(t.cluster == 0 for t in outcome.trials)
+        agreeing = sum(t.cluster == best.cluster for t in outcome.trials if t.finished)
         if agreeing > 1:
             lines.append(f" Trials that agree on this solution: {agreeing}")
     if outcome.hand:

@@ -116,8 +116,9 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "command": command(options),
         "options": options,
         "seed": options.seed,
-        "device": options.device,
-        "threads": options.threads,
+        "device": outcome.device,
+        "threads": outcome.threads,
+        "best_trial": outcome.best,
         "versions": _versions(),
         "source": {
             "path": data.source.path,

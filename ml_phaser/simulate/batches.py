@@ -33,7 +33,8 @@ class Batch:
     d_min: torch.Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(x.to(device) for x in (self.truth, self.start, self.target, self.cond, self.d_min)))  # type: ignore[arg-type]
+        target = self.target.to(device)
+        return Batch(self.truth.to(device), self.start.to(device), target, self.cond.to(device), self.d_min.to(device))
 
     def start_maps(self) -> torch.Tensor:
         """The corrupted maps, unit variance."""
@@ -46,7 +47,7 @@ class Recipe:
 
     d_min: tuple[float, float] = (1.25, 2.2)
     spacing: tuple[float, float] = (0.5, 0.66)
-    quality: tuple[float, float] = (0.03, 0.99)
+    quality: tuple[float, float] = (0.12, 0.99)
     noise: tuple[float, float] = (0.0, 0.08)
     kinds: tuple[tuple[str, float], ...] = (
         ("phase", 0.3), ("resolution", 0.15), ("additive", 0.35), ("partial", 0.2),
@@ -67,7 +68,7 @@ def _calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray |
 def make_sample(
     rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, tuple[float, float, float]]:
-    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside, and (d_min, spacing, completeness)."""
+    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside; (d_min, spacing, completeness)."""
     while True:
         cell = random_cell(rng, shape, recipe.spacing)
         contents = dense_box(rng, library, cell)
@@ -115,7 +116,8 @@ def batches(library: Library, size: int, seed: int, recipe: Recipe | None = None
         shape = SHAPES[rng.integers(len(SHAPES))]
         samples = [make_sample(rng, library, shape, recipe) for _ in range(size)]
         truth, start, amplitude, known, inside = (
-            torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(5)  # type: ignore[misc]
+            torch.from_numpy(np.stack([s[i] for s in samples]))
+            for i in range(5)
         )
         facts = torch.tensor([s[5] for s in samples], dtype=torch.float32)
         target = Target(amplitude, known, inside)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def concentration(mean_cos: float) -> float:
-    """von Mises kappa with mean cosine ``mean_cos`` (Banerjee et al., J. Mach. Learn. Res. 6, 1345, 2005, eq. 4.4, in 2-D)."""
+    """von Mises kappa with mean cosine ``mean_cos`` (Banerjee et al., J. Mach. Learn. Res. 6, 1345, 2005, eq. 4.4)."""
     c = float(np.clip(mean_cos, 1e-4, 0.9995))
     return c * (2 - c * c) / (1 - c * c)
 
@@ -22,7 +22,7 @@ def noisy_phases(
     """
     n = len(f)
     if kind == "additive":
-        # E[cos] of a vector |F| plus complex noise of size s, averaged with weights F^2, falls as s grows; s from quality.
+        # The mean cosine, weighted by F^2, of |F| plus complex noise of size s falls as s grows: s from quality.
         s = np.sqrt(np.mean(np.abs(f) ** 2)) * (1 / max(quality, 0.02) ** 2 - 1) ** 0.5 * 1.1
         noise = rng.normal(size=(n, 2)) @ np.array([1, 1j]) * s / np.sqrt(2)
         return np.abs(f) * np.exp(1j * np.angle(f + noise))

@@ -70,7 +70,7 @@ def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) 
 
 
 def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill: float) -> NDArray[np.float64]:
-    """Random positions at least 2.6 A from every atom and from each other; at most ``fill`` of one per 30 A^3 of void."""
+    """Random positions 2.6 A or more from every atom and each other; at most ``fill`` of one per 20 A^3 of void."""
     trial = rng.random((int(cell.volume / 6), 3))
     if len(frac):
         trial = trial[wrapped_distances(trial, frac, cell).min(axis=1) > 2.6]

@@ -112,7 +112,12 @@ def load_library(folder: str | Path, split: str) -> Library:
 
     xyz, elements, b, start, entries, names = [], [], [], [0], [], []
     for e, ch, s, n, origin in zip(
-        pack["entry"], pack["chain"], pack["chain_start"], pack["chain_len"], pack["chain_origin"], strict=True
+        pack["entry"],
+        pack["chain"],
+        pack["chain_start"],
+        pack["chain_len"],
+        pack["chain_origin"],
+        strict=True,
     ):
         cluster = wanted.get((e.decode(), ch.decode()))
         if cluster is None:

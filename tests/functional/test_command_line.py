@@ -118,9 +118,7 @@ def test_help_is_fast_and_light():
     elapsed = time.perf_counter() - start
     *text, last = done.stdout.splitlines()
     seconds, loaded = last.split(maxsplit=1)
-    assert (
-        loaded == "[] 0" and float(seconds) < 0.5 and elapsed < 2
-    )  # elapsed: with Python's own start, busy machine
+    assert loaded == "[] 0" and float(seconds) < 0.5 and elapsed < 2  # elapsed: with Python's own start, busy machine
     for p in PARAMETERS:
         assert any(line.startswith(f"  {p.name}") and p.help in line for line in text), p.name
     for name in COMMANDS:
@@ -141,9 +139,7 @@ def test_version():
 
 
 def test_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "ml_phaser", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "ml_phaser", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"ml_phaser {__version__}\n"
 
 
@@ -181,11 +177,7 @@ def test_a_run(folder):
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0] == " " + "#" * 63
-    assert (
-        " Data line--- seed 3" in lines
-        and " Data line--- RESO 20 1.2" in lines
-        and " Data line--- END" in lines
-    )
+    assert " Data line--- seed 3" in lines and " Data line--- RESO 20 1.2" in lines and " Data line--- END" in lines
     assert "nonsense" not in done.stdout
     assert lines[-2] == " ml_phaser:  Normal termination" and lines[-1].startswith("Times: User: ")
     assert "Verdict: NOT SOLVED" in done.stdout and "half way" in done.stdout
@@ -212,9 +204,7 @@ def test_warnings_of_libraries_stay_away_from_users():
 
 
 def test_open_silent_pipe_is_said_in_the_log():
-    with subprocess.Popen(
-        [*COMMAND, *FILES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV
-    ) as process:
+    with subprocess.Popen([*COMMAND, *FILES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV) as process:
         assert process.stdout is not None and process.stdin is not None
         out = process.stdout.read().decode()
         assert process.wait(timeout=20) == 0

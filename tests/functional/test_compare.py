@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ml_phaser.cli.compare import main
+from ml_phaser.crystal.agreement import compare
 from ml_phaser.errors import UserError
 from ml_phaser.evaluation import reference
-from ml_phaser.evaluation.agreement import compare
 from ml_phaser.evaluation.reference import (
     compare_files,
     model_reference,
@@ -187,9 +187,7 @@ def test_hand_is_left_alone_on_request(files, capsys):
 )
 def test_mistakes_end_in_one_line(files, capsys, monkeypatch, argv, message):
     monkeypatch.chdir(files)
-    (files / "empty.pdb").write_text(
-        "CRYST1   12.100   14.300   16.900  90.00  90.00  90.00 P 21 21 21\nEND\n"
-    )
+    (files / "empty.pdb").write_text("CRYST1   12.100   14.300   16.900  90.00  90.00  90.00 P 21 21 21\nEND\n")
     (files / "broken.cif").write_text("this is no CIF")
     structure(cell=gemmi.UnitCell(13, 14.3, 16.9, 90, 90, 90)).write_pdb("wrong_cell.pdb")
     structure(group=gemmi.SpaceGroup("P 21 21 2")).write_pdb("wrong_group.pdb")

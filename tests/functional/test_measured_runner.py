@@ -62,9 +62,7 @@ def make_phases(folder, wrong):
     head = "\n".join(f"_cell_{n} {x}" for n, x in zip(names, CELL.parameters, strict=True))
     tags = ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "U_iso_or_equiv", "occupancy")
     loop = "loop_\n" + "\n".join(f"_atom_site_{t}" for t in tags)
-    (folder / "model.cif").write_text(
-        f"data_x\n{head}\n_space_group_name_H-M_alt 'P 21 21 21'\n{loop}\n{rows}\n"
-    )
+    (folder / "model.cif").write_text(f"data_x\n{head}\n_space_group_name_H-M_alt 'P 21 21 21'\n{loop}\n{rows}\n")
     small = gemmi.read_small_structure(str(folder / "model.cif"))
     hkl = gemmi.make_miller_array(CELL, GROUP, 1.5)
     calc = gemmi.StructureFactorCalculatorX(small.cell)
@@ -125,9 +123,7 @@ def bench(tmp_path, monkeypatch):
 
 
 def test_every_set_gets_a_row(bench, capsys):
-    status = bench(
-        "--timelimit-protein", "7", "--threads", "1", "--engine", "classical", "--jobs", "2", "--progress"
-    )
+    status = bench("--timelimit-protein", "7", "--threads", "1", "--engine", "classical", "--jobs", "2", "--progress")
     rows = {row["set"]: row for row in json.loads((bench.out / "results.json").read_text())}
     assert status == 1, "some crashed"
     assert {n: r["status"] for n, r in rows.items()} == {

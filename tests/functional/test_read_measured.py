@@ -86,9 +86,7 @@ def test_measured_and_model_amplitudes_agree() -> None:
     table = block.find(["_refln_index_h", "_refln_index_k", "_refln_index_l", "_refln_F_squared_calc"])
     calculated = {tuple(int(x) for x in list(r)[:3]): float(r[3]) for r in table}
     pairs = [
-        (f, calculated[tuple(h)])
-        for h, f in zip(data.hkl.tolist(), data.f, strict=True)
-        if tuple(h) in calculated
+        (f, calculated[tuple(h)]) for h, f in zip(data.hkl.tolist(), data.f, strict=True) if tuple(h) in calculated
     ]
     f, i = np.array(pairs).T
     assert len(pairs) > 0.3 * len(data) and np.corrcoef(f, np.sqrt(i))[0, 1] > 0.98

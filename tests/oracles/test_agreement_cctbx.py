@@ -15,7 +15,7 @@ from cctbx.development import random_structure  # noqa: E402
 import gemmi  # noqa: E402  isort: skip
 import numpy as np  # noqa: E402  isort: skip
 
-from ml_phaser.evaluation.agreement import (  # noqa: E402
+from ml_phaser.crystal.agreement import (  # noqa: E402
     compare,
     hand_centre,
     multiplicity,
@@ -106,8 +106,7 @@ def test_correlation_and_phase_error_at_the_origin_found(name):
     assert whole.mean_weighted_phase_error(judged) == pytest.approx(result.phase_error, abs=1e-3)
     assert whole.map_correlation(judged) == pytest.approx(result.map_cc, abs=1e-6)
     maps = [
-        x.fft_map(resolution_factor=1 / 3.0, symmetry_flags=None).real_map_unpadded().as_1d()
-        for x in (whole, judged)
+        x.fft_map(resolution_factor=1 / 3.0, symmetry_flags=None).real_map_unpadded().as_1d() for x in (whole, judged)
     ]
     assert flex.linear_correlation(*maps).coefficient() == pytest.approx(result.map_cc, abs=2e-3)
     # and no other permitted origin or hand that brute force tries is better

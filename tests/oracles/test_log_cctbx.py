@@ -41,8 +41,7 @@ def test_phases_read_by_iotbx(tmp_path):
     hl = arrays["HLA", "HLB", "HLC", "HLD"]
     assert ("F", "SIGF") in arrays and hl.is_hendrickson_lattman_array()
     true = {
-        tuple(h): f
-        for h, f in zip(data.hkl.tolist(), data.f * np.exp(1j * result.phase) * result.fom, strict=True)
+        tuple(h): f for h, f in zip(data.hkl.tolist(), data.f * np.exp(1j * result.phase) * result.fom, strict=True)
     }
     got = dict(zip(coefficients.indices(), coefficients.data(), strict=True))
     assert set(got) == set(true)

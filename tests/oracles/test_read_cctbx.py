@@ -27,9 +27,7 @@ CELLS = {
 }
 
 
-def cctbx_merged(
-    hkl: np.ndarray, value: np.ndarray, sigma: np.ndarray, cell: tuple, group: str
-) -> miller.array:
+def cctbx_merged(hkl: np.ndarray, value: np.ndarray, sigma: np.ndarray, cell: tuple, group: str) -> miller.array:
     symmetry = crystal.symmetry(unit_cell=cell, space_group_symbol=group)
     indices = flex.miller_index([tuple(int(x) for x in h) for h in hkl])
     data = miller.set(symmetry, indices, anomalous_flag=False).array(flex.double(value), flex.double(sigma))
@@ -86,9 +84,7 @@ def test_unmerged_shelx_list_is_read_as_by_iotbx(tmp_path: Path) -> None:
     )
     theirs = theirs.select(~theirs.sys_absent_flags().data())
     assert data.intensity is not None and len(data) == theirs.size()
-    expected = dict(
-        zip(by_orbit(np.array(list(theirs.indices())), data.spacegroup), theirs.data(), strict=True)
-    )
+    expected = dict(zip(by_orbit(np.array(list(theirs.indices())), data.spacegroup), theirs.data(), strict=True))
     got = dict(zip(by_orbit(data.hkl, data.spacegroup), data.intensity, strict=True))
     assert got.keys() == expected.keys()
     difference = np.array([got[h] - expected[h] for h in got])

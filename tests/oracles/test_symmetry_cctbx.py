@@ -61,9 +61,7 @@ def test_expansion_to_p1(name):
 @pytest.mark.parametrize("name", CELLS)
 def test_centric_flags_epsilon_and_resolution(name):
     cell, sg, hkl, theirs = crystal_of(name)
-    data = Amplitudes(
-        hkl, np.ones(len(hkl)), np.ones(len(hkl)), cell, sg, Source("none", "MTZ", ("F",), "amplitude")
-    )
+    data = Amplitudes(hkl, np.ones(len(hkl)), np.ones(len(hkl)), cell, sg, Source("none", "MTZ", ("F",), "amplitude"))
     np.testing.assert_array_equal(data.centric, np.array(theirs.centric_flags().data()))
     np.testing.assert_array_equal(data.epsilon, np.array(theirs.epsilons().data()))
     np.testing.assert_allclose(data.d, np.array(theirs.d_spacings().data()), rtol=1e-9)

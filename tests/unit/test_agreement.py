@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_phaser.errors import UserError
-from ml_phaser.evaluation.agreement import (
+from ml_phaser.crystal.agreement import (
     compare,
     hand_centre,
     multiplicity,
@@ -17,6 +16,7 @@ from ml_phaser.evaluation.agreement import (
     random_phases,
     smith,
 )
+from ml_phaser.errors import UserError
 
 CELLS = {
     "triclinic": (11.0, 13.0, 9.0, 82.0, 75.0, 101.0),
@@ -131,9 +131,7 @@ def test_hand_centre_maps_the_group_onto_itself_in_all_settings():
         for op in group.operations().sym_ops:
             rot, tran = np.array(op.rot) / op.DEN, np.array(op.tran) / op.DEN
             # c - (R (c - x) + t) has rotation R and this translation, which must be t of the group
-            assert distance_to_lattice((centre - rot @ centre - tran - tran)[None], group)[0] < 1e-9, (
-                group.xhm()
-            )
+            assert distance_to_lattice((centre - rot @ centre - tran - tran)[None], group)[0] < 1e-9, group.xhm()
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -141,10 +139,7 @@ def test_hand_centre_maps_the_group_onto_itself_in_all_settings():
 def test_perfect_phases_at_another_origin_score_one(name, inverted):
     cell, group, hkl, xyz = crystal(name, d_min=1.6 if name != "F 2 3" else 1.9)
     origins, rng = permissible_origins(group), np.random.default_rng(3)
-    shift = (
-        origins.shifts[rng.integers(len(origins.shifts))]
-        + rng.random(len(origins.directions)) @ origins.directions
-    )
+    shift = origins.shifts[rng.integers(len(origins.shifts))] + rng.random(len(origins.directions)) @ origins.directions
     centre = hand_centre(group)
     reference = structure_factors(hkl, group, xyz)
     if inverted and centre is None:
@@ -158,9 +153,7 @@ def test_perfect_phases_at_another_origin_score_one(name, inverted):
     assert result.phase_error < 0.05
     # the reported move brings the test atoms onto the reference atoms, up to symmetry: same structure factors
     sign = -1 if result.inverted else 1
-    moved = structure_factors(
-        hkl, group, sign * ((centre - xyz if inverted else xyz) - shift) + result.origin_shift
-    )
+    moved = structure_factors(hkl, group, sign * ((centre - xyz if inverted else xyz) - shift) + result.origin_shift)
     np.testing.assert_allclose(moved, reference, atol=2e-3 * np.abs(reference).max())
     if not group.is_centrosymmetric() and centre is not None and name != "P 1 c 1":
         assert result.inverted == inverted
@@ -181,9 +174,7 @@ def test_free_mode_finds_any_shift_and_hand_of_p1_phases(name):
     sphere = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), 1.8)
     reference = structure_factors(sphere, group, xyz)
     for inverted in (False, True):
-        test = (np.conj(reference) if inverted else reference) * np.exp(
-            2j * np.pi * sphere @ [0.21, 0.137, 0.07]
-        )
+        test = (np.conj(reference) if inverted else reference) * np.exp(2j * np.pi * sphere @ [0.21, 0.137, 0.07])
         result = compare(sphere, test, reference, cell, group, centre="free", repeats=0)
         assert result.map_cc > 0.99999 and result.phase_error < 0.1
         assert result.inverted == inverted and result.n == len(sphere)
@@ -192,9 +183,7 @@ def test_free_mode_finds_any_shift_and_hand_of_p1_phases(name):
 def test_free_mode_agrees_with_permissible_mode_on_the_same_solution():
     cell, group, hkl, xyz = crystal("C 1 2 1")
     reference = structure_factors(hkl, group, xyz)
-    test = reference * np.exp(
-        1j * np.where(structure_centric(hkl, group), 0, 0.7 * np.sin(np.arange(len(hkl))))
-    )
+    test = reference * np.exp(1j * np.where(structure_centric(hkl, group), 0, 0.7 * np.sin(np.arange(len(hkl)))))
     one = compare(hkl, test, reference, cell, group, repeats=0)
     other = compare(hkl, test, reference, cell, group, centre="free", repeats=0)
     assert other.map_cc == pytest.approx(one.map_cc, abs=1e-3)
@@ -241,9 +230,7 @@ def test_shells_split_the_data_by_resolution():
     result = compare(hkl, reference * np.exp(1j * noise), reference, cell, group, repeats=0, n_shells=8)
     assert len(result.shells) == 8
     assert sum(s.n for s in result.shells) == result.n == len(hkl)
-    assert result.shells[0].d_max == pytest.approx(d.max()) and result.shells[-1].d_min == pytest.approx(
-        d.min()
-    )
+    assert result.shells[0].d_max == pytest.approx(d.max()) and result.shells[-1].d_min == pytest.approx(d.min())
     assert all(a.d_min >= b.d_max for a, b in itertools.pairwise(result.shells))
     assert result.shells[0].cc > 0.999 and result.shells[0].phase_error < 2
     assert result.shells[-1].cc < 0.8 and result.shells[-1].phase_error > 25
@@ -263,14 +250,10 @@ def test_multiplicity_counts_the_sphere(name):
     cell, group, hkl, _ = crystal(name, d_min=2.0)
     sphere = set()
     for h, m in zip(hkl, multiplicity(hkl, group), strict=True):
-        orbit = {
-            tuple(sign * (h @ (np.array(op.rot) // op.DEN))) for op in group.operations() for sign in (1, -1)
-        }
+        orbit = {tuple(sign * (h @ (np.array(op.rot) // op.DEN))) for op in group.operations() for sign in (1, -1)}
         assert len(orbit) == m
         sphere |= orbit
-    assert len(sphere) == 2 * len(gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), 2.0)) - absences(
-        cell, group
-    )
+    assert len(sphere) == 2 * len(gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), 2.0)) - absences(cell, group)
 
 
 def absences(cell, group):

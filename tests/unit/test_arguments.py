@@ -108,9 +108,7 @@ def test_every_parameter_reaches_options(name, way):
     elif way == "equals":
         given = parse_command_line([*base, f"--{name}={text}" if text else f"--{name}"])
     else:
-        given = parse_command_line(
-            [*base, name, *text.split(), "--seed=5"] if name != "seed" else [*base, name, text]
-        )
+        given = parse_command_line([*base, name, *text.split(), "--seed=5"] if name != "seed" else [*base, name, text])
     got = getattr(options_from(given), name)
     assert (str(got) if isinstance(got, os.PathLike) else got) == value
     untouched = options_from({"hklin": "data.mtz", "mapout": "pred.map"})
@@ -138,9 +136,7 @@ def test_recorded_command_gives_the_same_options_again(name):
 )
 def test_resolution(text, limits):
     assert options(f"--resolution={text}").resolution == limits
-    assert (
-        options_from({"hklin": "a", "mapout": "b", **parse_keywords([f"RESO {text}"])}).resolution == limits
-    )
+    assert options_from({"hklin": "a", "mapout": "b", **parse_keywords([f"RESO {text}"])}).resolution == limits
 
 
 @given(st.floats(0.3, 5), st.floats(6, 500))

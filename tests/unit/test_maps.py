@@ -112,9 +112,7 @@ def test_a_setting_without_a_ccp4_number(tmp_path):
     rho, cell, sg = symmetric_density("F d d d:2")
     write_map(tmp_path / "cell.map", rho, cell, sg)
     assert mrcfile.validate(tmp_path / "cell.map")
-    np.testing.assert_array_equal(
-        gemmi.read_ccp4_map(str(tmp_path / "cell.map")).grid.array, rho.astype(np.float32)
-    )
+    np.testing.assert_array_equal(gemmi.read_ccp4_map(str(tmp_path / "cell.map")).grid.array, rho.astype(np.float32))
     with pytest.raises(UserError, match="mapextent cell"):
         write_map(tmp_path / "asu.map", rho, cell, sg, "asu")
     assert [p.name for p in tmp_path.iterdir()] == ["cell.map"]

@@ -36,13 +36,7 @@ def wilson_intensities(name, cell, d_min, b=8.0, aniso=ZERO, scale=1.0, seed=0, 
     centric = (turned == -hkl).all(axis=2).any(axis=0)
     carbon = np.array([gemmi.Element("C").it92.calculate_sf(x / 4) for x in s2])
     atoms = atoms or cell.volume / 18
-    mean = (
-        scale
-        * epsilon
-        * atoms
-        * carbon**2
-        * np.exp(-0.5 * (b * s2 + np.einsum("ni,ij,nj->n", s, full(aniso), s)))
-    )
+    mean = scale * epsilon * atoms * carbon**2 * np.exp(-0.5 * (b * s2 + np.einsum("ni,ij,nj->n", s, full(aniso), s)))
     rng = np.random.default_rng(seed)
     e2 = np.where(centric, rng.normal(size=len(hkl)) ** 2, rng.exponential(size=len(hkl)))
     for members in np.array_split(np.argsort(s2), max(1, len(hkl) // 500)):
@@ -92,9 +86,7 @@ def test_tensor_obeys_the_group_along_any_axes():
     strength = np.exp(-0.5 * np.einsum("ni,ij,nj->n", s, tensor, s))
     result = normalise(from_amplitude(sg, cell, hkl, mean * e2 * strength))
     np.testing.assert_allclose(full(result.aniso_b), tensor, atol=0.7)
-    np.testing.assert_allclose(
-        full(result.aniso_b) @ axis, axis * (axis @ full(result.aniso_b) @ axis), atol=1e-9
-    )
+    np.testing.assert_allclose(full(result.aniso_b) @ axis, axis * (axis @ full(result.aniso_b) @ axis), atol=1e-9)
 
 
 def test_cubic_and_isotropic_data_get_no_anisotropy():

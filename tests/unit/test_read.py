@@ -129,9 +129,7 @@ def test_unknown_spacegroup(text: str) -> None:
         parse_spacegroup(text)
 
 
-@pytest.mark.parametrize(
-    "name", ["P 21 21 21", "C 1 2/c 1", "R -3 c:H", "F d -3 m:2", "P -1", "I 41/a m d:2"]
-)
+@pytest.mark.parametrize("name", ["P 21 21 21", "C 1 2/c 1", "R -3 c:H", "F d -3 m:2", "P -1", "I 41/a m d:2"])
 def test_shelx_instructions_give_the_group(name: str) -> None:
     """LATT and SYMM as SHELX writes them (no inversion, no centring among SYMM)."""
     group = gemmi.SpaceGroup(name)
@@ -213,9 +211,7 @@ def test_mtz_amplitudes(mtz_file: Path) -> None:
     expected = {tuple(h): np.sqrt(i) for h, i in zip(hkl, intensities(hkl, "P 21 21 21"), strict=True)}
     assert len(data) == len(hkl) and data.completeness == 1.0
     assert np.allclose(data.f, [expected[tuple(h)] for h in data.hkl], rtol=1e-5)
-    assert (
-        data.source.columns == ("FP", "SIGFP") and data.source.kind == "amplitude" and data.intensity is None
-    )
+    assert data.source.columns == ("FP", "SIGFP") and data.source.kind == "amplitude" and data.intensity is None
     assert any("FP, SIGFP" in note for note in data.notes)
     assert data.hkl.dtype == np.int32 and np.array_equal(data.hkl, data.hkl[np.lexsort(data.hkl.T[::-1])])
 
@@ -373,9 +369,7 @@ def test_free_flags(tmp_path: Path) -> None:
     flags = (np.arange(len(hkl)) % 20).astype(float)
     flags[7] = np.nan
     columns = {"FREE": ("I", flags), "FP": ("F", np.sqrt(i)), "SIGFP": ("Q", s)}
-    data = read_amplitudes(
-        write_mtz(tmp_path / "d.mtz", hkl[::-1], {k: (t, v[::-1]) for k, (t, v) in columns.items()})
-    )
+    data = read_amplitudes(write_mtz(tmp_path / "d.mtz", hkl[::-1], {k: (t, v[::-1]) for k, (t, v) in columns.items()}))
     expected = {tuple(h): x for h, x in zip(hkl, flags, strict=True)}
     wanted = np.array([expected[tuple(h)] for h in data.hkl])
     assert data.free is not None
@@ -519,9 +513,7 @@ def test_higher_symmetry_is_noted_not_imposed(tmp_path: Path) -> None:
     hkl = unique("P 1", MONO)
     i, s = fi(hkl, "P 1 21/c 1")
     keep = i > 1e-6
-    path = write_mtz(
-        tmp_path / "d.mtz", hkl[keep], {"I": ("J", i[keep]), "SIGI": ("Q", s[keep])}, "P 1", MONO
-    )
+    path = write_mtz(tmp_path / "d.mtz", hkl[keep], {"I": ("J", i[keep]), "SIGI": ("Q", s[keep])}, "P 1", MONO)
     data = read_amplitudes(path)
     assert data.spacegroup.xhm() == "P 1" and len(data) == keep.sum()
     assert any("P 1 21/c 1" in note for note in data.notes)
@@ -554,9 +546,7 @@ def test_absences_are_dropped_and_unmerged_data_merged(tmp_path: Path) -> None:
     data = read_amplitudes(path)
     assert not group.operations().systematic_absences(data.hkl).any()
     assert {tuple(h) for h in data.hkl} == {tuple(h) for h in unique("P 21 21 21")}
-    assert any("forbids" in n for n in data.notes) and any(
-        f"{2 * len(one)} measurements" in n for n in data.notes
-    )
+    assert any("forbids" in n for n in data.notes) and any(f"{2 * len(one)} measurements" in n for n in data.notes)
     assert data.sigma_i is not None and np.median(data.sigma_i) == pytest.approx(0.5 / np.sqrt(8), rel=0.2)
     assert np.allclose(data.intensity, intensities(data.hkl, "P 21 21 21"), atol=1.5)
 
@@ -641,9 +631,7 @@ def test_amplitudes_and_intensities_are_told_apart(tmp_path: Path, group: str) -
 def test_hklf_3_is_believed(tmp_path: Path) -> None:
     hkl = unique("P 21 21 21")
     f = np.sqrt(intensities(hkl, "P 21 21 21")) * 10
-    data = read_amplitudes(
-        shelx_pair(tmp_path, hkl_lines(hkl, f, f * 0.01 + 0.1), INS.replace("HKLF 4", "HKLF 3"))
-    )
+    data = read_amplitudes(shelx_pair(tmp_path, hkl_lines(hkl, f, f * 0.01 + 0.1), INS.replace("HKLF 4", "HKLF 3")))
     assert data.source.kind == "amplitude" and data.source.columns == ("F", "SIGF")
 
 
@@ -702,9 +690,7 @@ def text_of(x: NDArray) -> list[str]:
 def test_cif_with_every_way_to_say_the_group(tmp_path: Path, how: str) -> None:
     hkl = unique("P 21 21 21")
     i, s = fi(hkl)
-    loop = refln_loop(
-        "F_squared_calc F_squared_meas F_squared_sigma", hkl, text_of(i * 2), text_of(i), text_of(s)
-    )
+    loop = refln_loop("F_squared_calc F_squared_meas F_squared_sigma", hkl, text_of(i * 2), text_of(i), text_of(s))
     data = read_amplitudes(_write(tmp_path / "x.fcf", HEAD + GROUPS[how] + loop))
     assert data.spacegroup.xhm() == "P 21 21 21" and data.source.columns == (
         "F_squared_meas",

@@ -85,18 +85,14 @@ def test_average_undoes_spread_and_restricts_centric_phases(name):
     sg, _, hkl, structure_factors = crystal(name)
     expansion = expand(hkl, sg)
     f = structure_factors(hkl)
-    np.testing.assert_allclose(
-        expansion.average(expansion.spread(f), len(hkl)), f, atol=1e-9 * np.abs(f).max()
-    )
+    np.testing.assert_allclose(expansion.average(expansion.spread(f), len(hkl)), f, atol=1e-9 * np.abs(f).max())
 
     centric = sg.operations().centric_flag_array(hkl)
     np.testing.assert_array_equal(expansion.turn != 0, centric)
     np.testing.assert_allclose(f[centric], np.conj(f[centric]) * expansion.turn[centric], atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "name", ["P -1", "P 21 21 21", "C 1 2 1", "P 31 2 1", "R 3 2:R", "F 2 3", "I 41/a:2"]
-)
+@pytest.mark.parametrize("name", ["P -1", "P 21 21 21", "C 1 2 1", "P 31 2 1", "R 3 2:R", "F 2 3", "I 41/a:2"])
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=5, deadline=None)
 def test_average_is_a_projection_onto_the_group(name, seed):

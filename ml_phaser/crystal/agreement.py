@@ -186,9 +186,7 @@ def random_phases(hkl: NDArray[np.int32], spacegroup: gemmi.SpaceGroup, rng: np.
     return phase
 
 
-def move(
-    hkl: NDArray[np.int32], f: Complexes, shift: Floats | tuple[float, ...], inverted: bool = False
-) -> Complexes:
+def move(hkl: NDArray[np.int32], f: Complexes, shift: Floats | tuple[float, ...], inverted: bool = False) -> Complexes:
     """Structure factors after x -> x + shift, or x -> -x + shift where inverted."""
     return (np.conj(f) if inverted else f) * np.exp(2j * np.pi * (hkl @ np.asarray(shift)))
 
@@ -253,8 +251,7 @@ def _peaks(k: Integers, w: Complexes) -> list[Floats]:
     chosen: list[Integers] = []
     for place in np.stack(np.unravel_index(candidates, shape), axis=1):
         apart = [
-            np.abs((place - other + np.array(shape) // 2) % shape - np.array(shape) // 2).max()
-            for other in chosen
+            np.abs((place - other + np.array(shape) // 2) % shape - np.array(shape) // 2).max() for other in chosen
         ]
         if all(x > 2 for x in apart):
             chosen.append(place)
@@ -263,9 +260,7 @@ def _peaks(k: Integers, w: Complexes) -> list[Floats]:
     return [place / np.array(shape) for place in chosen]
 
 
-def _best_shift(
-    hkl: NDArray[np.int32], w: Complexes, origins: Origins, start: Floats
-) -> tuple[float, Floats]:
+def _best_shift(hkl: NDArray[np.int32], w: Complexes, origins: Origins, start: Floats) -> tuple[float, Floats]:
     """Highest sum Re w exp(2 pi i h.s) over s = start + permitted shift; returns it and s modulo 1."""
     best, where = -np.inf, start
     free = origins.directions
@@ -279,9 +274,7 @@ def _best_shift(
             folded_k, folded_w = _fold(k, rotated)
             used = folded_k[:, : len(free)].astype(np.float64)
             starts = _peaks(folded_k, folded_w) if k.any() else [np.zeros(3)]
-            height, y = max(
-                (_refine(used, folded_w, p[: len(free)]) for p in starts), key=lambda found: found[0]
-            )
+            height, y = max((_refine(used, folded_w, p[: len(free)]) for p in starts), key=lambda found: found[0])
         if height > best:
             best, where = height, start + shift + y @ free
     return best, where % 1.0
@@ -326,9 +319,7 @@ def _shells(d: Floats, m: Floats, f_test: Complexes, f_ref: Complexes, count: in
     for part in np.array_split(order, max(1, min(count, len(d) // 20))):
         ref, test = f_ref[part], f_test[part]
         error = _phase_error(m[part] * np.abs(ref), test, ref)
-        rows.append(
-            Shell(float(d[part[0]]), float(d[part[-1]]), len(part), correlation(m[part], test, ref), error)
-        )
+        rows.append(Shell(float(d[part[0]]), float(d[part[-1]]), len(part), correlation(m[part], test, ref), error))
     return tuple(rows)
 
 
