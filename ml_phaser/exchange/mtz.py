@@ -63,7 +63,12 @@ def _parse(data: bytes, where: str) -> gemmi.Mtz:
         raise UserError("the MTZ file is truncated", where, "copying the file again")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "data.mtz"  # gemmi reads files only, and decides on compression by the name
-        copy.write_bytes(data)
+        try:
+            copy.write_bytes(data)
+        except OSError as error:
+            raise UserError(
+                f"a temporary copy cannot be written ({error.strerror or error})", folder, "TMPDIR on another disk"
+            ) from error
         try:
             mtz = gemmi.read_mtz_file(str(copy))
             _ = [(c.label, c.type) for c in mtz.columns]  # rubbish there is no text

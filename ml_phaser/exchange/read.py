@@ -436,6 +436,13 @@ def _finish(
         keep &= ~((merged.sigma > 0) & (merged.value < _NEGATIVE * merged.sigma))
         if not keep.all():
             notes.append(f"{(~keep).sum()} merged intensities below {_NEGATIVE:g} sigma are left out.")
+    astray = _astray(d)
+    if astray.any():
+        notes.append(
+            f"{astray.sum()} reflections at {d[astray].max():.2f} A and beyond, far from all others "
+            f"(to {d[~astray].min():.2f} A), are left out."
+        )
+        keep &= ~astray
     if resolution is not None:
         d_max, d_min = max(resolution), min(resolution)
         inside = (d <= d_max * (1 + 1e-6)) & (d >= d_min * (1 - 1e-6))
@@ -461,6 +468,14 @@ def _finish(
             f"all values of column {chosen.value[0]} are negative or zero", where, "LABIN with another column"
         )
     return merged, None if free is None else free[keep]
+
+
+def _astray(d: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Reflections (n,) at twice the resolution of all but the last hundredth: misprints, and grids without end."""
+    n = len(d)
+    if n < _FEWEST:
+        return np.zeros(n, dtype=bool)
+    return d < 0.5 * np.partition(d, n // 100 + 1)[n // 100 + 1]
 
 
 def _amplitudes(
