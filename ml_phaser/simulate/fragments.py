@@ -6,11 +6,15 @@ import csv
 import hashlib
 import io
 import lzma
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ml_phaser.atomic import atomic
+from ml_phaser.errors import UserError
 
 ELEMENTS = ("C", "N", "O", "S")
 _RESIDUES = "ARNDCQEGHILKMFPSTWYV"
@@ -34,7 +38,7 @@ class Library:
     start : (chains + 1,) first atom of each chain
     entry : (chains,) PDB id
     cluster : (chains,) number of the 30 % sequence cluster, 0 ... clusters - 1
-    digest : sha256 of the pack and of the list of chains taken
+    digest : sha256 of the chains taken: names, clusters, elements, B factors and coordinates relative to the first atom
     """
 
     xyz: NDArray[np.float32]
@@ -87,15 +91,31 @@ def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
     return {(e, ch): c for e, ch, c in chains if e in index and wanted(e, c)}
 
 
-def load_library(folder: str | Path, split: str) -> Library:
-    """Read the coordinate pack.
+def load_library(place: str | Path, split: str) -> Library:
+    """Read protein coordinates.
 
     Parameters
     ----------
-    folder : holds structures_pack.npz.xz, index.csv, chains.csv
+    place : a folder with structures_pack.npz.xz, index.csv, chains.csv, or a file that ``save_library`` wrote
     split : "train" or "holdout"; no entry and no 30 % sequence cluster is in both
+
+    Raises
+    ------
+    UserError
+        missing or damaged files, or a file that holds the other split
     """
-    folder = Path(folder)
+    place = Path(place)
+    try:
+        return _load_folder(place, split) if place.is_dir() else _load_file(place, split)
+    except FileNotFoundError as error:
+        raise UserError(
+            "no such file or folder", str(error.filename or place), "the folder of the coordinates"
+        ) from None
+    except (OSError, EOFError, KeyError, ValueError, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot be read ({type(error).__name__})", str(place), "copy it again") from None
+
+
+def _load_folder(folder: Path, split: str) -> Library:
     raw = (folder / "structures_pack.npz.xz").read_bytes()
     pack = np.load(io.BytesIO(lzma.decompress(raw)))
     wanted = _chains_of_split(folder, split)
@@ -130,13 +150,63 @@ def load_library(folder: str | Path, split: str) -> Library:
         entries.append(e.decode())
         names.append(cluster)
     _, cluster_number = np.unique(names, return_inverse=True)
-    listing = ",".join(f"{e}:{c}" for e, c in zip(entries, names, strict=True)).encode()
-    return Library(
+    return _library(
         np.concatenate(xyz),
         np.concatenate(elements),
         np.concatenate(b),
         np.array(start, dtype=np.int64),
         np.array(entries),
         cluster_number.astype(np.int64),
-        hashlib.sha256(raw + listing).hexdigest(),
     )
+
+
+def _steps(xyz: NDArray, start: NDArray) -> NDArray[np.int16]:
+    """Differences (n, 3) from atom to atom in 0.01 A; 0 at the first atom of a chain."""
+    steps = np.diff(xyz.astype(np.float64), axis=0, prepend=xyz[:1])
+    steps[start[:-1]] = 0
+    return np.round(steps * 100).astype(np.int16)
+
+
+def _library(xyz: NDArray, element: NDArray, b: NDArray, start: NDArray, entry: NDArray, cluster: NDArray) -> Library:
+    digest = hashlib.sha256(",".join(f"{e}:{c}" for e, c in zip(entry, cluster, strict=True)).encode())
+    for part in (start.astype("<i8"), element.astype("<i1"), b.astype("<f4"), _steps(xyz, start).astype("<i2")):
+        digest.update(part.tobytes())
+    return Library(xyz, element, b, start, entry, cluster, digest.hexdigest())
+
+
+def save_library(library: Library, path: Path, split: str) -> None:
+    """Write one split as a compact file for ``load_library``, e.g. to carry it to another machine.
+
+    Coordinates are kept to 0.01 A (those of the source), relative to the first atom of each chain, so that training
+    crystals and ``digest`` stay the same. B factors above 255 A^2 become 255.
+    """
+    steps = _steps(library.xyz, library.start)
+    arrays = {
+        # Planes of high and low bytes, axis by axis, compress better than whole numbers.
+        "high": (steps >> 8).astype(np.int8).T,
+        "low": (steps & 255).astype(np.uint8).T,
+        "element": library.element,
+        "b": np.clip(np.round(library.b), 0, 255).astype(np.uint8),
+        "start": library.start,
+        "entry": library.entry,
+        "cluster": library.cluster,
+        "split": np.array(split),
+    }
+    with atomic(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _load_file(path: Path, split: str) -> Library:
+    with np.load(path, allow_pickle=False) as pack:
+        held = str(pack["split"].item())
+        if held != split:
+            raise UserError(f"holds the {held} split, not {split}", str(path), "the folder of the coordinates")
+        start = pack["start"]
+        steps = (pack["high"].astype(np.int16) * 256 + pack["low"]).T.astype(np.int64)
+        along = np.cumsum(steps, axis=0)
+        origin = np.repeat(along[start[:-1]], np.diff(start), axis=0)
+        xyz = ((along - origin) / 100.0).astype(np.float32)
+        b = pack["b"].astype(np.float32)
+        return _library(xyz, pack["element"], b, start, pack["entry"], pack["cluster"])
