@@ -6,15 +6,18 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ml_phaser import __version__
 from ml_phaser.errors import UserError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ml_phaser.cli.main_job import Session
 
 COMMANDS = {
@@ -102,7 +105,7 @@ def _message(error: BaseException, interrupted: str) -> str:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
+    if _of_interrupt(error):
         return interrupted
     if isinstance(error, UserError):
         return " ".join(str(error).split())
@@ -115,12 +118,32 @@ def _message(error: BaseException, interrupted: str) -> str:
     )
 
 
+def _of_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C began it: what was being closed at that moment may complain in its own words."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def _polite() -> Iterator[None]:
     """Termination requests end like Ctrl-C; libraries' warnings stay away from users."""
 
-    def stop(signum: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if not _importing(frame):
+            raise KeyboardInterrupt
+        # A library written in C++ aborts the process when it is interrupted while it loads: ask again soon.
+        later = threading.Timer(0.05, os.kill, (os.getpid(), signum))
+        later.daemon = True
+        later.start()
 
     previous = {}
     with suppress(ValueError):  # not in the main thread

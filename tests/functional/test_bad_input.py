@@ -359,6 +359,21 @@ def test_interrupt_in_the_middle_of_phasing(number):
     judge_refusal(process.returncode, "".join(head) + out, err, before, ["interrupted; nothing was written"])
 
 
+def test_interrupt_while_libraries_load():
+    """Anywhere between the banner and the first cycle: an exception inside a C++ module would abort Python."""
+    amplitudes()
+    before = snapshot()
+    processes = [command(*FILES, "timelimit", "600", "threads", "1", "quiet") for _ in range(8)]
+    time.sleep(0.15)
+    for process in processes:
+        time.sleep(0.15)
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, err, out) == (1, "ml_phaser: interrupted; nothing was written\n", "")
+    assert snapshot() == before
+
+
 # ---------------------------------------------------------------------------------------- damaged installation
 
 
