@@ -9,17 +9,21 @@ comparison leans to the classical side; the best setting for each row, which nob
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import gemmi
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ml_phaser.atomic import atomic
 from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.networks.projector import Projector, condition
 from ml_phaser.phasing.dual_space import Projection, sparse
 from ml_phaser.phasing.projections import Target, flip, forward, inverse, unit_variance, with_amplitudes
+from ml_phaser.report.record import json_safe, write_json
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.batches import SHAPES
 from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
@@ -36,7 +40,7 @@ MATES = 2  # crystals of one shape are projected together; small batches stay in
 
 DELTAS = (-1.0, -0.5, 0.0, 0.5, 0.8, DELTA)
 SHARES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4)
-PIVOTS = (0.1, 0.25, 0.5, 1.0, 1.5)
+PIVOTS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.5)
 SOLVENTS = (0.1, 0.2, 0.35, 0.5)
 NETWORK, IDENTITY = "network", "identity"
 
@@ -540,3 +544,45 @@ def markdown(report: Report) -> str:
         *(f"| {d} | " + " | ".join(s[n] for n in classical) + " |" for d, s in report.settings.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def brief(report: Report) -> dict[str, Any]:
+    """What a model card needs of it: the network beside the best of its rivals, ``[before, after]`` the measured
+    moduli are put back."""
+    rivals = [n for n in NAMES if n != NETWORK]
+    return {
+        "what": "mean map correlation with the truth on crystals cut from held-out entries, one pass, "
+        f"{report.plan.crystals} crystals a row; [before, after] the measured amplitudes are put back",
+        "held_out_sha256": report.data,
+        "rows": [
+            {
+                "d_min": r.d_min,
+                "error": r.kind,
+                "level": r.level,
+                "start": round(r.cc_in, 3),
+                "network": [round(r.scores[NETWORK].cc, 3), round(r.scores[NETWORK].cc_f, 3)],
+                "best_rival": [
+                    round(max(r.scores[n].cc for n in rivals), 3),
+                    round(max(r.scores[n].cc_f for n in rivals), 3),
+                ],
+                "wins": r.wins,
+            }
+            for r in report.rows
+        ],
+        "beats_identity_and_classical": {d: asdict(b) for d, b in report.beats.items()},
+        "beats_on_partial_structures": {d: asdict(b) for d, b in report.beats_partial.items()},
+        "truth_kept": {"cycles": report.plan.cycles, "cc": report.kept},
+    }
+
+
+def write_report(path: Path, report: Report, network: dict[str, Any]) -> Path:
+    """Write ``path`` (JSON) and the table beside it (``.md``), which is returned. ``network``: what was judged.
+
+    Raises UserError where they cannot be written.
+    """
+    write_json(path, json_safe({"network": network, **asdict(report)}))
+    table = path.with_suffix(".md")
+    heading = ", ".join(f"{k} {v}" for k, v in network.items())
+    with atomic(table) as tmp:
+        tmp.write_text(f"# One pass of the learned projection\n\n{heading}\n\n{markdown(report)}", encoding="utf-8")
+    return table

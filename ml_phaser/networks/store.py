@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
     """The network in evaluation mode; UserError if the weights are not those the card was written for."""
     from safetensors.torch import load
 
-    from ml_phaser.networks.projector import Projector, ProjectorConfig
+    from ml_phaser.networks.projector import Projector
 
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
@@ -53,26 +54,49 @@ def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
         raise UserError("the weights file is missing", str(path), "reinstall ml_phaser") from None
     if hashlib.sha256(raw).hexdigest() != card.sha256:
         raise UserError("the weights are not those of the model card", str(path), "reinstall ml_phaser")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card.config.items()}
+    network = Projector(config_from(card.config, str(path)))
     try:
-        config = ProjectorConfig(**values)
-    except TypeError as error:
-        raise UserError(f"unknown network configuration ({error})", str(path), "update ml_phaser") from None
-    network = Projector(config)
-    network.load_state_dict({k: v.float() for k, v in load(raw).items()})
+        network.load_state_dict({k: v.float() for k, v in load(raw).items()})
+    except RuntimeError:
+        what = "the weights do not fit the network of the model card"
+        raise UserError(what, str(path), "reinstall ml_phaser") from None
     return network.eval()
+
+
+def config_from(values: dict[str, Any], where: str) -> ProjectorConfig:
+    """The configuration a card or checkpoint (``where``) holds; UserError if it is not one this program knows."""
+    from ml_phaser.networks.projector import ProjectorConfig
+
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return ProjectorConfig(**fields)
+    except TypeError as error:
+        raise UserError(f"unknown network configuration ({error})", where, "update ml_phaser") from None
 
 
 def save_projector(
     state: dict[str, Any], config: ProjectorConfig, facts: dict[str, Any], name: str, folder: Path
 ) -> Path:
-    """Write half-precision weights and their card; returns the path of the card."""
-    from safetensors.torch import save
+    """Write half-precision weights and their card; returns the path of the card. Raises UserError.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Parameters
+    ----------
+    state : state dict; facts : of the card, beside name, hash and config
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise UserError("safetensors is not installed", hint="pip install safetensors") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     raw = save({k: v.detach().half().contiguous().cpu() for k, v in state.items()})
-    (folder / f"{name}.safetensors").write_bytes(raw)
     card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": asdict(config), **facts}
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(card, indent=1) + "\n")
+    # The card last: weights without their card are not taken for another card's, the hash forbids it.
+    with atomic(folder / f"{name}.safetensors") as tmp:
+        tmp.write_bytes(raw)
+    with atomic(path) as tmp:
+        tmp.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return path

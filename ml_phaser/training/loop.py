@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -12,9 +13,15 @@ from typing import Any
 
 import torch
 
+from ml_phaser.atomic import atomic, cannot_write
+from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, ProjectorConfig
+from ml_phaser.networks.store import config_from
 from ml_phaser.phasing.projections import forward, inverse, unit_variance, with_amplitudes
 from ml_phaser.simulate.batches import Batch
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+LOG_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class Schedule:
     """How to train.
 
     seconds : wall-clock budget over all sessions; the learning rate falls to zero as a cosine over it
+    batch : crystals a step; rate : highest learning rate, reached after the share ``warmup`` of the budget
+    average : decay of the moving average of the weights, which is what gets used
     own_cycles : after this fraction of the budget, a share of the inputs are the network's own earlier cycles, so
         that it learns to correct itself and to keep what is right
     """
@@ -48,7 +57,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def own_cycles(network: Projector, batch: Batch, rho: torch.Tensor, cycles: int) -> torch.Tensor:
     """Maps after some cycles of projection and amplitude replacement, as in the engine."""
     for _ in range(cycles):
-        half = with_amplitudes(forward(network(rho, batch.cond)), batch.target)
+        half = with_amplitudes(forward(network(rho, batch.cond).float()), batch.target)
         rho = unit_variance(inverse(half, rho.shape))
     return rho
 
@@ -62,29 +71,85 @@ def learning_rate(schedule: Schedule, used: float) -> float:
 
 @dataclass
 class State:
-    """Everything a resumed run needs."""
+    """Everything a resumed run needs. mean: moving average of the weights; seconds, steps, samples: over all
+    sessions."""
 
     network: Projector
     mean: dict[str, torch.Tensor]
     optimiser: torch.optim.Optimizer
     seconds: float = 0.0
     steps: int = 0
+    samples: int = 0
+
+    @classmethod
+    def new(cls, config: ProjectorConfig, schedule: Schedule, device: str, seed: int) -> State:
+        """An untrained network; the same seed gives the same one."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = Projector(config)
+        network = network.to(device)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay)
+        return cls(network, {k: v.clone() for k, v in network.state_dict().items()}, optimiser)
 
     def save(self, path: Path) -> None:
-        part = path.with_suffix(".part")
-        torch.save(
-            {"network": self.network.state_dict(), "mean": self.mean, "optimiser": self.optimiser.state_dict(),
-             "seconds": self.seconds, "steps": self.steps, "config": asdict(self.network.config)},
-            part,
-        )  # fmt: skip
-        part.replace(path)
+        """Write a checkpoint, whole or not at all. Raises UserError where it cannot be written."""
+        content = {
+            "network": self.network.state_dict(), "mean": self.mean, "optimiser": self.optimiser.state_dict(),
+            "seconds": self.seconds, "steps": self.steps, "samples": self.samples,
+            "config": asdict(self.network.config),
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with atomic(path) as tmp:
+            tmp.write_bytes(buffer.getbuffer())
 
-    def load(self, path: Path, device: str) -> None:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        self.network.load_state_dict(saved["network"])
-        self.mean = saved["mean"]
-        self.optimiser.load_state_dict(saved["optimiser"])
+    def load(self, path: Path, device: str, batch: int) -> None:
+        """Go on from a checkpoint. Raises UserError if it is damaged or of another network.
+
+        ``batch``: crystals a step, for checkpoints that did not count their samples
+        """
+        saved = read_checkpoint(path, device)
+        config = config_from(saved["config"], str(path))
+        if config != self.network.config:
+            raise UserError(
+                f"holds another network ({_difference(config, self.network.config)})", str(path),
+                "the same channels and blocks, or another out folder",
+            )  # fmt: skip
+        try:
+            self.network.load_state_dict(saved["network"])
+            self.mean = saved["mean"]
+            self.optimiser.load_state_dict(saved["optimiser"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise _damaged(path, error) from None
         self.seconds, self.steps = saved["seconds"], saved["steps"]
+        self.samples = saved.get("samples", self.steps * batch)
+
+
+def _difference(a: ProjectorConfig, b: ProjectorConfig) -> str:
+    return ", ".join(f"{k} {v}, not {getattr(b, k)}" for k, v in vars(a).items() if v != getattr(b, k))
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"is not a checkpoint of this program ({type(error).__name__})", str(path), "another out folder")
+
+
+def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """Content of a checkpoint: network, mean, optimiser, seconds, steps, config, perhaps samples.
+
+    Raises UserError if it is missing or damaged.
+    """
+    import pickle
+
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError("there is no checkpoint", str(path), "train first, or another out folder") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise _damaged(path, error) from None
+    wanted = {"network", "mean", "optimiser", "seconds", "steps", "config"}
+    if not isinstance(saved, dict) or not wanted <= saved.keys():
+        raise _damaged(path, KeyError("content"))
+    return saved
 
 
 def train(
@@ -94,32 +159,57 @@ def train(
     out: Path,
     *,
     device: str = "cpu",
+    seed: int = 0,
     session: float = math.inf,
     say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[float], None] = lambda _: None,
+    saved: Callable[[State], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train, or go on training, until the budget or this session's share of it is spent.
 
     Parameters
     ----------
-    make_batches : given a seed, an endless iterator of batches; a resumed run asks for a fresh seed
+    make_batches : given the number of steps done so far, an endless iterator of batches; a resumed run so asks for
+        crystals it has not seen
     out : folder of checkpoint.pt (resumed from if there) and log.jsonl
+    seed : of the weights and of the choice of the network's own cycles
     session : seconds this call may take
+    say, progress : told a line every LOG_EVERY steps, and the fraction of the budget spent
+    saved : called after each checkpoint
+    stop : asked between steps; True ends the session with a checkpoint
+
+    Raises
+    ------
+    UserError
+        a checkpoint that does not fit, a folder that cannot be written, a loss that is no longer a number (the last
+        checkpoint, saved before, stays)
     """
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    network = Projector(config).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay)
-    state = State(network, {k: v.clone() for k, v in network.state_dict().items()}, optimiser)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    checkpoint = out / CHECKPOINT
+    state = State.new(config, schedule, device, seed)
     if checkpoint.exists():
-        state.load(checkpoint, device)
+        state.load(checkpoint, device, schedule.batch)
         say(f"resumed after {state.seconds:.0f} s, {state.steps} steps")
-    draw = torch.Generator().manual_seed(1 + state.steps)
-    source = make_batches(1 + state.steps)
+    network, optimiser = state.network.train(), state.optimiser
+    torch.backends.cudnn.benchmark = device == "cuda"  # a handful of grid shapes, over and over
+    draw = torch.Generator().manual_seed(1_000_003 * seed + 1 + state.steps)
+    source = make_batches(state.steps)
     started = last_save = time.monotonic()
     before = state.seconds
-    losses: list[float] = []
-    gains: list[float] = []
-    while state.seconds < schedule.seconds and time.monotonic() - started < session:
+    losses: list[torch.Tensor] = []
+    gains: list[torch.Tensor] = []
+
+    def save() -> None:
+        if losses and not math.isfinite(float(losses[-1])):
+            raise UserError(f"the training diverged after {state.steps} steps", str(out), "a smaller rate")
+        state.save(checkpoint)
+        saved(state)
+
+    while state.seconds < schedule.seconds and time.monotonic() - started < session and not stop():
         batch = next(source).to(device)
         used = state.seconds / schedule.seconds
         for group in optimiser.param_groups:
@@ -136,24 +226,40 @@ def train(
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         state.steps += 1
+        state.samples += len(batch.truth)
         decay = min(schedule.average, state.steps / (state.steps + 10))
         for name, value in network.state_dict().items():
             state.mean[name].lerp_(value, 1 - decay)
         state.seconds = before + time.monotonic() - started
-        losses.append(float(loss.detach()))
-        gains.append(float((correlation(out_map.detach().float(), batch.truth) - correlation(rho, batch.truth)).mean()))
-        if len(losses) == 100:
-            row: dict[str, Any] = {
-                "step": state.steps, "samples": state.steps * schedule.batch, "seconds": round(state.seconds, 1),
-                "loss": round(sum(losses) / 100, 4), "cc_gain": round(sum(gains) / 100, 4),
-            }  # fmt: skip
-            with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            say(json.dumps(row))
+        # Kept on the device: to ask for their values at every step would make a GPU wait.
+        losses.append(loss.detach())
+        gains.append((correlation(out_map.detach().float(), batch.truth) - correlation(rho, batch.truth)).mean())
+        if len(losses) == LOG_EVERY:
+            row = _log_row(state, losses, gains)
+            _append(out / LOG, row)
+            say(f"step {row['step']}, {row['samples']} samples: loss {row['loss']}, CC gained {row['cc_gain']}")
+            if not math.isfinite(row["loss"]):
+                save()
             losses.clear()
             gains.clear()
+        progress(state.seconds / schedule.seconds)
         if time.monotonic() - last_save > schedule.save_every:
-            state.save(checkpoint)
+            save()
             last_save = time.monotonic()
-    state.save(checkpoint)
+    save()
     return state
+
+
+def _log_row(state: State, losses: list[torch.Tensor], gains: list[torch.Tensor]) -> dict[str, Any]:
+    return {
+        "step": state.steps, "samples": state.samples, "seconds": round(state.seconds, 1),
+        "loss": round(float(torch.stack(losses).mean()), 4), "cc_gain": round(float(torch.stack(gains).mean()), 4),
+    }  # fmt: skip
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -1,0 +1,339 @@
+"""``ml_phaser train``: train the network of the learned projection, judge it, export it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_phaser.cli.arguments import NO, YES, convert, unknown
+from ml_phaser.cli.progress import Reporter
+from ml_phaser.errors import UserError
+from ml_phaser.parameters import Parameter
+
+if TYPE_CHECKING:
+    from ml_phaser.networks.projector import Projector, ProjectorConfig
+    from ml_phaser.simulate.fragments import Library
+
+PROGRAM = "ml_phaser train"
+TABLE = (
+    Parameter("data", "text", "protein coordinates: their folder, or a file made by train pack"),
+    Parameter("out", "text", "folder of the run: checkpoint.pt, log.jsonl, run.json; gone on with if it is there"),
+    Parameter("seconds", "float", "wall-clock budget of the whole run [0: train no more]", low=0, high=1e8, unit="s"),
+    Parameter(
+        "session", "float", "stop this session after so long [when the budget is spent]", low=0, high=1e8, unit="s"
+    ),
+    Parameter("channels", "text", "features of each level, finest first, multiples of 8", default="16,48,128"),
+    Parameter("blocks", "int", "residual blocks at each level", default=1, low=1, high=16),
+    Parameter("batch", "int", "crystals a step", default=8, low=1, high=4096),
+    Parameter("rate", "float", "highest learning rate", default=2e-3, low=1e-7, high=1.0),
+    Parameter("seed", "int", "of weights and crystals", default=0, low=0, high=2**31 - 1),
+    Parameter("device", "choice", "where to train", default="auto", choices=("auto", "cpu", "cuda")),
+    Parameter("threads", "int", "processor threads of the network", default=1, low=1, high=1024),
+    Parameter("workers", "int", "processes that make crystals beside it; 0: none", default=0, low=0, high=1024),
+    Parameter("export", "text", "judge the network on held-out entries and write it under this name [no]"),
+    Parameter("weights", "text", "folder to export to [out]"),
+    Parameter("holdout", "text", "held-out coordinates to judge by, where data is a file [data]"),
+    Parameter("crystals", "int", "crystals a row in that judgement", default=32, low=2, high=4096),
+    Parameter("benchout", "text", "full table of that judgement, JSON, and .md beside it [not written]"),
+    Parameter("overwrite", "flag", "replace exported files that exist", default=False),
+    Parameter("quiet", "flag", "print errors only", default=False),
+)
+PACK = (
+    Parameter("data", "text", "folder of the protein coordinates"),
+    Parameter("out", "text", "file to write, .npz"),
+    Parameter("split", "choice", "which entries", default="train", choices=("train", "holdout")),
+    Parameter("overwrite", "flag", "replace the file if it exists", default=False),
+)
+ONLY_EXPORT = ("weights", "holdout", "crystals", "benchout")
+
+
+def usage() -> str:
+    """The answer to ``--help``."""
+
+    def lines(table: tuple[Parameter, ...]) -> list[str]:
+        values = {"int": "N", "float": "X", "flag": "", "text": "TEXT"}
+        out = []
+        for p in table:
+            value = "|".join(p.choices) or values[p.kind]
+            unit = f" in {p.unit}" if p.unit else ""
+            default = f" [{p.default}]" if p.default not in (None, False) else ""
+            out.append(f"  {p.name + ' ' + value:<26}{p.help}{unit}{default}")
+        return out
+
+    return "\n".join(
+        [
+            "usage: ml_phaser train data FOLDER out FOLDER seconds 6000 [name value ...]",
+            "       ml_phaser train data FOLDER out FOLDER export NAME [name value ...]",
+            "       ml_phaser train pack data FOLDER out FILE.npz [split train|holdout]",
+            "",
+            "Train the network of the learned density projection on crystals made on the fly from protein coordinates.",
+            "A run that is stopped (Ctrl-C too) goes on with the same command. Names in any case, with or without --.",
+            "",
+            *lines(TABLE),
+            "",
+            "pack writes one split of the coordinates as a compact file to carry to another machine:",
+            "",
+            *lines(PACK),
+            "",
+        ]
+    )
+
+
+def parse(argv: list[str], table: tuple[Parameter, ...] = TABLE) -> dict[str, Any]:
+    """Checked values by name, defaults included, None where there is neither. Raises UserError."""
+    by_name = {p.name: p for p in table}
+    given: dict[str, Any] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        parameter = by_name.get(name.lstrip("-").lower())
+        if parameter is None:
+            raise unknown(word, by_name, "command line", "option")
+        if parameter.name in given:
+            raise UserError("given twice", parameter.name)
+        if not equals:
+            if parameter.kind == "flag":
+                value = words.pop(0) if words and words[0].lower() in YES + NO else "yes"
+            elif words:
+                value = words.pop(0)
+        if not value.strip():
+            raise UserError("has no value", parameter.name)
+        given[parameter.name] = convert(parameter, value)
+    return {p.name: given.get(p.name, p.default) for p in table}
+
+
+def parse_channels(text: str) -> tuple[int, ...]:
+    """One to three multiples of 8: training grids can be halved twice. Raises UserError."""
+    try:
+        channels = tuple(int(x) for x in text.split(","))
+    except ValueError:
+        channels = ()
+    if not 1 <= len(channels) <= 3 or any(c <= 0 or c % 8 for c in channels):
+        raise UserError(f"wants one to three multiples of 8, not {text!r}", "channels", "channels 16,48,128")
+    return channels
+
+
+class PlainReporter(Reporter):
+    """The reporter without its bar, for machines that have no rich."""
+
+    def __enter__(self) -> PlainReporter:
+        return self
+
+
+def reporter(quiet: bool) -> Reporter:
+    """Bar and log, as far as this machine has them."""
+    return Reporter(quiet=quiet) if importlib.util.find_spec("rich") else PlainReporter(quiet=quiet)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Within it, the first Ctrl-C (or termination request) is only noted: the function given says so. The next one
+    ends the program."""
+    asked = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = {}
+    with suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def choose_device(wanted: str) -> str:
+    """ "cpu" or "cuda"; UserError where a GPU was asked for and there is none."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def run_training(options: dict[str, Any], library: Library, notify: Reporter) -> None:
+    """One session of training. Raises UserError; one that says how to go on where the user stopped it."""
+    from ml_phaser.networks.projector import ProjectorConfig
+    from ml_phaser.simulate.batches import Recipe
+    from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint, train
+    from ml_phaser.training.record import Recorder
+    from ml_phaser.training.workers import stream
+
+    out, batch, seed, workers = options["out"], options["batch"], options["seed"], options["workers"]
+    device = choose_device(options["device"])
+    config = ProjectorConfig(channels=options["channels"], blocks=options["blocks"])
+    schedule = Schedule(options["seconds"], batch=batch, rate=options["rate"])
+    recipe = Recipe()
+    recorder = Recorder(
+        out, config, schedule, library, recipe, device=device, threads=options["threads"], workers=workers, seed=seed
+    )
+    if (out / CHECKPOINT).exists():
+        earlier = read_checkpoint(out / CHECKPOINT)
+        recorder.begin(earlier["seconds"], earlier["steps"], earlier.get("samples", earlier["steps"] * batch))
+    notify.say(
+        f"training {options['channels']} on {device}: {len(library)} chains of {len(set(library.entry))} entries, "
+        f"data sha256 {library.digest[:12]}"
+    )
+    with stopping() as asked:
+        state = train(
+            config, schedule, lambda steps: stream(library, batch, seed, steps, workers, recipe), out,
+            device=device, seed=seed, session=math.inf if options["session"] is None else options["session"],
+            say=notify.say, progress=lambda fraction: notify.progress(fraction, None), saved=recorder, stop=asked,
+        )  # fmt: skip
+        stopped = asked()
+    if stopped:
+        raise UserError(
+            f"interrupted; step {state.steps} ({state.seconds:.0f} of {schedule.seconds:.0f} s) is safe in "
+            f"{out / CHECKPOINT}",
+            hint="the same command, which goes on from there",
+        )
+    notify.say(f"{state.steps} steps, {state.samples} samples, {state.seconds:.0f} s: {out / CHECKPOINT}")
+
+
+def averaged(path: Path) -> tuple[Projector, ProjectorConfig]:
+    """The network of a checkpoint with averaged weights, rounded to the half precision it is shipped in."""
+    from ml_phaser.networks.projector import Projector
+    from ml_phaser.networks.store import config_from
+    from ml_phaser.training.loop import read_checkpoint
+
+    saved = read_checkpoint(path)
+    config = config_from(saved["config"], str(path))
+    network = Projector(config)
+    try:
+        network.load_state_dict({k: v.half().float() for k, v in saved["mean"].items()})
+    except RuntimeError:
+        raise UserError("the weights do not fit the network", str(path)) from None
+    return network.eval(), config
+
+
+def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> Path:
+    """Judge the network on held-out crystals, write weights and card; returns the path of the card."""
+    from ml_phaser.evaluation.one_pass import Plan, brief, evaluate, write_report
+    from ml_phaser.networks.store import save_projector
+    from ml_phaser.training.loop import CHECKPOINT, read_checkpoint
+    from ml_phaser.training.record import claims, model_card, read_record
+
+    out, name = options["out"], options["export"]
+    network, config = averaged(out / CHECKPOINT)
+    saved = read_checkpoint(out / CHECKPOINT)
+    record = {k: saved[k] for k in ("seconds", "steps", "samples") if k in saved} | read_record(out)
+    notify.stage(f"judge on {len(set(holdout.entry))} held-out entries")
+    report = evaluate(
+        network, holdout, replace(Plan(), crystals=options["crystals"], fixed=max(2, options["crystals"] // 2)),
+        lambda fraction, text: notify.progress(fraction, None),
+    )  # fmt: skip
+    claimed, limits = claims(report.claimed(), config)
+    card = save_projector(
+        network.state_dict(), claimed, model_card(claimed, record, brief(report), limits), name, options["weights"]
+    )
+    if options["benchout"] is not None:
+        facts = {"name": name, "steps": saved["steps"], "seconds of training": round(saved["seconds"])}
+        notify.say(f"table: {write_report(options['benchout'], report, facts)}")
+    for d, beats in report.beats.items():
+        notify.say(f" {d} A: ahead of every rival on average {beats.on_average}, in every row {beats.every_row}")
+    for sentence in limits:
+        notify.say(sentence)
+    return card
+
+
+def check(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with paths and channels made of text; UserError for what is missing, does nothing or is in the way."""
+    for name in ("data", "out"):
+        if options[name] is None:
+            raise UserError("is missing", name, "ml_phaser train --help")
+    if not options["seconds"] and not options["export"]:
+        raise UserError("nothing to do", hint="seconds 6000 to train, export NAME to write the network")
+    if options["session"] is not None and not options["seconds"]:
+        raise UserError("is part of a budget that is not given", "session", "seconds 6000 session 600")
+    if not options["export"]:
+        idle = [n for n in ONLY_EXPORT if options[n] != next(p.default for p in TABLE if p.name == n)]
+        if idle or options["overwrite"]:
+            raise UserError("does nothing without export", (*idle, "overwrite")[0], "export NAME")
+    elif Path(options["export"]).name != options["export"]:
+        raise UserError("is a name, not a path", f"export {options['export']}", "export NAME weights FOLDER")
+    paths = {n: Path(options[n]).expanduser() if options[n] else None for n in ("data", "out", "holdout", "benchout")}
+    paths["weights"] = Path(options["weights"]).expanduser() if options["weights"] else paths["out"]
+    options = {**options, **paths, "channels": parse_channels(options["channels"])}
+    for path in exported(options):
+        if path.exists() and not options["overwrite"]:
+            raise UserError("exists already", str(path), "overwrite yes, or another name")
+    if options["export"]:
+        if options["holdout"] is None and options["data"].is_file():
+            raise UserError("holds no held-out entries", str(options["data"]), "holdout FOLDER, or holdout FILE.npz")
+        if importlib.util.find_spec("safetensors") is None:
+            raise UserError("safetensors is not installed", "export", "pip install safetensors, or export elsewhere")
+    return options
+
+
+def exported(options: dict[str, Any]) -> list[Path]:
+    """Files an export writes."""
+    if not options["export"]:
+        return []
+    stem = options["weights"] / options["export"]
+    files = [stem.with_name(stem.name + suffix) for suffix in (".json", ".safetensors")]
+    return files + ([options["benchout"]] if options["benchout"] else [])
+
+
+def run(argv: list[str]) -> None:
+    """Train, export, or both. Raises UserError."""
+    options = check(parse(argv))
+    import torch
+
+    from ml_phaser.simulate.fragments import load_library
+
+    torch.set_num_threads(options["threads"])
+    with reporter(options["quiet"]) as notify:
+        if options["seconds"]:
+            notify.stage("train")
+            run_training(options, load_library(options["data"], "train"), notify)
+        if options["export"]:
+            holdout = load_library(options["holdout"] or options["data"], "holdout")
+            notify.say(f"exported: {run_export(options, holdout, notify)}")
+
+
+def pack(argv: list[str]) -> str:
+    """Write the compact file; the text to print. Raises UserError."""
+    options = parse(argv, PACK)
+    for name in ("data", "out"):
+        if options[name] is None:
+            raise UserError("is missing", name, "ml_phaser train pack data FOLDER out FILE.npz")
+    path = Path(options["out"]).expanduser()
+    if path.exists() and not options["overwrite"]:
+        raise UserError("exists already", str(path), "overwrite yes, or another name")
+    from ml_phaser.simulate.fragments import load_library, save_library
+
+    library = load_library(options["data"], options["split"])
+    save_library(library, path, options["split"])
+    size = path.stat().st_size / 1e6
+    return f"{path}: {len(library)} chains, {size:.1f} MB, data sha256 {library.digest[:12]}"
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; argv without the program's and sub-command's names. Returns the exit status."""
+    if not argv or any(word in ("--help", "-h") for word in argv):
+        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 1
+    try:
+        if argv[0].lower() == "pack":
+            print(pack(argv[1:]))
+        else:
+            run(argv)
+    except UserError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
