@@ -1,0 +1,368 @@
+"""The main job from command to files, the files read by other programs, and every parameter's effect on them."""
+
+import io
+import json
+import math
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+
+import gemmi
+import numpy as np
+import pytest
+from sample_outcome import GROUP, structure_factors
+
+from ml_phaser.cli import main
+from ml_phaser.parameters import PARAMETERS
+
+CELL = gemmi.UnitCell(6, 7, 8, 90, 90, 90)
+D_MIN = 0.9
+QUICK = ["trials", "1", "timelimit", "5", "threads", "1"]
+OTHER_SET = ["labin", "FP=G SIGFP=SIGG"]
+
+
+def write_data(path, group=GROUP, cell=CELL, d_min=D_MIN, random=False, seed=1):
+    """Amplitudes of five atoms as F and, of five others, as G; or random ones of no structure at all."""
+    hkl = np.asarray(gemmi.make_miller_array(cell, group, d_min), dtype=np.int32)
+    rng = np.random.default_rng(seed)
+    if random:
+        sets = [rng.rayleigh(10, len(hkl))]
+    else:
+        sets = [np.abs(structure_factors(hkl, group, seed + i)) for i in (0, 10)]
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup = group
+    mtz.add_dataset("x")
+    mtz.set_cell_for_all(cell)
+    columns = [hkl]
+    for label, f in zip("FG", sets, strict=False):
+        mtz.add_column(label, "F")
+        mtz.add_column(f"SIG{label}", "Q")
+        columns += [f, 0.02 * f + 0.1]
+    mtz.add_column("FreeR_flag", "I")
+    mtz.set_data(np.column_stack([*columns, rng.integers(0, 20, len(hkl))]).astype(np.float32))
+    mtz.write_to_file(str(path))
+
+
+def phase(folder, name, *words, hklin="data.mtz", said=None):
+    """Run the command; paths and contents of what it wrote."""
+    stem = folder / name
+    options = {"labin": "FP=F SIGFP=SIGF", "hklin": folder / hklin, "mapout": f"{stem}.map"}
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    command = [
+        str(w) for pair in (options | dict(zip(QUICK[::2], QUICK[1::2], strict=True)) | given).items() for w in pair
+    ]
+    stdin, stdout = sys.stdin, sys.stdout
+    sys.stdin, sys.stdout = io.StringIO(""), io.StringIO()
+    try:
+        code, log = main(command), sys.stdout.getvalue()
+    finally:
+        sys.stdin, sys.stdout = stdin, stdout
+    if said is not None:
+        said.append(log)
+    assert code == 0, log[-1000:]
+    paths = {kind: Path(given.get(kind, f"{stem}{end}")) for kind, end in (("mapout", ".map"), ("hklout", ".mtz"))}
+    record = json.loads(Path(given.get("jsonout", f"{stem}.json")).read_text(encoding="utf-8"))
+    mtz = gemmi.read_mtz_file(str(paths["hklout"]))
+    return SimpleNamespace(
+        record=record, mtz=mtz, log=log, map=gemmi.read_ccp4_map(str(paths["mapout"])), paths=paths,
+        column=lambda label: np.array(mtz.column_with_label(label)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("outputs")
+    write_data(place / "data.mtz")
+    write_data(place / "other.mtz", seed=2)
+    write_data(place / "noise.mtz", random=True)
+    return place
+
+
+@pytest.fixture(scope="module")
+def usual(folder):
+    """The run that the others differ from."""
+    more = ["pattout", str(folder / "patterson.map"), "xmlout", str(folder / "program.xml")]
+    return phase(folder, "usual", *more)
+
+
+@pytest.fixture(scope="module")
+def asu(folder):
+    return phase(folder, "asu", "mapextent", "asu", "pattout", str(folder / "patterson_asu.map"))
+
+
+# ----------------------------------------------------------------------------------------- independent readers
+
+
+def test_mrcfile_finds_the_maps_valid(folder, usual, asu, capsys):
+    import mrcfile
+
+    for path in (usual.paths["mapout"], asu.paths["mapout"], folder / "patterson.map", folder / "patterson_asu.map"):
+        assert mrcfile.validate(str(path)), capsys.readouterr().out
+    with mrcfile.open(usual.paths["mapout"]) as file:  # sections, rows, columns: the grid transposed
+        np.testing.assert_array_equal(file.data.transpose(2, 1, 0), np.asarray(usual.map.grid))
+        assert int(file.header.ispg) == 19 and float(file.header.cella.y) == pytest.approx(CELL.b)
+
+
+def test_density_is_that_of_the_columns(usual):
+    """gemmi's own transform of FWT and PHWT."""
+    grid = np.asarray(usual.map.grid)
+    wanted = usual.mtz.transform_f_phi_to_map("FWT", "PHWT", exact_size=grid.shape)
+    np.testing.assert_allclose(grid, np.asarray(wanted), atol=2e-5 * np.abs(grid).max())
+    assert abs(grid.mean()) < 1e-4 * grid.std()
+
+
+def test_asymmetric_unit_expands_to_the_whole_cell(usual, asu):
+    before = asu.map.grid.array.size
+    asu.map.setup(float("nan"))
+    whole = np.asarray(asu.map.grid)
+    assert before < whole.size and whole.shape == np.asarray(usual.map.grid).shape
+    np.testing.assert_allclose(whole, np.asarray(usual.map.grid), atol=1e-5 * np.abs(whole).max())
+
+
+def test_iotbx_reads_the_same(usual):
+    iotbx_mtz = pytest.importorskip("iotbx.mtz")
+    from iotbx.map_manager import map_manager
+    from libtbx.utils import null_out
+
+    mtz = iotbx_mtz.object(str(usual.paths["hklout"]))
+    assert mtz.space_group().type().number() == 19
+    arrays = {a.info().labels[0]: a for a in mtz.as_miller_arrays()}
+    assert {"F", "FWT", "PHIB", "FOM", "HLA", "FreeR_flag"} <= set(arrays)
+    assert arrays["F"].is_xray_amplitude_array() and arrays["HLA"].is_hendrickson_lattman_array()
+    assert arrays["FWT"].is_complex_array() and arrays["FWT"].info().labels == ["FWT", "PHWT"]
+    manager = map_manager(file_name=str(usual.paths["mapout"]), log=null_out())
+    ours = manager.map_data().as_numpy_array()
+    np.testing.assert_array_equal(ours, np.asarray(usual.map.grid))
+    assert manager.crystal_symmetry().space_group_number() == 19
+    coefficients = arrays["FWT"]
+    back = coefficients.structure_factors_from_map(manager.map_data(), in_place_fft=False, use_scale=True)
+    np.testing.assert_array_equal(np.array(back.indices()), np.array(coefficients.indices()))
+    values, wanted = back.data().as_numpy_array(), coefficients.data().as_numpy_array()
+    np.testing.assert_allclose(values, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_columns_belong_together(usual, folder):
+    given = gemmi.read_mtz_file(str(folder / "data.mtz"))
+    assert usual.mtz.column_labels()[:8] == given.column_labels()
+    labels = usual.mtz.column_labels()
+    start = labels.index("FWT")
+    assert labels[start : start + 8] == ["FWT", "PHWT", "PHIB", "FOM", "HLA", "HLB", "HLC", "HLD"]
+    assert "".join(c.type for c in usual.mtz.columns)[start : start + 8] == "FPPWAAAA"
+    for label in ("F", "SIGF", "G", "FreeR_flag"):
+        np.testing.assert_array_equal(usual.column(label), np.array(given.column_with_label(label)))
+    fom, phi = usual.column("FOM"), np.deg2rad(usual.column("PHIB"))
+    assert (fom >= 0).all() and (fom <= 1).all() and fom.std() > 0
+    np.testing.assert_allclose(usual.column("FWT"), fom * usual.column("F"), rtol=1e-4)
+    np.testing.assert_array_equal(usual.column("PHWT"), usual.column("PHIB"))
+    a, b = usual.column("HLA"), usual.column("HLB")
+    np.testing.assert_allclose(np.exp(1j * np.arctan2(b, a)), np.exp(1j * phi), atol=1e-3)
+    hkl = np.asarray(usual.mtz.make_miller_array())
+    ops = GROUP.operations()
+    for h, p in zip(hkl.tolist(), phi, strict=True):  # centric phases sit on one of their two values
+        if ops.is_reflection_centric(h):
+            op = next(o for o in ops.sym_ops if o.apply_to_hkl(h) == [-x for x in h])
+            allowed = -math.pi * float(np.dot(h, op.tran)) / op.DEN
+            assert abs(math.sin(p - allowed)) < 1e-3, (h, p)
+
+
+def test_patterson_map_transforms_back_to_intensities(usual, folder):
+    grid = gemmi.read_ccp4_map(str(folder / "patterson.map")).grid
+    back = gemmi.transform_map_to_f_phi(grid, half_l=True)
+    hkl, f = np.asarray(usual.mtz.make_miller_array()), usual.column("F")
+    values = np.array([back.get_value(*(int(x) for x in h)) for h in hkl])
+    np.testing.assert_allclose(values, f**2, atol=1e-4 * (f**2).max())
+    assert np.asarray(grid).argmax() == 0 and grid.spacegroup.hm == "P m m m"
+
+
+def test_patterson_map_is_that_of_cctbx(usual, folder):
+    pytest.importorskip("iotbx.mtz")
+    from cctbx import crystal, miller
+    from cctbx.array_family import flex
+
+    grid = gemmi.read_ccp4_map(str(folder / "patterson.map")).grid
+    symmetry = crystal.symmetry(unit_cell=CELL.parameters, space_group_symbol="P 21 21 21")
+    indices = flex.miller_index([tuple(int(x) for x in h) for h in np.asarray(usual.mtz.make_miller_array())])
+    f = flex.double(np.ascontiguousarray(usual.column("F"), dtype=float))
+    array = miller.set(symmetry, indices, False).array(data=f).set_observation_type_xray_amplitude()
+    theirs = array.patterson_map(resolution_factor=1 / 4).apply_volume_scaling().real_map_unpadded().as_numpy_array()
+    here = np.stack(np.meshgrid(*[np.arange(n) / n for n in theirs.shape], indexing="ij"), -1).reshape(-1, 3)[::89]
+    values = [grid.tricubic_interpolation(gemmi.Fractional(*x)) for x in here]
+    assert np.corrcoef(values, theirs.reshape(-1)[::89])[0, 1] > 0.99  # interpolated: the grids differ
+
+
+def test_record_and_xml(usual, folder):
+    record = usual.record
+    assert record["verdict"]["word"] in ("solved", "uncertain", "not solved")
+    assert 0 <= record["verdict"]["probability"] <= 1
+    assert record["source"]["columns"] == ["F", "SIGF"] and record["d_min"] == pytest.approx(D_MIN, abs=0.01)
+    assert record["n_reflections"] == usual.mtz.nreflections
+    json.loads(json.dumps(record), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    root = ET.parse(folder / "program.xml").getroot()
+    assert root.findtext("verdict/word") == record["verdict"]["word"]
+    assert float(root.findtext("d_min")) == pytest.approx(record["d_min"], rel=1e-6)
+    assert len(root.findall("trials/trial")) == len(record["trials"]) == 1
+
+
+# --------------------------------------------------------------------------------------- every parameter matters
+
+
+def different(a, b):
+    """Share of reflections whose phase differs by more than 10 degrees."""
+    return np.mean(np.abs(np.exp(1j * np.deg2rad(a.column("PHIB"))) - np.exp(1j * np.deg2rad(b.column("PHIB")))) > 0.17)
+
+
+def hklin(folder, usual):
+    other = phase(folder, "hklin", hklin="other.mtz")
+    assert not np.allclose(other.column("F"), usual.column("F"))
+    assert other.record["source"]["sha256"] != usual.record["source"]["sha256"]
+
+
+def mapout(folder, usual):
+    assert usual.record["outputs"]["mapout"] == str(folder / "usual.map") and (folder / "usual.mtz").exists()
+
+
+def hklout(folder, usual):
+    phase(folder, "hklout", "hklout", str(folder / "elsewhere.mtz"))
+    assert not (folder / "hklout.mtz").exists()
+
+
+def jsonout(folder, usual):
+    phase(folder, "jsonout", "jsonout", str(folder / "elsewhere.json"))
+    assert not (folder / "jsonout.json").exists()
+
+
+def pattout(folder, usual):
+    assert (folder / "patterson.map").exists()
+
+
+def xmlout(folder, usual):
+    assert (folder / "program.xml").exists()
+
+
+def labin(folder, usual):
+    other = phase(folder, "labin", *OTHER_SET)
+    assert other.record["source"]["columns"] == ["G", "SIGG"]
+    np.testing.assert_allclose(other.column("FWT"), other.column("FOM") * other.column("G"), rtol=1e-4)
+
+
+def resolution(folder, usual):
+    other = phase(folder, "resolution", "resolution", "5,1.1")
+    assert other.record["d_min"] >= 1.1 and other.record["d_max"] <= 5
+    phased = np.isfinite(other.column("FWT"))
+    d = other.mtz.cell.calculate_d_array(np.asarray(other.mtz.make_miller_array()))
+    np.testing.assert_array_equal(phased, (d >= 1.1) & (d <= 5))
+    assert np.asarray(other.map.grid).size < np.asarray(usual.map.grid).size
+
+
+def spacegroup(folder, usual):
+    other = phase(folder, "spacegroup", "spacegroup", "P 1 21 1")
+    assert other.mtz.spacegroup.hm == other.map.grid.spacegroup.hm == "P 1 21 1"
+    assert other.record["n_reflections"] > 1.3 * usual.record["n_reflections"]
+
+
+def cell(folder, usual):
+    other = phase(folder, "cell", "cell", "6.1,7.1,8.1,90,90,90")
+    assert other.map.grid.unit_cell.a == pytest.approx(6.1) and other.mtz.cell.c == pytest.approx(8.1)
+
+
+def trials(folder, usual):
+    """On data without a solution, so that none ends the search."""
+    some = [
+        len(phase(folder, f"trials{n}", "trials", n, "timelimit", 60, hklin="noise.mtz").record["trials"])
+        for n in (1, 3)
+    ]
+    assert some == [1, 3]
+
+
+def timelimit(folder, usual):
+    runs = [phase(folder, f"time{t}", "timelimit", t, "trials", 9999, hklin="noise.mtz").record for t in (1, 4)]
+    assert runs[0]["times"]["phase"] >= 1 and runs[1]["times"]["phase"] >= 4
+    assert sum(t["cycles"] for t in runs[1]["trials"]) > sum(t["cycles"] for t in runs[0]["trials"])
+
+
+def engine(folder, usual):
+    methods, networks = {}, {}
+    for name in ("classical", "learned"):
+        record = phase(folder, f"engine_{name}", "engine", name).record
+        methods[name] = {t["method"] for t in record["trials"]}
+        networks[name] = record["weights"]
+    assert methods["learned"] == {"learned projection"} and methods["learned"].isdisjoint(methods["classical"])
+    assert networks["classical"] == {} and len(networks["learned"]["sha256"]) == 64
+
+
+def mapextent(folder, usual):
+    other = phase(folder, "extent", "mapextent", "asu")
+    assert other.map.grid.array.size < usual.map.grid.array.size
+    assert different(other, usual) == 0
+
+
+def seed(folder, usual):
+    other = phase(folder, "seed", "seed", "5", hklin="noise.mtz")
+    same = phase(folder, "seed2", "seed", "5", hklin="noise.mtz")
+    zero = phase(folder, "seed3", "seed", "0", hklin="noise.mtz")
+    assert different(other, zero) > 0.3
+    np.testing.assert_array_equal(same.column("PHIB"), other.column("PHIB"))
+    assert same.paths["mapout"].read_bytes() == other.paths["mapout"].read_bytes()
+
+
+def device(folder, usual):
+    import torch
+
+    assert phase(folder, "device", "device", "cpu").record["device"] == "cpu"
+    if torch.cuda.is_available():
+        assert phase(folder, "device2", "device", "cuda").record["device"] == "cuda"
+    else:
+        assert main([*f"hklin {folder}/data.mtz mapout {folder}/gpu.map device cuda".split(), *OTHER_SET]) == 1
+
+
+def threads(folder, usual):
+    import torch
+
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", asked.append)
+        other = phase(folder, "threads", "threads", "3")
+    assert (usual.record["threads"], other.record["threads"]) == (1, 3) and set(asked) == {3}
+
+
+def overwrite(folder, usual):
+    phase(folder, "twice")
+    before = (folder / "twice.json").read_bytes()
+    assert main([*f"hklin {folder}/data.mtz mapout {folder}/twice.map".split(), *OTHER_SET]) == 1
+    assert (folder / "twice.json").read_bytes() == before
+    phase(folder, "twice", *OTHER_SET, "overwrite", "yes")
+    assert (folder / "twice.json").read_bytes() != before
+
+
+def quiet(folder, usual):
+    other = phase(folder, "quiet", "quiet", "yes")
+    assert len(other.log.splitlines()) == 1 < len(usual.log.splitlines()) and "Verdict" in other.log
+
+
+CHECKS = (
+    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, spacegroup, cell, trials, timelimit, engine,
+    mapextent, seed, device, threads, overwrite, quiet,
+)  # fmt: skip
+
+
+def test_all_parameters_are_checked():
+    assert [check.__name__ for check in CHECKS] == [p.name for p in PARAMETERS]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_parameter_changes_the_outputs(check, folder, usual, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    check(folder, usual)
+
+
+# -------------------------------------------------------------------------------------- no structure, no solution
+
+
+@pytest.mark.parametrize("name", ["P 1", "P 21 21 21", "P 1 21/c 1"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_amplitudes_are_never_solved(tmp_path, name, seed):
+    write_data(tmp_path / "data.mtz", gemmi.SpaceGroup(name), gemmi.UnitCell(7, 8, 9, 90, 90, 90), 1.1, True, seed)
+    result = phase(tmp_path, "noise", "timelimit", "2", "trials", "8", "seed", seed)
+    assert result.record["verdict"]["word"] != "solved"
+    assert "do not build into this map" in " ".join(result.log.split())
