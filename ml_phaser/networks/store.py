@@ -36,7 +36,7 @@ def read_card(name: str = PROJECTOR, folder: Path = FOLDER) -> Card:
         return Card(name, facts["sha256"], facts["config"], facts)
     except FileNotFoundError:
         raise UserError("no such network is bundled", str(path), "reinstall ml_phaser") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"damaged model card ({error})", str(path), "reinstall ml_phaser") from None
 
 

@@ -199,7 +199,7 @@ def save_library(library: Library, path: Path, split: str) -> None:
 
 
 def _load_file(path: Path, split: str) -> Library:
-    with np.load(path, allow_pickle=False) as pack:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
         held = str(pack["split"].item())
         if held != split:
             raise UserError(f"holds the {held} split, not {split}", str(path), "the folder of the coordinates")

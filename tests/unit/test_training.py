@@ -1,0 +1,520 @@
+"""Training: the loop, what it leaves behind, the command; coordinates on their way to another machine."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from made_library import made_library
+
+from ml_phaser.cli import main as ml_phaser
+from ml_phaser.cli.train import averaged, main
+from ml_phaser.errors import UserError
+from ml_phaser.evaluation import one_pass
+from ml_phaser.networks.projector import Projector, ProjectorConfig, condition
+from ml_phaser.networks.store import load_projector, read_card
+from ml_phaser.phasing.projections import Target, forward, inverse
+from ml_phaser.simulate.batches import Batch, Recipe, make_sample
+from ml_phaser.simulate.fragments import load_library, save_library
+from ml_phaser.training.loop import (
+    CHECKPOINT,
+    LOG,
+    LOG_EVERY,
+    Schedule,
+    State,
+    correlation,
+    learning_rate,
+    own_cycles,
+    read_checkpoint,
+    train,
+)
+from ml_phaser.training.record import RECORD, claims
+from ml_phaser.training.workers import seed_of, stream
+
+TINY = ProjectorConfig(channels=(8, 16))
+SHAPE = (16, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def library():
+    return made_library()
+
+
+@pytest.fixture(scope="module")
+def batch(library):
+    """Two little crystals."""
+    rng = np.random.default_rng(5)
+    recipe = Recipe(d_min=(1.6, 1.8), quality=(0.4, 0.5), kinds=(("phase", 1.0),))
+    samples = [make_sample(rng, library, SHAPE, recipe) for _ in range(2)]
+    arrays = [torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(5)]
+    facts = torch.tensor([s[5] for s in samples], dtype=torch.float32)
+    target = Target(*arrays[2:])
+    return Batch(inverse(arrays[0], SHAPE), arrays[1], target, condition(*facts.T), facts[:, 0])
+
+
+def steps(count):
+    """Stop after so many asked-for steps."""
+    counter = itertools.count()
+    return lambda: next(counter) >= count
+
+
+def loop(batch, out, count, *, schedule=None, config=TINY, asked=None, **options):
+    """Train on the same batch for ``count`` steps, no clock involved."""
+
+    def source(done):
+        if asked is not None:
+            asked.append(done)
+        return itertools.repeat(batch)
+
+    schedule = schedule or Schedule(1e6, batch=2, warmup=0, rate=5e-3, own_cycles=2)
+    return train(config, schedule, source, out, stop=steps(count), **options)
+
+
+# ------------------------------------------------------------------------------------------ loop
+
+
+def test_it_learns_one_batch_by_heart(batch, tmp_path):
+    def loss(network):
+        with torch.no_grad():
+            return float((network(batch.start_maps(), batch.cond) - batch.truth).pow(2).mean())
+
+    before = loss(State.new(TINY, Schedule(1), "cpu", 0).network)
+    said = []
+    state = loop(batch, tmp_path, LOG_EVERY, say=said.append)
+    assert loss(state.network) < 0.5 * before
+    mean = Projector(TINY)
+    mean.load_state_dict(state.mean)
+    assert loss(mean) < 0.8 * before
+    row = json.loads((tmp_path / LOG).read_text())
+    assert (row["step"], row["samples"]) == (LOG_EVERY, 2 * LOG_EVERY)
+    assert loss(state.network) < row["loss"] < before
+    assert row["cc_gain"] > 0.05
+    assert len(said) == 1
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(batch, tmp_path):
+    asked, saved = [], []
+    first = loop(batch, tmp_path, 3, asked=asked)
+    second = loop(batch, tmp_path, 2, asked=asked, saved=lambda s: saved.append(s.steps))
+    assert asked == [0, 3]
+    assert (second.steps, second.samples) == (5, 10)
+    assert second.seconds > first.seconds > 0
+    assert saved == [5]
+    kept = read_checkpoint(tmp_path / CHECKPOINT)
+    assert (kept["steps"], kept["samples"], kept["seconds"]) == (5, 10, second.seconds)
+
+
+def test_stopping_does_not_change_what_is_learnt(batch, tmp_path):
+    whole = loop(batch, tmp_path / "whole", 4)
+    loop(batch, tmp_path / "parts", 2)
+    parts = loop(batch, tmp_path / "parts", 2)
+    for name, value in whole.mean.items():
+        assert torch.allclose(parts.mean[name], value, atol=1e-6), name
+
+
+def test_seed_makes_the_network(batch, tmp_path):
+    def weights(seed, name):
+        return loop(batch, tmp_path / name, 1, seed=seed).network.stem.weight
+
+    assert torch.equal(weights(1, "a"), weights(1, "b"))
+    assert not torch.equal(weights(1, "a"), weights(2, "c"))
+
+
+def test_budget_and_session_end_it(batch, tmp_path):
+    assert train(TINY, Schedule(0), lambda _: itertools.repeat(batch), tmp_path / "a").steps == 0
+    told = []
+    state = train(TINY, Schedule(0.3, batch=2), lambda _: itertools.repeat(batch), tmp_path / "b", progress=told.append)
+    assert state.steps >= 1
+    assert 0.3 <= state.seconds < 3
+    assert told[-1] >= 1
+    short = train(TINY, Schedule(50), lambda _: itertools.repeat(batch), tmp_path / "c", session=0.2)
+    assert 0.2 <= short.seconds < 5
+
+
+def test_checkpoints_of_the_first_runs_are_understood(batch, tmp_path):
+    loop(batch, tmp_path, 3)
+    path = tmp_path / CHECKPOINT
+    saved = read_checkpoint(path)
+    del saved["samples"]
+    torch.save(saved, path)
+    assert loop(batch, tmp_path, 1).samples == 3 * 2 + 2
+
+
+def test_another_network_is_not_continued(batch, tmp_path):
+    loop(batch, tmp_path, 1)
+    with pytest.raises(UserError, match=r"another network.*channels \(8, 16\), not \(8, 24\)"):
+        loop(batch, tmp_path, 1, config=ProjectorConfig(channels=(8, 24)))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
+def test_damaged_checkpoints_are_refused(batch, tmp_path, content):
+    (tmp_path / CHECKPOINT).write_bytes(content)
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        loop(batch, tmp_path, 1)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        read_checkpoint(tmp_path / "other.pt")
+
+
+def test_divergence_is_told_and_the_good_checkpoint_stays(batch, tmp_path):
+    loop(batch, tmp_path, 2)
+    bad = Batch(batch.truth * float("nan"), batch.start, batch.target, batch.cond, batch.d_min)
+    with pytest.raises(UserError, match="diverged"):
+        loop(bad, tmp_path, 1)
+    kept = read_checkpoint(tmp_path / CHECKPOINT)
+    assert kept["steps"] == 2
+    assert all(torch.isfinite(v).all() for v in kept["mean"].values())
+
+
+def test_learning_rate_rises_and_falls():
+    schedule = Schedule(100, rate=1.0, warmup=0.1)
+    assert [learning_rate(schedule, x) for x in (0, 0.05)] == [0, 0.5]
+    assert learning_rate(schedule, 0.5) == pytest.approx(0.5)
+    assert learning_rate(schedule, 1.0) == pytest.approx(0) == learning_rate(schedule, 2.0)
+
+
+def test_own_cycles_put_the_measured_moduli_back(batch):
+    torch.manual_seed(0)
+    network = Projector(TINY)
+    rho = own_cycles(network, batch, batch.start_maps(), 1)
+    assert rho.mean(dim=(1, 2, 3)) == pytest.approx(0, abs=1e-5)
+    assert rho.pow(2).mean(dim=(1, 2, 3)) == pytest.approx(1, abs=1e-4)
+    known = batch.target.known & (batch.target.amplitude > 0)
+    ratio = (forward(rho).abs() / batch.target.amplitude.clamp_min(1e-9))[0][known[0]]
+    assert ratio.std() / ratio.mean() < 1e-3
+    # Untrained, it is 0.7 times the identity: phases stay, so the map does.
+    assert correlation(rho, batch.start_maps()).min() > 0.97
+
+
+# --------------------------------------------------------------------------------------- crystals
+
+
+def test_stream_is_repeatable_and_never_the_same_twice(library):
+    def first(**changes):
+        return next(stream(library, 1, **{"seed": 0, "steps": 0, **changes})).start
+
+    a = first()
+    assert torch.equal(a, first())
+    for changes in ({"seed": 1}, {"steps": 1}):
+        other = first(**changes)
+        assert other.shape != a.shape or not torch.equal(other, a)
+    assert len({seed_of(s, n, w) for s, n, w in itertools.product(range(5), repeat=3)}) == 125
+
+
+def test_workers_make_crystals_of_their_own(library):
+    many = stream(library, 1, 0, 7, workers=2)
+    got = [next(many) for _ in range(2)]
+    for worker, batch in enumerate(got):
+        alone = next(stream_of_worker(library, worker))
+        assert torch.equal(batch.truth, alone.truth)
+        assert torch.equal(batch.target.known, alone.target.known)
+    assert got[0].truth.shape != got[1].truth.shape or not torch.equal(got[0].truth, got[1].truth)
+
+
+def stream_of_worker(library, worker):
+    from ml_phaser.simulate.batches import batches
+
+    return batches(library, 1, seed_of(0, 7, worker))
+
+
+def test_packed_coordinates_are_the_same(library, tmp_path):
+    path = tmp_path / "core.npz"
+    save_library(library, path, "train")
+    back = load_library(path, "train")
+    assert back.digest == library.digest
+    assert back.entry.tolist() == library.entry.tolist()
+    for i in range(len(library)):
+        for mine, its in zip(library.chain(i), back.chain(i), strict=True):
+            offset = mine[0] - its[0] if mine.ndim == 2 else 0
+            assert np.abs(mine - its - offset).max() < 1e-5
+    with pytest.raises(UserError, match="holds the train split, not holdout"):
+        load_library(path, "holdout")
+
+
+def test_digest_is_of_the_chains(library):
+    assert made_library().digest == library.digest != made_library(seed=1).digest
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", None])
+def test_damaged_or_missing_coordinates_are_the_users_error(tmp_path, content):
+    path = tmp_path / "core.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"core\.npz: (cannot be read|no such file)"):
+        load_library(path, "train")
+    with pytest.raises(UserError, match=r"structures_pack\.npz\.xz: no such file"):
+        load_library(tmp_path, "train")
+
+
+@pytest.mark.shared
+def test_no_cluster_is_both_trained_and_held_out(shared_data):
+    import csv
+
+    from ml_phaser.simulate.fragments import _chains_of_split
+
+    folder = shared_data / "coordinates"
+    split = {name: _chains_of_split(folder, name) for name in ("train", "holdout")}
+    assert len(split["train"]) > 1000 < 10 * len(split["holdout"])
+    assert not {e for e, _ in split["train"]} & {e for e, _ in split["holdout"]}
+    assert not set(split["train"].values()) & set(split["holdout"].values())
+    with (folder / "index.csv").open(newline="") as f:
+        barred = {
+            r["id"]
+            for r in csv.DictReader(f)
+            if "1" in (r["holdout"], r["similar_to_measured_set"], r["crysformer_test"], r["antibody_set"])
+        }
+    assert not {e for e, _ in split["train"]} & barred
+
+
+# ---------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture(scope="module")
+def data(library, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    save_library(library, folder / "train.npz", "train")
+    save_library(made_library(seed=1), folder / "holdout.npz", "holdout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """The numbers of threads asked for, instead of so many threads."""
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    return asked
+
+
+def command(data, out, *words):
+    return main(
+        ["data", str(data / "train.npz"), "out", str(out), "device", "cpu", "channels", "8,16", *map(str, words)]
+    )
+
+
+def record(out):
+    return json.loads((out / RECORD).read_text())
+
+
+def test_the_run_record_tells_all(data, library, tmp_path, capsys):
+    assert command(data, tmp_path, "seconds", 1, "batch", 2, "--rate=0.001", "SEED", 5) == 0
+    run = record(tmp_path)
+    assert run["data"]["sha256"] == library.digest
+    assert (run["data"]["chains"], run["data"]["entries"], run["data"]["clusters"]) == (3, 3, 3)
+    assert run["config"]["channels"] == [8, 16]
+    assert run["recipe"]["d_min"] == [1.25, 2.2]
+    session = run["sessions"][0]
+    assert session["schedule"]["seconds"] == 1
+    assert (session["schedule"]["batch"], session["schedule"]["rate"], session["seed"]) == (2, 0.001, 5)
+    assert session["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__ in str(session)
+    assert session["processor"]
+    assert os.uname().nodename not in json.dumps(run)
+    assert run["samples"] == 2 * run["steps"] == 2 * session["steps"] > 0
+    assert "samples" in capsys.readouterr().out
+
+    assert command(data, tmp_path, "seconds", 2, "batch", 3) == 0
+    again = record(tmp_path)
+    assert [s["schedule"]["batch"] for s in again["sessions"]] == [2, 3]
+    assert again["steps"] == run["steps"] + again["sessions"][1]["steps"]
+    assert again["samples"] == run["samples"] + 3 * again["sessions"][1]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "value"),
+    [
+        (["channels", "16,24"], ("config", "channels"), [16, 24]),
+        (["blocks", "2"], ("config", "blocks"), 2),
+        (["batch", "3"], ("schedule", "batch"), 3),
+        (["rate", "0.01"], ("schedule", "rate"), 0.01),
+        (["seconds", "77"], ("schedule", "seconds"), 77),
+        (["seed", "4"], ("seed",), 4),
+        (["workers", "1"], ("workers",), 1),
+        (["threads", "2"], ("threads",), 2),
+        (["device", "auto"], ("device",), "cuda" if torch.cuda.is_available() else "cpu"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_every_option_of_training_arrives(data, tmp_path, threads, words, where, value):
+    given = {"data": str(data / "train.npz"), "out": str(tmp_path), "channels": "8,16", "seconds": "50"}
+    given |= {words[0]: words[1]}
+    assert main([*itertools.chain(*given.items()), "session", "0", "quiet"]) == 0
+    run = record(tmp_path)
+    found = run if where[0] == "config" else run["sessions"][0]
+    for name in where:
+        found = found[name]
+    assert found == value
+    assert run["steps"] == 0
+    network = averaged(tmp_path / CHECKPOINT)[0]
+    assert list(network.config.channels) == run["config"]["channels"]
+    assert threads == [2 if words[0] == "threads" else 1]
+    if words[0] == "seed":
+        torch.manual_seed(4)
+        assert torch.equal(network.stem.weight, Projector(network.config).stem.weight.half().float())
+
+
+def test_quiet_prints_nothing(data, tmp_path, capsys):
+    assert command(data, tmp_path, "seconds", 1, "session", 0, "quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_other_data_do_not_go_on_with_a_run(data, tmp_path, capsys):
+    assert command(data, tmp_path, "seconds", 9, "session", 0) == 0
+    save_library(made_library(seed=2), tmp_path / "other.npz", "train")
+    assert command(data, tmp_path, "seconds", 9, "session", 0) == 0
+    words = ["data", str(tmp_path / "other.npz"), "out", str(tmp_path), "channels", "8,16", "seconds", "9"]
+    assert main(words) == 1
+    assert "other data" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_plan(monkeypatch):
+    """A benchmark of one resolution."""
+    small = partial(Plan, resolutions=(1.9,), levels=(0.5,), kinds=("phase",), fractions=(0.5,), cycles=1)
+    monkeypatch.setattr(one_pass, "Plan", small)
+
+
+Plan = one_pass.Plan
+
+
+def test_export_judges_and_writes_the_network_with_its_card(data, tmp_path, small_plan, capsys):
+    assert command(data, tmp_path, "seconds", 9, "session", 0, "batch", 2) == 0
+    words = ["export", "tiny", "holdout", data / "holdout.npz", "crystals", 2]
+    weights, table = tmp_path / "weights", tmp_path / "table.json"
+    assert command(data, tmp_path, *words, "weights", weights, "benchout", table) == 0
+    assert "exported" in capsys.readouterr().out
+    network, card = load_projector("tiny", weights), read_card("tiny", weights).facts
+    trained = averaged(tmp_path / CHECKPOINT)[0]
+    for name, value in trained.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+    assert card["licence"] == "BSD-3-Clause"
+    assert card["training_data"]["sha256"] == record(tmp_path)["data"]["sha256"]
+    assert card["training_run"]["sessions"][0]["schedule"]["batch"] == 2
+    assert card["domain"]["d_min_A"] == [network.config.d_best, network.config.d_worst]
+    assert card["domain"]["grid_multiple"] == 2
+    assert card["benchmark"]["held_out_sha256"] == made_library(seed=1).digest
+    # Untrained it is the identity: no win, and the card says so.
+    assert card["benchmark"]["beats_identity_and_classical"]["1.9"]["on_average"] is False
+    assert "did NOT beat" in card["limits"][0]
+    assert json.loads(table.read_text())["plan"]["crystals"] == 2
+    assert table.with_suffix(".md").exists()
+
+    assert command(data, tmp_path, *words, "weights", weights) == 1
+    assert "exists already" in capsys.readouterr().err
+    (weights / "tiny.json").write_text("")
+    assert command(data, tmp_path, *words, "weights", weights, "overwrite") == 0
+    assert read_card("tiny", weights).facts["benchmark"]
+    assert command(data, tmp_path, *words) == 0
+    assert (tmp_path / "tiny.safetensors").exists()
+
+
+def test_claims_are_narrowed_to_what_was_won():
+    config = ProjectorConfig(d_best=1.25, d_worst=2.2)
+    narrow, limits = claims((1.5, 1.9), config)
+    assert (narrow.d_best, narrow.d_worst) == (1.5, 1.9)
+    assert "1.25-2.2" in limits[0]
+    assert claims(None, config)[0] == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to do"),
+        (["seconds", "9", "channels", "8,12"], "multiples of 8"),
+        (["seconds", "9", "channels", "8,8,8,8"], "multiples of 8"),
+        (["seconds", "9", "crystals", "4"], "crystals: does nothing without export"),
+        (["seconds", "9", "overwrite"], "overwrite: does nothing without export"),
+        (["session", "9", "export", "x"], "budget"),
+        (["export", "a/b"], "is a name"),
+        (["export", "x"], "holds no held-out entries"),
+        (["export", "x", "holdout", "nowhere"], "no checkpoint|no such file"),
+        (["seconds"], "has no value"),
+        (["seconds", "9", "seconds", "9"], "given twice"),
+        (["secnds", "9"], r"unknown option.*seconds"),
+        (["seconds", "-1"], "seconds"),
+        (["seconds", "9", "device", "tpu"], "device"),
+    ],
+)
+def test_wrong_words_get_one_clear_line(data, tmp_path, capsys, words, message):
+    base = {} if "channels" in words else {"channels": "8,16"}
+    arguments = ["data", str(data / "train.npz"), "out", str(tmp_path / "run"), *itertools.chain(*base.items()), *words]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1
+    import re
+
+    assert re.search(message, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["data", str(data / "train.npz"), "out", str(tmp_path), "seconds", "9", "device", "cuda"]
+    assert main(words) == 1
+    assert "no usable CUDA device" in capsys.readouterr().err
+
+
+def test_help_names_every_option(capsys):
+    from ml_phaser.cli.train import PACK, TABLE
+
+    assert ml_phaser(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {p.name} " in out for p in (*TABLE, *PACK))
+    assert main([]) == 1
+
+
+def test_pack_refuses_to_overwrite_and_says_what_it_wrote(tmp_path, capsys, library, monkeypatch):
+    from ml_phaser.simulate import fragments
+
+    monkeypatch.setattr(fragments, "load_library", lambda folder, split: {"train": library}[split])
+    out = tmp_path / "core.npz"
+    assert main(["pack", "data", "anywhere", "out", str(out)]) == 0
+    assert library.digest[:12] in capsys.readouterr().out
+    assert load_library(out, "train").digest == library.digest
+    assert main(["pack", "data", "anywhere", "out", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["pack", "data", "anywhere", "out", str(out), "overwrite"]) == 0
+    assert main(["pack", "out", str(out), "overwrite"]) == 1
+    with pytest.raises(KeyError):
+        main(["pack", "data", "anywhere", "out", str(out), "overwrite", "split", "holdout"])
+
+
+def test_ctrl_c_leaves_a_checkpoint_on_a_bare_machine(data, tmp_path):
+    """In a process of its own, with nothing but torch, numpy, scipy and gemmi, crystals made by two others."""
+    program = (
+        "import sys\n"
+        "for name in ('reciprocalspaceship', 'pandas', 'rich', 'safetensors', 'cctbx', 'mrcfile'):\n"
+        "    sys.modules[name] = None\n"
+        "from ml_phaser.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    out = tmp_path / "run"
+    words = ["train", "data", data / "train.npz", "out", out, "seconds", "600", "channels", "8", "batch", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words), "workers", "2", "device", "cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / LOG).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1, stderr
+    assert "interrupted; step" in stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    kept = read_checkpoint(out / CHECKPOINT)
+    assert kept["steps"] >= LOG_EVERY
+    assert record(out)["steps"] == kept["steps"]
+    assert f"step {kept['steps']}" in stderr
+    assert gemmi.__version__ in json.dumps(record(out)["sessions"][0]["versions"])
