@@ -46,7 +46,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("spacegroup", "text", 'space group, e.g. P212121 or "P 21 21 21" or 19 [that of the file]'),
     Parameter("cell", "cell", "a,b,c,alpha,beta,gamma in A and degrees, for files that hold none"),
     Parameter("trials", "int", "number of starts [as many as the time allows]", low=1, high=100000),
-    Parameter("timelimit", "float", "time for phasing", default=120.0, low=1, high=1e6, unit="s"),
+    Parameter("timelimit", "float", "time for phasing", default=240.0, low=1, high=1e6, unit="s"),
     Parameter(
         "engine",
         "choice",
@@ -81,7 +81,7 @@ class Options:
     spacegroup: str | None = None
     cell: tuple[float, float, float, float, float, float] | None = None
     trials: int | None = None
-    timelimit: float = 120.0
+    timelimit: float = 240.0
     engine: str = "auto"
     mapextent: str = "cell"
     seed: int = 0

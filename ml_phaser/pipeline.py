@@ -29,6 +29,7 @@ CLASSICAL_D_MIN = 0.95  # A: to here classical projections solve what they can i
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
 STARTS_POINTS = 400_000  # grid points cycled at once
 LEARNED_POINTS = 120_000
+FINISH_POINTS = 200_000
 
 
 def run(options: Options, notify: Notify) -> Outcome:
@@ -42,7 +43,8 @@ def run(options: Options, notify: Notify) -> Outcome:
         plan = plan_phasing(data, normalised, options)
         hunt = phase(plan, options, notify)
     with clock.stage("place"):
-        solution, hand = choose_hand(plan, max(hunt.solutions, key=lambda s: s.probability))
+        solution = max(hunt.solutions, key=lambda s: s.probability)
+        solution, hand = choose_hand(plan, solution)
     with clock.stage("weigh"):
         phases, shells, verdict = weigh(data, normalised, plan, solution)
     outcome = Outcome(
@@ -124,13 +126,15 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
     d_search = search_resolution(data.d[used])
     held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
 
-    def problem(rows: Any, moduli: Any, spacing: float, multiple: int) -> Problem:
+    to_e = 1 / np.sqrt(normalised.expected)
+
+    def problem(rows: Any, scale: Any, spacing: float, multiple: int) -> Problem:
         return pose(
-            data.hkl[rows], moduli[rows], held[rows], data.cell, data.spacegroup,
+            data.hkl[rows], (scale * normalised.f)[rows], (to_e / scale)[rows], held[rows], data.cell, data.spacegroup,
             spacing=spacing, multiple=multiple, device=device,
         )  # fmt: skip
 
-    sharp = normalised.e * np.sqrt(data.epsilon)
+    sharp = to_e * np.sqrt(data.epsilon)
     full = problem(used, sharp, data.d_min / 2, 2)
     entrants: list[Entrant] = []
     finishers: list[Finisher] = []
@@ -143,13 +147,9 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
         if len(rows) < len(used):
             choices.append(f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A.")
             crystal = problem(rows, sharp, d_search / 2, 2)
-        home = Finisher(
-            crystal,
-            rows,
-            (("sparse", sparse(atoms_share(d_search, 0.6))),),
-            40,
-            flips=200 if d_search < 1.25 else 0,
-        )
+        tight = (("sparse", sparse(atoms_share(d_search, 0.6))),)
+        flips = affordable(200, crystal, FINISH_POINTS) if d_search < 1.25 else 0
+        home = Finisher(crystal, rows, tight, affordable(40, crystal, FINISH_POINTS), flips=flips)
         core = sparse(atoms_share(d_search, 0.25))
         batch = int(np.clip(STARTS_POINTS // crystal.points, 1, 8))
         block = 50 if crystal.points < 300_000 else 10
@@ -160,16 +160,17 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
         ):
             entrants.append(Entrant(method, crystal, rows, batch, cycles, block, core, share, home))
     if options.engine != "learned" or network is None or data.d_min < network.config.d_best:
-        shares = [atoms_share(data.d_min, factor) for factor in (0.5, 0.8, 1.25)]
-        finishers.append(Finisher(full, used, tuple((f"sparse {s:.1%}", sparse(s)) for s in shares), 40))
+        shares = [atoms_share(data.d_min, factor) for factor in ((0.5, 0.8, 1.25) if data.d_min < 1.25 else (0.8,))]
+        trio = tuple((f"sparse {s:.1%}", sparse(s)) for s in shares)
+        finishers.append(Finisher(full, used, trio, affordable(40, full, FINISH_POINTS)))
     prior = None
     if network is not None:
         config = network.config
         rows = used[data.d[used] >= config.d_best]
-        smooth = normalised.f * np.exp((normalised.wilson_b - SEARCH_B) * (0.25 / data.d**2))
+        smooth = np.exp((normalised.wilson_b - SEARCH_B) * (0.25 / data.d**2))
         learned = problem(rows, smooth, config.spacing, config.stride)
         projection = density_projection(network.to(device), learned)
-        prior = Finisher(learned, rows, (("learned", projection),), 20)
+        prior = Finisher(learned, rows, (("learned", projection),), affordable(20, learned, LEARNED_POINTS))
         if options.engine == "learned" or (options.engine == "auto" and data.d_min > CLASSICAL_D_MIN):
             batch = int(np.clip(LEARNED_POINTS // learned.points, 1, 8))
             block = 10 if learned.points < 200_000 else 2
@@ -180,6 +181,11 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
         if options.engine != "classical" and data.d_min >= config.d_best:
             finishers.append(prior)
     return Plan(tuple(entrants), tuple(finishers), full, used, prior, tuple(choices), weights, len(data), device)
+
+
+def affordable(cycles: int, problem: Problem, points: int) -> int:
+    """Fewer cycles on grids larger than ``points``, so that finishing one solution takes seconds."""
+    return max(2, min(cycles, round(cycles * points / problem.points)))
 
 
 def search_resolution(d: NDArray[np.float64]) -> float:
@@ -262,8 +268,11 @@ def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
 
 def choose_hand(plan: Plan, solution: Solution) -> tuple[Solution, str]:
     """The hand: told by the group, by the learned prior, or not at all."""
+    from ml_phaser.phasing.confidence import NOT_SOLVED
     from ml_phaser.phasing.hand import choose
 
+    if solution.probability <= NOT_SOLVED:
+        return solution, "not asked: there is no solution to have one"
     return choose(solution, plan.full, plan.rows, plan.prior)
 
 

@@ -53,12 +53,15 @@ def figures_of_merit(
     fom = np.zeros(len(d))
     rows = []
     held_order = np.flatnonzero(held)[np.argsort(-d[held], kind="stable")]
+    overall = sigma_a(e_obs[held], e_calc[held])
     for part in shell_edges(d):
         middle = np.searchsorted(-d[held_order], -np.median(d[part]))
-        # At least 60 held-out reflections around the shell, or all there are.
-        reach = max(30, int(np.sum(held[part])))
+        # At least 200 held-out reflections around the shell, or all there are, and half the weight to all of them:
+        # fewer make sigmaA noise.
+        reach = max(100, int(np.sum(held[part])))
         near = held_order[max(0, middle - reach) : middle + reach]
-        s = min(sigma_a(e_obs[near], e_calc[near] / _rms(e_calc[near])), 0.98)
+        own = len(near) / (len(near) + 200)
+        s = min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98)
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
         fom[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * max(probability, FLOOR)

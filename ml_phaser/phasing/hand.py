@@ -17,7 +17,7 @@ CLEAR = 0.004  # difference in restored correlation below which the prior does n
 
 def mirror(f: NDArray[np.complex128], problem: Problem) -> NDArray[np.complex128]:
     """The inverted structure on an origin of the same group, (n,) -> (n,) on ``problem.hkl``."""
-    spread = problem.expansion.spread(np.conj(f))
+    spread = np.conj(problem.expansion.spread(f))
     return place(spread, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup)[0].f
 
 

@@ -25,7 +25,8 @@ class Problem:
     expansion, places : from the unique reflections to P1 and on to the half-complex grid ``shape``
     target : moduli on the grid, r.m.s. density one; the reflections in ``held`` are not known to it, systematic
         absences are known to be zero
-    judge_flat, judge_value : places and moduli of the held-out reflections on the grid
+    judge_flat, judge_value, judge_weight : places of the held-out reflections on the grid, their E values, and the
+        factors that turn moduli into E: without them the common fall-off with resolution would pass for agreement
     """
 
     hkl: NDArray[np.int32]
@@ -40,6 +41,7 @@ class Problem:
     target: Target
     judge_flat: torch.Tensor
     judge_value: torch.Tensor
+    judge_weight: torch.Tensor
 
     @property
     def points(self) -> int:
@@ -61,8 +63,8 @@ class Problem:
         return torch.randn((count, *self.shape), generator=generator).to(self.target.amplitude.device)
 
     def scores(self, half: torch.Tensor) -> torch.Tensor:
-        """Correlation (B,) of calculated and measured moduli on the held-out reflections."""
-        x = half.reshape(len(half), -1)[:, self.judge_flat].abs()
+        """Correlation (B,) of calculated and measured E on the held-out reflections."""
+        x = half.reshape(len(half), -1)[:, self.judge_flat].abs() * self.judge_weight
         y = self.judge_value[None]
         x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
         return (x * y).sum(1) / (x.pow(2).sum(1) * y.pow(2).sum(1)).sqrt().clamp_min(1e-20)
@@ -94,6 +96,7 @@ def choose_held_out(d: NDArray[np.float64], d_search: float, seed: int) -> NDArr
 def pose(
     hkl: NDArray[np.int32],
     amplitude: NDArray[np.float64],
+    to_e: NDArray[np.float64],
     held: NDArray[np.bool_],
     cell: gemmi.UnitCell,
     spacegroup: gemmi.SpaceGroup,
@@ -102,10 +105,11 @@ def pose(
     multiple: int = 2,
     device: str = "cpu",
 ) -> Problem:
-    """Set up the phase problem of unique reflections ``hkl`` (n, 3) with moduli ``amplitude`` (n,).
+    """Set up the phase problem of unique reflections ``hkl`` (n, 3).
 
     Parameters
     ----------
+    amplitude : (n,) moduli to impose; to_e : (n,) factors that turn them into E values, to judge by
     spacing : largest grid spacing in A; multiple : every grid dimension is a multiple of it
     """
     d_min = float(cell.calculate_d_array(hkl).min()) * 0.99999
@@ -128,8 +132,10 @@ def pose(
         return torch.from_numpy(a)[None].to(device)
 
     flat = np.flatnonzero(judged)
+    weights = places.scatter(expansion.spread(to_e)).astype(np.float32).reshape(-1)[flat]
     return Problem(
         hkl, amplitude, held, cell, spacegroup, d_min, shape, expansion, places,
         Target(tensor(values), tensor(known), tensor(inside)),
-        torch.from_numpy(flat).to(device), torch.from_numpy(values.reshape(-1)[flat]).to(device),
+        torch.from_numpy(flat).to(device), torch.from_numpy(values.reshape(-1)[flat] * weights).to(device),
+        torch.from_numpy(weights).to(device),
     )  # fmt: skip

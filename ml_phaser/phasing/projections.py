@@ -7,6 +7,7 @@ Maps are (B, u, v, w) real; reciprocal arrays are half-complex (B or 1, u, v, w 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -22,6 +23,16 @@ class Target:
     amplitude: torch.Tensor
     known: torch.Tensor
     inside: torch.Tensor
+
+    @cached_property
+    def imposed(self) -> torch.Tensor:
+        """Moduli to impose, 0 where nothing is known."""
+        return self.amplitude * self.known
+
+    @cached_property
+    def free(self) -> torch.Tensor:
+        """1 within the sphere where nothing is known, else 0."""
+        return (self.inside & ~self.known).to(self.amplitude.dtype)
 
     def to(self, device: torch.device | str) -> Target:
         return Target(self.amplitude.to(device), self.known.to(device), self.inside.to(device))
@@ -39,9 +50,7 @@ def inverse(half: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Te
 
 def with_amplitudes(half: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
     """Measured moduli with the phases of ``half``; what was not measured is left as it stands, F(000) on request."""
-    modulus = half.abs().clamp_min(1e-20)
-    scale = torch.where(target.known, target.amplitude / modulus, target.inside.to(modulus.dtype))
-    out = half * scale
+    out = half * (target.imposed / half.abs().clamp_min(1e-20) + target.free)
     out[..., 0, 0, 0] = half[..., 0, 0, 0] if keep_mean else 0
     return out
 

@@ -23,6 +23,7 @@ CONVINCED = 0.95  # probability at which the search stops
 PROMISING = 0.28  # held-out correlation of a running start worth finishing, and at least 2.5 standard errors
 KEPT = 6  # finished solutions remembered
 SAME = 0.7  # map correlation from which on two solutions are one
+FINISHING_SHARE = 0.3  # of the time so far that may go into finishing
 RIVALS = 4  # origins tried where several agree almost equally well,
 RIVALS_FROM = 0.25  # if the best agrees at least so well
 COMPARABLE = 0.25  # held-out score from which on a solution is worth comparing with others
@@ -161,9 +162,10 @@ def _refine(
     f = start[finisher.rows]
     method = Alternating(problem, projection, keep_mean=finisher.keep_mean)
     score, residual = -1.0, 1.0
+    cycles = min(10, finisher.cycles)
     for _ in range(max(1, finisher.cycles // 10)):
         x = unit_variance(inverse(problem.scatter(f), problem.shape))
-        half = method.estimate(method.advance(x, 10))
+        half = method.estimate(method.advance(x, cycles))
         f = problem.expansion.average(problem.gather_p1(half[0]), len(problem.hkl))
         score, residual = float(problem.scores(half)[0]), float(problem.residuals(half)[0])
     out = start.copy()
@@ -176,6 +178,7 @@ class Hunt:
     """The state of a search: trials so far and the best solutions, best first."""
 
     problem: Problem
+    finishing: float = 0.0  # seconds
     trials: list[Trial] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
 
@@ -246,7 +249,7 @@ def search(
             break
         turn = min(range(len(entrants)), key=lambda i: spent[i] / entrants[i].share)
         before = elapsed()
-        _batch(entrants[turn], finishers, n, hunt, int(min(entrants[turn].batch, left)), seed, generator,
+        _batch(entrants[turn], finishers, n, hunt, int(min(entrants[turn].batch, left)), seed, generator, before,
                lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best))  # fmt: skip
         spent[turn] += elapsed() - before
     return hunt
@@ -260,6 +263,7 @@ def _batch(
     count: int,
     seed: int,
     generator: torch.Generator,
+    spent_before: float,
     time_left: Callable[[], float],
     tell: Callable[[], None],
 ) -> None:
@@ -283,12 +287,17 @@ def _batch(
             if not trial.finished:
                 trial = replace(trial, score=float(scores[i]), r_work=float(residuals[i]))
             hunt.trials[first + i] = trial
-        last = done >= entrant.cycles or time_left() <= 0
+        out_of_time = time_left() <= 0
+        last = done >= entrant.cycles or out_of_time
         # The start furthest above its own bar: a start that was finished in vain must improve to be tried again.
         leader = int(np.argmax(scores - bar))
-        if scores[leader] > bar[leader] or (last and not finished):
+        affordable = hunt.finishing <= FINISHING_SHARE * (spent_before + time.monotonic() - began)
+        promising = scores[leader] > bar[leader] and affordable and not out_of_time
+        if promising or (last and not finished and (affordable or not hunt.solutions)):
             bar[leader] = scores[leader] + 0.04
+            since = time.monotonic()
             hunt.add(finish(entrant.problem.gather_p1(half[leader]), entrant, finishers, n, first + leader))
+            hunt.finishing += time.monotonic() - since
             finished = True
         tell()
         if last or hunt.convinced:

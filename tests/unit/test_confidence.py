@@ -1,0 +1,111 @@
+"""Figures of merit, Hendrickson-Lattman coefficients, verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ml_phaser.phasing.confidence import (
+    figures_of_merit,
+    hendrickson_lattman,
+    judge,
+    probability_solved,
+    sigma_a,
+    weigh,
+)
+
+N = 20_000
+
+
+def pairs(s: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True and calculated acentric E of joint Gaussian structure factors with correlation ``s``; phase differences."""
+    rng = np.random.default_rng(seed)
+    calc, noise = (rng.normal(size=(N, 2)) @ np.array([1, 1j]) / np.sqrt(2) for _ in range(2))
+    true = s * calc + np.sqrt(1 - s * s) * noise
+    return np.abs(true), np.abs(calc), np.angle(true) - np.angle(calc)
+
+
+@pytest.mark.parametrize("s", [0.3, 0.6, 0.9])
+def test_sigma_a_is_found_again(s: float) -> None:
+    e_obs, e_calc, _ = pairs(s)
+    assert sigma_a(e_obs, e_calc) == pytest.approx(s, abs=0.03)
+
+
+def test_chance_has_no_sigma_a() -> None:
+    e_obs, _, _ = pairs(0.5, 0)
+    _, e_calc, _ = pairs(0.5, 1)
+    assert sigma_a(e_obs, e_calc) < 0.15
+    assert sigma_a(e_obs[:4], e_calc[:4]) == 0
+    assert sigma_a(np.ones(50), e_calc[:50]) == 0
+
+
+@pytest.mark.parametrize("s", [0.4, 0.7, 0.9])
+def test_figure_of_merit_is_the_mean_cosine(s: float) -> None:
+    """Where calculated moduli are no better for the held-out reflections than for the others, as here by design."""
+    e_obs, e_calc, error = pairs(s)
+    held = np.arange(N) % 10 == 0
+    d = np.linspace(5, 1, N)
+    fom, rows = figures_of_merit(e_obs, e_calc, np.zeros(N, dtype=bool), held, d, 1.0)
+    for low, high in ((0, 0.3), (0.3, 0.6), (0.6, 0.9)):
+        pick = (fom >= low) & (fom < high)
+        if pick.sum() > 500:
+            assert np.cos(error[pick]).mean() == pytest.approx(fom[pick].mean(), abs=0.05)
+    assert sum(r.n for r in rows) == N
+    assert rows[0].d_max > rows[-1].d_max
+    assert all(r.cc_free > 0 for r in rows)
+
+
+def test_only_held_out_reflections_earn_merit() -> None:
+    e_obs, e_calc, _ = pairs(0.95)
+    _, wrong, _ = pairs(0.95, 7)
+    held = np.arange(N) % 10 == 0
+    overfitted = np.where(held, wrong, e_obs)  # fits the work set perfectly, knows nothing of the rest
+    d = np.linspace(5, 1, N)
+    fom, _ = figures_of_merit(e_obs, overfitted, np.zeros(N, dtype=bool), held, d, 1.0)
+    honest, _ = figures_of_merit(e_obs, e_calc, np.zeros(N, dtype=bool), held, d, 1.0)
+    assert fom.mean() < 0.3 < 0.7 < honest.mean()
+
+
+def test_a_doubtful_solution_weighs_less() -> None:
+    e_obs, e_calc, _ = pairs(0.9)
+    held, d, centric = np.arange(N) % 10 == 0, np.linspace(5, 1, N), np.zeros(N, dtype=bool)
+    sure, half, never = (figures_of_merit(e_obs, e_calc, centric, held, d, p)[0].mean() for p in (1.0, 0.5, 0.0))
+    assert half == pytest.approx(0.5 * sure, rel=0.02)
+    assert 0 < never < 0.1 * sure  # something is left to look at
+
+
+@pytest.mark.parametrize("fom", [0.05, 0.4, 0.8, 0.97])
+def test_hendrickson_lattman_integrate_to_the_figure_of_merit(fom: float) -> None:
+    phase = np.array([0.7, np.pi])
+    centric = np.array([False, True])
+    hl = hendrickson_lattman(phase, np.full(2, fom), centric)
+    angle = np.linspace(0, 2 * np.pi, 3601)[:-1]
+    weight = np.exp(hl[0, 0] * np.cos(angle) + hl[0, 1] * np.sin(angle))
+    mean = (weight * np.exp(1j * angle)).sum() / weight.sum()
+    assert abs(mean) == pytest.approx(fom, abs=0.005)
+    assert np.angle(mean) == pytest.approx(0.7, abs=1e-6)
+    two = np.array([0.7, 0.7 + np.pi]) * 0 + np.array([0, np.pi])
+    weight = np.exp(hl[1, 0] * np.cos(two) + hl[1, 1] * np.sin(two))
+    assert (weight * np.cos(two)).sum() / weight.sum() == pytest.approx(-fom, abs=0.005)
+
+
+def test_weigh_keeps_the_phases() -> None:
+    f = np.array([1 + 1j, -2.0, 3j])
+    phases = weigh(f, np.array([0.5, 0.6, 0.7]), np.array([False, True, False]))
+    assert np.exp(1j * phases.phase) == pytest.approx(f / np.abs(f))
+    assert phases.hl.shape == (3, 4)
+
+
+def test_the_verdict_follows_the_evidence() -> None:
+    def p(score: float, held: int = 300, symmetry: float = float("nan"), agreeing: int = 0) -> float:
+        return probability_solved(score, held, symmetry, agreeing)
+
+    assert p(0.1) < 0.05 < 0.9 < p(0.8)
+    assert p(0.45, held=2000) > p(0.45, held=40)
+    assert p(0.45, symmetry=0.7) > p(0.45, symmetry=0.05)
+    assert p(0.45, agreeing=2) > p(0.45)
+    assert p(0.45, agreeing=3) == p(0.45, agreeing=30)
+    words = [judge(score, 300, float("nan"), 0).word for score in np.linspace(0, 0.9, 91)]
+    assert words[0] == "not solved" and words[-1] == "solved" and "uncertain" in words
+    assert words == sorted(words, key=["not solved", "uncertain", "solved"].index)
+    assert "2 other starts" in judge(0.7, 300, 0.5, 2).reason

@@ -1,0 +1,98 @@
+"""The search and the hand, on crystals a second solves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.phasing.dual_space import Relaxed, sparse
+from ml_phaser.phasing.hand import choose, familiarity, mirror
+from ml_phaser.phasing.search import Entrant, Finisher, Hunt, Solution, search
+from tests.crystals import Crystal, crystal
+from tests.unit.test_dual_space import agreement, problem_of
+
+
+def hunt_for(c: Crystal, *, trials: int | None = None, seconds: float = 20.0, seed: int = 0, cycles: int = 600) -> Hunt:
+    p = problem_of(c)
+    rows = np.arange(len(c.hkl))
+    home = Finisher(p, rows, (("sparse", sparse(0.06)),), 20, flips=50)
+    method = Relaxed(p, sparse(0.08), 0.4, "RRR")
+    entrant = Entrant(method, p, rows, batch=4, cycles=cycles, block=50, core=sparse(0.02), home=home)
+    told: list[float] = []
+    hunt = search([entrant], [home], p, len(c.hkl), seconds=seconds, most_trials=trials, seed=seed,
+                  progress=lambda fraction, best: told.append(fraction))  # fmt: skip
+    assert told and 0 <= min(told) and max(told) <= 1
+    return hunt
+
+
+@pytest.mark.parametrize("name", ["P 1", "P 1 21 1", "P 21 21 21", "P 1 21/c 1", "P 41"])
+def test_a_small_crystal_is_solved_in_its_group(name: str) -> None:
+    c = crystal(name, atoms=12 if name == "P 1" else 6, d_min=0.9, seed=2)
+    hunt = hunt_for(c)
+    best = hunt.solutions[0]
+    assert best.probability > 0.9
+    assert agreement(c, best.f) > 0.9
+    trial = hunt.trials[best.trial]
+    assert trial.finished and trial.score == best.score and trial.cluster == best.cluster
+
+
+def test_noise_convinces_nobody() -> None:
+    c = crystal("P 21 21 21", atoms=6, d_min=0.9)
+    rng = np.random.default_rng(0)
+    noise = np.abs(rng.normal(size=(len(c.hkl), 2)) @ np.array([1, 1j])).astype(complex)
+    hunt = hunt_for(Crystal(c.hkl, noise, c.cell, c.spacegroup, c.sites), trials=8, cycles=200)
+    assert len(hunt.trials) == 8
+    assert hunt.solutions[0].probability < 0.25
+
+
+def test_the_seed_decides_and_the_number_of_trials_is_kept() -> None:
+    c = crystal("P 1", atoms=30, d_min=1.3)  # too hard: the search runs to its end
+    first, again, other = (hunt_for(c, trials=3, cycles=50, seed=s) for s in (0, 0, 1))
+    assert len(first.trials) == 3
+    scores = [[t.score for t in h.trials] for h in (first, again, other)]
+    assert scores[0] == pytest.approx(scores[1])
+    assert scores[0] != pytest.approx(scores[2])
+
+
+def test_time_is_a_limit() -> None:
+    hunt = hunt_for(crystal("P 1", atoms=30, d_min=1.3), seconds=0.01)
+    assert len(hunt.trials) == 4 and hunt.trials[0].cycles == 50
+    assert hunt.solutions  # even so there is a best map
+
+
+def test_equal_solutions_are_counted_up_to_origin_and_hand() -> None:
+    c = crystal("P 21 21 21", atoms=6, d_min=1.0)
+    hunt = Hunt(problem_of(c))
+    hunt.trials = list(hunt_for(c, trials=4, cycles=50).trials)
+    shifted = np.conj(c.f) * np.exp(1j * np.pi * c.hkl[:, 0])
+    wrong = np.abs(c.f) * np.exp(2j * np.pi * np.random.default_rng(0).random(len(c.f)))
+    for trial, (f, score) in enumerate(((c.f, 0.6), (wrong, 0.5), (shifted, 0.7))):
+        hunt.add(Solution(f, score, 0.3, 0.9, 100, trial, 0.4))
+    assert [s.trial for s in hunt.solutions] == [2, 0, 1]
+    assert [s.agreeing for s in hunt.solutions] == [1, 1, 0]
+    assert hunt.solutions[0].cluster == hunt.solutions[1].cluster != hunt.solutions[2].cluster
+
+
+@pytest.mark.parametrize("name", ["P 1 21 1", "P 21 21 21", "I 41", "R 3:H", "F 2 3"])
+def test_the_mirror_image_obeys_the_group(name: str) -> None:
+    c = crystal(name, atoms=5, d_min=1.2)
+    p = problem_of(c)
+    other = compare(c.hkl, mirror(c.f, p), c.f, c.cell, c.spacegroup, repeats=0)
+    assert other.map_cc > 0.99 and other.inverted
+
+
+def test_a_prior_that_knows_the_truth_picks_its_hand() -> None:
+    c = crystal("P 1 21 1", atoms=6, d_min=1.1)
+    p = problem_of(c)
+    from ml_phaser.phasing.projections import inverse, unit_variance
+
+    truth = unit_variance(inverse(p.scatter(c.f), p.shape))
+    prior = Finisher(p, np.arange(len(c.hkl)), (("oracle", lambda rho: 0 * rho + truth),), 1)
+    wrong = Solution(mirror(c.f, p), 0.9, 0.1, 1.0, 100, 0, 0.1)
+    chosen, why = choose(wrong, p, np.arange(len(c.hkl)), prior)
+    assert "learned prior" in why
+    assert familiarity(chosen.f, prior) > familiarity(wrong.f, prior)
+    fixed, why = choose(Solution(crystal("P 41").f, 0.9, 0.1, 1.0, 9, 0, 0.1), problem_of(crystal("P 41")),
+                        np.arange(len(crystal("P 41").hkl)), None)  # fmt: skip
+    assert "space group" in why
