@@ -24,6 +24,7 @@ from ml_phaser.simulate.peptides import THREE_LETTERS, checked_sequence
 
 FEWEST, MOST = 30, 300_000  # reflections
 SHELLS = 10
+RESIDUE_VOLUME = 165.0  # A^3, of an average residue in a dense crystal
 _HISTORY_WIDTH = 80
 
 
@@ -62,13 +63,12 @@ def simulate(request: Request) -> DataSet:
     sequence = checked_sequence(request.sequence)
     # One stream a stage: data of the same crystal at another resolution or noise are possible.
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(request.seed).spawn(3)]
-    crystal = pack(streams[0], sequence, request.spacegroup)
-    order = len(operators(request.spacegroup)[0])
-    expected = 2 * np.pi / 3 * crystal.cell.volume / request.d_min**3 / order
+    expected = 2 * np.pi / 3 * RESIDUE_VOLUME * len(sequence) / request.d_min**3
     if not FEWEST <= expected <= MOST:
         few = expected < FEWEST
         what = f"about {expected:.0f} reflections, too {'few' if few else 'many'}"
         raise UserError(what, f"resolution {request.d_min:g}", f"a {'higher' if few else 'lower'} resolution")
+    crystal = pack(streams[0], sequence, request.spacegroup)
     atoms = displace(streams[1], crystal, request.b)
     measurement = measure(
         streams[2], atoms, crystal.cell, crystal.spacegroup,

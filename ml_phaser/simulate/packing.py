@@ -20,7 +20,8 @@ from ml_phaser.simulate.peptides import Hinge, Peptide, least_within, random_pep
 # Nearest distance in A allowed between molecules: N and O with each other, one of them with C or S, C and S.
 POLAR, MIXED, APOLAR = 2.8, 3.1, 3.4
 MOST_OPERATORS = 24
-CYCLES = 4000  # Monte Carlo moves of one start
+CYCLES = 60  # Monte Carlo moves of one start, for each atom; at most:
+MOST_CYCLES = 4000
 STARTS = 4
 EASY_WIDTH = 2 * APOLAR + 0.2  # A between lattice planes from which on the nearest lattice translation is enough
 SHORTEST_AXIS = 4.5  # A
@@ -81,18 +82,17 @@ def contacts(
     same : ``others`` is the very molecule ``frac``: distances within it are infinite
     """
     orth = np.array(cell.orth.mat).T
-    shifts = _shifts(cell)
-    best = np.full((len(symmetry[0]), len(frac), len(others)), np.inf)
+    shifts = _shifts(cell)[:, None, None]
+    best = np.empty((len(symmetry[0]), len(frac), len(others)))
     for g, (rotation, translation) in enumerate(zip(*symmetry, strict=True)):  # one by one: small arrays stay in cache
         difference = frac[:, None] - (others @ rotation.T + translation)
         nearest = np.rint(difference)
         difference -= nearest
-        for shift in shifts:
-            vector = (difference - shift) @ orth
-            squared = np.einsum("nmi,nmi->nm", vector, vector)
-            if same and g == 0:
-                squared[np.all(nearest == -shift, axis=-1)] = np.inf
-            np.minimum(best[g], squared, out=best[g])
+        vectors = (difference - shifts) @ orth
+        squared = np.einsum("snmi,snmi->snm", vectors, vectors)
+        if same and g == 0:
+            squared[np.all(nearest == -shifts, axis=-1)] = np.inf
+        best[g] = squared.min(axis=0)
     return np.sqrt(best)
 
 
@@ -179,7 +179,7 @@ def _tied(spacegroup: gemmi.SpaceGroup) -> tuple[tuple[tuple[int, ...], ...], tu
 def _start(rng: np.random.Generator, molecule: _Body, spacegroup: gemmi.SpaceGroup, volume: float) -> _State:
     axes, free, angles = _tied(spacegroup)
     begin = np.array(angles, dtype=float)
-    begin[list(free)] += rng.uniform(0, 15, len(free)) * rng.choice([-1, 1], len(free))
+    begin[list(free)] += rng.uniform(0, 15, len(free)) * (rng.choice([-1, 1], len(free)) if len(free) > 1 else 1)
     lengths = np.ones(3)
     for group in axes:
         lengths[list(group)] = np.exp(rng.normal(0, 0.35))
@@ -212,7 +212,8 @@ def _move(
         return replace(state, lengths=_rounded(np.maximum(lengths, SHORTEST_AXIS)), centre=_rounded(centre % 1))
     angles = np.array(state.angles)
     axis = free[rng.integers(len(free))]
-    angles[axis] = np.clip(angles[axis] + rng.normal(0, 4 * step), 65, 115)
+    lowest = 65 if len(free) > 1 else 90  # a monoclinic angle is obtuse by convention
+    angles[axis] = np.clip(angles[axis] + rng.normal(0, 4 * step), lowest, 115)
     return replace(state, angles=_rounded(angles))
 
 
@@ -238,7 +239,7 @@ def _bent(rng: np.random.Generator, state: _State, hinges: tuple[Hinge, ...], st
 
 def pack(
     rng: np.random.Generator, sequence: str, spacegroup: gemmi.SpaceGroup, *, waters: int | None = None,
-    starts: int = STARTS, cycles: int = CYCLES,
+    starts: int = STARTS, cycles: int | None = None,
 ) -> Packed:  # fmt: skip
     """Pack one peptide in the asymmetric unit, as densely as a few searches get.
 
@@ -246,7 +247,7 @@ def pack(
     ----------
     sequence : one-letter codes; every search begins with a conformation of its own
     waters : most waters, some bound to the molecule before it is packed, others in voids; None: one a residue
-    starts, cycles : searches, and moves of each
+    starts, cycles : searches, and moves of each; None: as many as the atoms call for
 
     Raises
     ------
@@ -262,7 +263,8 @@ def pack(
     for _ in range(starts):
         peptide = random_peptide(rng, sequence)
         molecule = _hydrated(rng, peptide, min(most, round(len(sequence) * BOUND_WATERS)))
-        found.append((peptide, molecule, _search(rng, molecule, spacegroup, symmetry, cycles)))
+        moves = cycles or min(MOST_CYCLES, max(800, CYCLES * len(molecule.xyz)))
+        found.append((peptide, molecule, _search(rng, molecule, spacegroup, symmetry, moves)))
     # The volume an atom, as some have more waters than others.
     peptide, molecule, best = min(found, key=lambda f: round(f[2].cell.volume / len(f[1].xyz), 3))
     cell = gemmi.UnitCell(*np.round(best.lengths, 3), *np.round(best.angles, 2))

@@ -1,0 +1,358 @@
+"""What networks are trained on: splits without leaks, crystals without clashes, corruption as asked."""
+
+import csv
+import functools
+import importlib.util
+import io
+import itertools
+import lzma
+
+import gemmi
+import numpy as np
+import pytest
+
+from ml_phaser.crystal.grid import HalfSphere
+from ml_phaser.simulate import corrupt, fragments
+from ml_phaser.simulate.batches import Recipe, batches, make_sample
+from ml_phaser.simulate.crystals import dense_box, random_cell, wrapped_distances
+from ml_phaser.simulate.fragments import ELEMENTS, Library, load_library
+from ml_phaser.simulate.peptides import random_peptide
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Stand-in for proteins: three globules of peptides side by side, so that the tests need no data."""
+    rng = np.random.default_rng(0)
+    xyz, element, start = [], [], [0]
+    for _ in range(3):
+        chain, kinds = [], []
+        for place in itertools.product(range(-2, 3), repeat=3):
+            peptide = random_peptide(rng, "".join(rng.choice(list("AGSVLDKF"), 3)))
+            chain.append(peptide.xyz - peptide.xyz.mean(axis=0) + np.array(place) * 7.5)
+            kinds += [ELEMENTS.index(e) for e in peptide.elements]
+        everything = np.concatenate(chain)
+        apart = [
+            i for i in range(len(everything))
+            if not i or np.linalg.norm(everything[:i] - everything[i], axis=1).min() > 1.15
+        ]  # fmt: skip
+        xyz.append(everything[apart])
+        element.append(np.array(kinds)[apart])
+        start.append(start[-1] + len(apart))
+    n = start[-1]
+    return Library(
+        np.concatenate(xyz).astype(np.float32), np.concatenate(element).astype(np.int8),
+        rng.uniform(5, 40, n).astype(np.float32), np.array(start), np.array(["one", "two", "six"]),
+        np.array([0, 0, 1]), "",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ crystals
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_have_no_contacts_across_images(library, seed):
+    rng = np.random.default_rng(seed)
+    cell = random_cell(rng, (24, 24, 24), (0.5, 0.66))
+    contents = dense_box(rng, library, cell)
+    assert len(contents.xyz) > 20
+    orth = np.array(cell.orth.mat)
+    shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    difference = contents.xyz[:, None] - contents.xyz
+    lengths = np.array([np.linalg.norm((difference + s) @ orth.T, axis=-1) for s in shifts])
+    lengths[:, np.arange(len(contents.xyz)), np.arange(len(contents.xyz))] = np.inf
+    # the box was moved by a random origin: bonded pairs may now be nearest through an image, so every pair must be
+    # bonded (here as in the source, over 1.1 A) or farther than a clash; a pair is near one image only
+    assert lengths.min() > 1.1
+    near = np.sort(lengths, axis=0)
+    assert (near[1] > 2.3).all()
+
+
+def test_waters_keep_their_distance(library):
+    from ml_phaser.simulate.crystals import _waters
+
+    rng = np.random.default_rng(5)
+    cell = gemmi.UnitCell(13, 14, 15, 80, 100, 95)
+    frac = rng.random((20, 3))
+    waters = _waters(rng, frac, cell, 0.9)
+    assert len(waters) > 10
+    assert wrapped_distances(waters, frac, cell).min() > 2.6
+    between = wrapped_distances(waters, waters, cell) + 9 * np.eye(len(waters))
+    assert between.min() > 2.6
+
+
+def test_random_cells_fit_their_grid():
+    rng = np.random.default_rng(3)
+    cells = [random_cell(rng, (20, 24, 28), (0.5, 0.6)) for _ in range(200)]
+    lengths = np.array([c.parameters[:3] for c in cells]) / (20, 24, 28)
+    angles = np.array([c.parameters[3:] for c in cells])
+    assert lengths.min() >= 0.5 and lengths.max() <= 0.6
+    assert angles.min() >= 72 and angles.max() <= 108
+    assert np.mean((angles != 90).any(axis=1)) == pytest.approx(0.4, abs=0.12)
+
+
+def test_draws_give_every_cluster_its_turn(library):
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([library.draw(rng) for _ in range(2000)], minlength=3) / 2000
+    np.testing.assert_allclose(drawn, [0.25, 0.25, 0.5], atol=0.04)
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_are_what_the_projection_expects(library):
+    batch = next(batches(library, 2, 7))
+    again = next(batches(library, 2, 7))
+    other = next(batches(library, 2, 8))
+    assert np.array_equal(batch.truth, again.truth) and np.array_equal(batch.start, again.start)
+    assert batch.truth.shape != other.truth.shape or not np.array_equal(batch.truth, other.truth)
+    for maps in (batch.truth, batch.start_maps()):
+        np.testing.assert_allclose(maps.mean(dim=(1, 2, 3)), 0, atol=1e-5)
+        np.testing.assert_allclose(maps.pow(2).mean(dim=(1, 2, 3)), 1, rtol=2e-3)
+
+
+def test_a_sample_has_measured_amplitudes_where_known_and_a_start_of_some_use(library):
+    rng = np.random.default_rng(1)
+    truth, start, amplitude, known, inside, (d_min, spacing, completeness) = make_sample(
+        rng, library, (24, 24, 24), Recipe(kinds=(("phase", 1.0),), quality=(0.5, 0.5))
+    )
+    np.testing.assert_allclose(np.abs(start), amplitude, rtol=1e-4, atol=1e-5)
+    assert not amplitude[~known].any()
+    assert not (known & ~inside).any() and not np.abs(truth[~inside]).any()
+    assert 1.25 <= d_min <= 2.2 and 0.5 <= spacing <= 0.66
+    assert known.sum() / inside.sum() == pytest.approx(completeness, abs=0.02)
+    use = known & (np.abs(truth) > 0)
+    cosine = np.cos(np.angle(truth[use]) - np.angle(start[use]))
+    assert cosine.mean() == pytest.approx(0.5, abs=0.06)
+
+
+# ------------------------------------------------------------------------------------------------ corruption
+
+
+@pytest.fixture(scope="module")
+def wilson():
+    """Structure factors of a random structure: complex Gaussian, falling with resolution."""
+    rng = np.random.default_rng(2)
+    stol2 = np.sort(rng.uniform(0.0, 0.16, 20000) ** 1.0)
+    f = (rng.normal(size=20000) + 1j * rng.normal(size=20000)) * np.exp(-8 * stol2)
+    return f, stol2
+
+
+@pytest.mark.parametrize("quality", [0.15, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("kind", ["phase", "resolution", "additive"])
+def test_noisy_phases_have_the_mean_cosine_asked_for(wilson, quality, kind):
+    f, stol2 = wilson
+    wrong = corrupt.noisy_phases(np.random.default_rng(3), f, stol2, quality, kind)
+    np.testing.assert_allclose(np.abs(wrong), np.abs(f), rtol=1e-9)
+    weight = np.abs(f) ** 2
+    cosine = np.cos(np.angle(wrong) - np.angle(f))
+    reached = np.sum(weight * cosine) / weight.sum()  # = map correlation, as amplitudes are kept
+    assert reached == pytest.approx(quality, abs={"phase": 0.03, "resolution": 0.2, "additive": 0.15}[kind])
+
+
+def test_noise_that_grows_with_resolution_and_noise_that_spares_the_strong(wilson):
+    f, stol2 = wilson
+    half = np.argsort(stol2)[: len(f) // 2]
+    far = np.argsort(stol2)[len(f) // 2 :]
+    strong, weak = np.abs(f) > np.quantile(np.abs(f), 0.8), np.abs(f) < np.quantile(np.abs(f), 0.2)
+
+    def cosines(kind):
+        wrong = corrupt.noisy_phases(np.random.default_rng(4), f, stol2, 0.5, kind)
+        return np.cos(np.angle(wrong) - np.angle(f))
+
+    c = cosines("resolution")
+    assert c[half].mean() > c[far].mean() + 0.1
+    c = cosines("additive")
+    assert c[strong].mean() > c[weak].mean() + 0.2
+    c = cosines("phase")
+    assert c[strong].mean() == pytest.approx(c[weak].mean(), abs=0.06)
+
+
+@pytest.mark.parametrize("mean_cos", [0.1, 0.3, 0.6, 0.9])
+def test_concentration_against_bessel_functions(mean_cos):
+    from scipy.special import i0e, i1e
+
+    kappa = corrupt.concentration(mean_cos)
+    assert i1e(kappa) / i0e(kappa) == pytest.approx(mean_cos, abs=0.03)
+
+
+def test_amplitude_errors_are_as_large_as_asked(wilson):
+    f, stol2 = wilson
+    noisy = corrupt.noisy_amplitudes(np.random.default_rng(5), f, stol2, 0.05)
+    assert (noisy >= 0).all()
+    low, high = np.argsort(stol2)[:2000], np.argsort(stol2)[-2000:]
+    for part in (low, high):
+        error = np.sqrt(np.mean((noisy[part] - np.abs(f[part])) ** 2)) / np.sqrt(np.mean(np.abs(f[part]) ** 2))
+        assert error == pytest.approx(np.hypot(0.05, 0.01), rel=0.1)
+    assert np.array_equal(np.round(corrupt.noisy_amplitudes(np.random.default_rng(5), f, stol2, 0.0), 6).shape, f.shape)
+
+
+def test_losses_stay_within_the_worst(wilson):
+    _, stol2 = wilson
+    rng = np.random.default_rng(6)
+    kept = [corrupt.missing(rng, stol2) for _ in range(60)]
+    share = np.array([k.mean() for k in kept])
+    assert share.min() > 0.8 and share.max() == 1.0
+    low = stol2 < (1 / 40) ** 2  # beyond 20 A
+    gone = [not k[low].any() for k in kept]
+    assert 5 < sum(gone) < 35
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.6, 0.95])
+def test_a_partial_structure_is_a_piece_a_little_misplaced(fraction):
+    rng = np.random.default_rng(7)
+    orth = np.array(gemmi.UnitCell(12, 13, 14, 80, 95, 101).orth.mat)
+    xyz = rng.random((200, 3))
+    kept, moved = corrupt.partial_structure(rng, xyz, orth, fraction)
+    assert kept.sum() == round(fraction * 200)
+    shift = np.linalg.norm((moved - xyz) @ orth.T, axis=1)
+    assert 0 < shift.mean() < 1.0
+
+    # in one piece: kept atoms lie nearer to one of them than those left out
+    def nearness(i):
+        difference = xyz - xyz[i]
+        return np.linalg.norm((difference - np.round(difference)) @ orth.T, axis=1)
+
+    assert any(nearness(i)[kept].max() <= nearness(i)[~kept].min() + 1e-9 for i in np.flatnonzero(kept))
+
+
+def test_friedel_mates_share_a_place():
+    hkl = np.array([[1, 2, 0], [0, 0, 1], [2, -1, 3]], dtype=np.int32)
+    f = np.array([1 + 2j, 3 - 1j, 0.5j])
+    places = HalfSphere.of(hkl, (8, 8, 8))
+    np.testing.assert_allclose(places.gather(places.scatter(f), 3), f)
+
+
+# ---------------------------------------------------------------------------- the coordinates themselves
+
+
+@pytest.fixture(scope="module")
+def coordinates(shared_data):
+    """Folder, and both libraries, the pack decompressed once."""
+    folder = shared_data / "coordinates"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(fragments.lzma, "decompress", functools.cache(lzma.decompress))
+    try:
+        libraries = {split: load_library(folder, split) for split in ("train", "holdout")}
+        pack = np.load(io.BytesIO(fragments.lzma.decompress((folder / "structures_pack.npz.xz").read_bytes())))
+    finally:
+        patch.undo()
+    return folder, libraries, pack
+
+
+def rows(path):
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+@pytest.mark.shared
+def test_splits_share_nothing(coordinates):
+    folder, libraries, _ = coordinates
+    train, holdout = (set(libraries[s].entry.tolist()) for s in ("train", "holdout"))
+    assert len(train) > 3000 and len(holdout) > 100
+    assert not train & holdout
+    clusters = {}
+    for row in rows(folder / "chains.csv"):
+        clusters.setdefault(row["entry"], set()).add(row["cluster30"])
+    flags = {row["id"]: row for row in rows(folder / "index.csv")}
+    for entry in train:
+        for flag in ("holdout", "similar_to_measured_set", "crysformer_test", "antibody_set"):
+            assert flags[entry][flag] != "1", (entry, flag)
+    for entry in holdout:
+        assert flags[entry]["holdout"] == "1"
+
+
+@pytest.mark.shared
+def test_clusters_are_in_one_split_only(coordinates):
+    folder, libraries, _ = coordinates
+    by_chain = {}
+    for row in rows(folder / "chains.csv"):
+        by_chain.setdefault(row["entry"], []).append(row["cluster30"])
+    # an entry of the training split may have chains left out: its own number of chains tells how many were taken
+    taken = {}
+    for split, library in libraries.items():
+        counts = dict(zip(*np.unique(library.entry, return_counts=True), strict=True))
+        taken[split] = {
+            c for e, k in counts.items() if k == len(by_chain[str(e)]) for c in by_chain[str(e)]
+        }  # whole entries
+    assert len(taken["train"]) > 1000
+    assert not taken["train"] & taken["holdout"]
+
+
+@pytest.mark.shared
+def test_decoded_coordinates_are_protein(coordinates):
+    folder, libraries, pack = coordinates
+    spec = importlib.util.spec_from_file_location("pack_reader", folder / "pack_reader.py")
+    reader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    reader.load = lambda path: pack
+    library = libraries["holdout"]
+    wanted = {str(e): i for i, e in enumerate(library.entry)}
+    n_ca, ca_c, checked = [], [], 0
+    for chain in reader.iter_chains(""):
+        i = wanted.get(chain["entry"])
+        if i is None or (library.entry == chain["entry"]).sum() != 1:
+            continue
+        xyz, element, b = library.chain(i)
+        if len(xyz) != len(chain["xyz"]):
+            continue
+        np.testing.assert_allclose(xyz, chain["xyz"], atol=0.006)
+        np.testing.assert_allclose(b, chain["b"])
+        for residue, letter in enumerate(chain["seq"]):
+            first, last = chain["atom_offset"][residue : residue + 2]
+            mask = int(chain["mask"][residue])
+            names = [name for k, name in enumerate(reader.ATOMS[letter]) if mask >> k & 1]
+            assert [ELEMENTS[e] for e in element[first:last]] == [name[0] for name in names]
+            if names[:3] == ["N", "CA", "C"]:
+                n_ca.append(np.linalg.norm(xyz[first] - xyz[first + 1]))
+                ca_c.append(np.linalg.norm(xyz[first + 1] - xyz[first + 2]))
+        checked += 1
+        if checked == 25:
+            break
+    assert checked >= 20
+    assert np.median(n_ca) == pytest.approx(1.46, abs=0.01)
+    assert np.median(ca_c) == pytest.approx(1.525, abs=0.01)
+
+
+@pytest.mark.shared
+def test_built_residues_match_deposited_ones(coordinates):
+    """Distances over one and two bonds, and the handedness of every centre, against the median of real residues."""
+    folder, _, pack = coordinates
+    spec = importlib.util.spec_from_file_location("pack_reader", folder / "pack_reader.py")
+    reader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    reader.load = lambda path: pack
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+    seen = {letter: [] for letter in letters}
+    for chain in itertools.islice(reader.iter_chains(""), 0, 900, 6):
+        for residue, letter in enumerate(chain["seq"][:-1]):
+            first, last = chain["atom_offset"][residue : residue + 2]
+            if last - first == len(reader.ATOMS[letter]):
+                seen[letter].append(chain["xyz"][first:last])
+    from ml_phaser.simulate.peptides import bond_steps
+
+    peptide = random_peptide(np.random.default_rng(3), letters + "A")
+    steps = bond_steps(peptide)
+    for i, letter in enumerate(letters):
+        at = {n: k for k, (n, r) in enumerate(zip(peptide.names, peptide.residue, strict=True)) if r == i}
+        order = [at[name] for name in reader.ATOMS[letter]]
+        real = np.array(seen[letter])
+        assert len(real) > 100
+        for a, b in itertools.combinations(range(len(order)), 2):
+            if steps[order[a], order[b]] > 2:
+                continue
+            expected = np.median(np.linalg.norm(real[:, a] - real[:, b], axis=1))
+            built = np.linalg.norm(peptide.xyz[order[a]] - peptide.xyz[order[b]])
+            limit = 0.035 if steps[order[a], order[b]] == 1 else 0.07
+            assert built == pytest.approx(expected, abs=limit), (
+                letter,
+                reader.ATOMS[letter][a],
+                reader.ATOMS[letter][b],
+            )
+        for centre in range(len(order)):
+            around = [k for k in range(len(order)) if steps[order[centre], order[k]] == 1]
+            if len(around) < 3:
+                continue
+            volumes = np.linalg.det(real[:, around[:3]] - real[:, [centre]])
+            if abs(np.median(volumes)) > 1.5:
+                mine = np.linalg.det(peptide.xyz[[order[k] for k in around[:3]]] - peptide.xyz[order[centre]])
+                assert mine == pytest.approx(np.median(volumes), abs=0.4), (letter, reader.ATOMS[letter][centre])
