@@ -8,6 +8,9 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.phasing.problem import Problem, choose_held_out, pose
+
 CELLS = {
     "P 1": (8.1, 9.3, 10.2, 81.0, 95.0, 103.0),
     "P -1": (8.1, 9.3, 10.2, 81.0, 95.0, 103.0),
@@ -60,3 +63,17 @@ def crystal(name: str, atoms: int = 6, d_min: float = 1.0, seed: int = 0, b: flo
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
     f = 6 * np.exp(-b * stol2) * np.exp(2j * np.pi * (hkl @ every.T)).sum(axis=1)
     return Crystal(hkl.astype(np.int32), f, cell, group, sites)
+
+
+def problem_of(c: Crystal, seed: int = 0) -> Problem:
+    d = np.asarray(c.cell.calculate_d_array(c.hkl))
+    held = choose_held_out(d, float(d.min()), seed)
+    moduli = np.abs(c.f)
+    to_e = np.full(len(moduli), 1 / np.sqrt(np.mean(moduli**2)))
+    return pose(c.hkl, moduli, to_e, held, c.cell, c.spacegroup, spacing=0.5)
+
+
+def agreement(c: Crystal, f: NDArray[np.complex128]) -> float:
+    """Map correlation of the measured amplitudes with phases f, up to origin and hand."""
+    phased = np.abs(c.f) * np.exp(1j * np.angle(f))
+    return compare(c.hkl, phased, c.f, c.cell, c.spacegroup, repeats=0).map_cc

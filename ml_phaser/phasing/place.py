@@ -145,3 +145,14 @@ def place(
 def hand_is_fixed(spacegroup: gemmi.SpaceGroup) -> bool:
     """True for the 22 enantiomorphic groups (P41, P3121, ...): there the group itself tells the hand."""
     return bool(spacegroup.is_enantiomorphic())
+
+
+def about_hand(spacegroup: gemmi.SpaceGroup) -> str:
+    """What can be said of the hand of a solution found from merged amplitudes alone."""
+    if spacegroup.is_centrosymmetric():
+        return "none: the space group is centrosymmetric"
+    if not spacegroup.is_sohncke():
+        return "both are present: the space group holds mirror images"
+    if hand_is_fixed(spacegroup):
+        return f"told by the space group {spacegroup.hm}"
+    return "not determined: the map may be the mirror image (merged amplitudes are the same for both)"

@@ -5,29 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from crystals import agreement, crystal, problem_of
 
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Relaxed, sparse
-from ml_phaser.phasing.problem import Problem, choose_held_out, pose
+from ml_phaser.phasing.problem import choose_held_out
 from ml_phaser.phasing.projections import (
-    Target, flip, forward, impose_amplitudes, inverse, unit_variance, with_amplitudes,
+    Target,
+    flip,
+    forward,
+    impose_amplitudes,
+    inverse,
+    unit_variance,
+    with_amplitudes,
 )  # fmt: skip
-from tests.crystals import Crystal, crystal
-
-
-def problem_of(c: Crystal, seed: int = 0) -> Problem:
-    d = np.asarray(c.cell.calculate_d_array(c.hkl))
-    held = choose_held_out(d, float(d.min()), seed)
-    moduli = np.abs(c.f)
-    to_e = np.full(len(moduli), 1 / np.sqrt(np.mean(moduli**2)))
-    return pose(c.hkl, moduli, to_e, held, c.cell, c.spacegroup, spacing=0.5)
-
-
-def agreement(c: Crystal, f: NDArray[np.complex128]) -> float:
-    """Map correlation of the measured amplitudes with phases f, up to origin and hand."""
-    phased = np.abs(c.f) * np.exp(1j * np.angle(f))
-    return compare(c.hkl, phased, c.f, c.cell, c.spacegroup, repeats=0).map_cc
 
 
 @pytest.mark.parametrize("name", ["P 1", "P 1 21 1", "C 1 2 1", "P 31 2 1", "F 2 3"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gemmi
 import numpy as np
 import pytest
+from crystals import CELLS, crystal
 
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.symmetry import expand
-from ml_phaser.phasing.place import find_origins, hand_is_fixed, place
-from tests.crystals import CELLS, crystal
+from ml_phaser.phasing.place import about_hand, find_origins, hand_is_fixed, place
 
 
 @pytest.mark.parametrize("name", [n for n in CELLS if n != "P 1"])
@@ -62,3 +63,11 @@ def test_rival_origins_are_not_equivalent_to_each_other() -> None:
              for x, _ in found]  # fmt: skip
     ccs = [compare(h, f, pseudo, c.cell, c.spacegroup, hands=False, repeats=0).map_cc for f in homes]
     assert ccs[0] > 0.99 > max(ccs[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("P -1", "none"), ("P c", "both"), ("P 41", "told by the space group"), ("P 1 21 1", "not determined")],
+)
+def test_the_hand_is_not_guessed(name: str, word: str) -> None:
+    assert about_hand(gemmi.SpaceGroup(name)).startswith(word)

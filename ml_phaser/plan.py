@@ -1,0 +1,218 @@
+"""Who searches, who finishes, on which data: the choices that resolution and size of a crystal ask for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.errors import UserError
+from ml_phaser.networks.projector import Projector, condition
+from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
+from ml_phaser.parameters import Options
+from ml_phaser.phasing.dual_space import ChargeFlipping, Projection, Relaxed, sparse
+from ml_phaser.phasing.problem import Problem, choose_held_out, pose
+from ml_phaser.phasing.projections import unit_variance
+from ml_phaser.phasing.search import Entrant, Finisher
+
+SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
+SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
+CLASSICAL_D_MIN = 0.95  # A: to here classical projections solve what they can in seconds
+FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separate
+SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
+STARTS_POINTS = 400_000  # grid points cycled at once
+LEARNED_POINTS = 120_000
+FINISH_POINTS = 200_000
+SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The search laid out.
+
+    whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
+    log; weights : name and hash of the network, empty if none is used
+    """
+
+    entrants: tuple[Entrant, ...]
+    finishers: tuple[Finisher, ...]
+    whole: Problem
+    rows: NDArray[np.int64]
+    choices: tuple[str, ...]
+    weights: dict[str, Any]
+    n: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """The crystal's data as problems on grids of any fineness; reflections held out are the same in all."""
+
+    data: Amplitudes
+    normalised: Normalised
+    rows: NDArray[np.int64]
+    held: NDArray[np.bool_]
+    device: str
+
+    def beyond(self, d_min: float) -> NDArray[np.int64]:
+        """Rows of the data used to a resolution of ``d_min`` in A."""
+        return self.rows[self.data.d[self.rows] >= d_min]
+
+    def sharpened(self, rows: NDArray[np.int64], spacing: float) -> Problem:
+        """The problem of point atoms at rest: moduli are E sqrt(epsilon)."""
+        return self._pose(rows, np.sqrt(self.data.epsilon / self.normalised.expected), spacing, 2)
+
+    def as_trained(self, rows: NDArray[np.int64], spacing: float, multiple: int) -> Problem:
+        """The problem at the overall B the network knows."""
+        scale = np.exp((self.normalised.wilson_b - SEARCH_B) * (0.25 / self.data.d**2))
+        return self._pose(rows, scale, spacing, multiple)
+
+    def _pose(self, rows: NDArray[np.int64], scale: NDArray[np.float64], spacing: float, multiple: int) -> Problem:
+        to_e = 1 / np.sqrt(self.normalised.expected)
+        return pose(
+            self.data.hkl[rows], (scale * self.normalised.f)[rows], (to_e / scale)[rows], self.held[rows],
+            self.data.cell, self.data.spacegroup, spacing=spacing, multiple=multiple, device=self.device,
+        )  # fmt: skip
+
+
+def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> Plan:
+    """Hold reflections out, choose the methods; UserError where the device asked for is not there."""
+    count = threads(options)
+    torch.set_num_threads(count)
+    used = np.flatnonzero(~normalised.outlier)
+    choices = []
+    if len(used) < len(data):
+        choices.append(f"{len(data) - len(used)} improbably strong reflections are left out of the phasing.")
+    d_search = search_resolution(data.d[used])
+    held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
+    board = Board(data, normalised, used, held, device(options))
+    whole = board.sharpened(used, data.d_min / 2)
+    network, weights, said = bundled_network(data.d_min, options.engine)
+    choices += said
+
+    entrants: list[Entrant] = []
+    finishers: list[Finisher] = []
+    if network is None or options.engine != "learned":
+        entrants += classical_entrants(board, whole, d_search)
+        if d_search > data.d_min * 1.001:
+            choices.append(f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A.")
+    if network is None or options.engine != "learned" or data.d_min < network.config.d_best:
+        finishers.append(classical_finisher(whole, used))
+    if network is not None:
+        entrant = learned_entrant(board, network)
+        entrants.append(entrant)
+        if data.d_min >= network.config.d_best and entrant.home is not None:
+            finishers.append(entrant.home)
+    return Plan(
+        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count
+    )  # fmt: skip
+
+
+def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[Entrant]:
+    """Relaxed reflections with a tight and a loose sparseness, and charge flipping."""
+    rows = board.beyond(d_search)
+    problem = whole if len(rows) == len(board.rows) else board.sharpened(rows, d_search / 2)
+    tight = (("sparse", sparse(atoms_share(d_search, 0.6))),)
+    flips = affordable(200, problem, FINISH_POINTS) if d_search < FLIPS_D_MIN else 0
+    home = Finisher(problem, rows, tight, affordable(40, problem, FINISH_POINTS), flips=flips)
+    core = sparse(atoms_share(d_search, 0.25))
+    batch = int(np.clip(STARTS_POINTS // problem.points, 1, 8))
+    block = 50 if problem.points < SMALL_GRID else 10
+    methods = (
+        (Relaxed(problem, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight"), 1500, 2.0),
+        (Relaxed(problem, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose"), 1500, 1.0),
+        (ChargeFlipping(problem), 600, 1.0),
+    )
+    return [
+        Entrant(method, problem, rows, batch, cycles, block, core, share, home) for method, cycles, share in methods
+    ]
+
+
+def classical_finisher(whole: Problem, rows: NDArray[np.int64]) -> Finisher:
+    """Error reduction on all data, at several degrees of sparseness where atoms are resolved."""
+    factors = (0.5, 0.8, 1.25) if whole.d_min < FLIPS_D_MIN else (0.8,)
+    shares = [atoms_share(whole.d_min, factor) for factor in factors]
+    projections = tuple((f"sparse {share:.1%}", sparse(share)) for share in shares)
+    return Finisher(whole, rows, projections, affordable(40, whole, FINISH_POINTS))
+
+
+def learned_entrant(board: Board, network: Projector) -> Entrant:
+    """Relaxed reflections with the learned projection, on data within the network's domain."""
+    config = network.config
+    rows = board.beyond(config.d_best)
+    problem = board.as_trained(rows, config.spacing, config.stride)
+    projection = density_projection(network.to(board.device), problem)
+    home = Finisher(problem, rows, (("learned", projection),), affordable(20, problem, LEARNED_POINTS))
+    method = Relaxed(problem, projection, 0.6, "learned projection", keep_mean=False)
+    batch = int(np.clip(LEARNED_POINTS // problem.points, 1, 8))
+    block = 10 if problem.points < SMALL_GRID else 2
+    share = 1.0 if board.data.d_min < config.d_best else 4.0
+    return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
+
+
+def bundled_network(d_min: float, engine: str) -> tuple[Projector | None, dict[str, Any], list[str]]:
+    """The learned projection if it is wanted and the data lie in its domain, its hash, and what to say about it."""
+    if engine == "classical":
+        return None, {}, ["The learned projection is not used, as asked (engine classical)."]
+    card = read_card(PROJECTOR)
+    best, worst = card.config["d_best"], card.config["d_worst"]
+    if d_min > worst:
+        said = f"The learned projection claims {best}-{worst} A; these data end at {d_min:.2f} A: it is not used."
+        return None, {}, [said]
+    if engine == "auto" and d_min <= CLASSICAL_D_MIN:
+        said = f"The learned projection is not used: to {CLASSICAL_D_MIN} A classical projections need no help."
+        return None, {}, [said]
+    cut = [f"The learned projection sees data to {best} A."] if d_min < best else []
+    return load_projector(PROJECTOR), {"name": card.name, "sha256": card.sha256}, cut
+
+
+def density_projection(network: Projector, problem: Problem) -> Projection:
+    """The network as a projection of maps on the problem's grid."""
+    cell, where = problem.cell, problem.target.amplitude.device
+    spacing = sum(a / n for a, n in zip((cell.a, cell.b, cell.c), problem.shape, strict=True)) / 3
+    known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
+    one = torch.ones(1)
+    cond = condition(one * problem.d_min, one * spacing, one * float(known)).to(where)
+
+    @torch.no_grad()
+    def project(rho: torch.Tensor) -> torch.Tensor:
+        restored: torch.Tensor = network(unit_variance(rho), cond.expand(len(rho), -1))
+        return restored
+
+    return project
+
+
+def threads(options: Options) -> int:
+    """Processor threads to use: those asked for, else every core this process may run on."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return options.threads or len(allowed)
+
+
+def device(options: Options) -> str:
+    """ "cuda" or "cpu"; UserError where a GPU was asked for and there is none."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
+    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def affordable(cycles: int, problem: Problem, points: int) -> int:
+    """Fewer cycles on grids larger than ``points``, so that finishing one solution takes seconds."""
+    return max(2, min(cycles, round(cycles * points / problem.points)))
+
+
+def search_resolution(d: NDArray[np.float64]) -> float:
+    """Resolution limit of the search in A: 0.8 where the data go beyond, finer only where few reflections are left."""
+    enough = float(np.sort(d)[::-1][min(len(d), SEARCH_FEWEST) - 1])
+    return max(float(d.min()), min(SEARCH_D_MIN, enough))
+
+
+def atoms_share(d_min: float, factor: float) -> float:
+    """Share of the cell's grid points that atoms fill on a sharpened map: a peak's volume goes with d_min cubed."""
+    return min(0.25, factor * 0.08 * (d_min / 0.8) ** 3)
