@@ -82,8 +82,10 @@ _ROTAMERS: dict[str, tuple[tuple[float, ...], ...]] = {
 REGIONS = {"strand": (-120, 130), "helix": (-62, -42), "PPII": (-70, 145), "turn": (-85, 5), "left": (57, 40)}
 _SHARES = {"strand": 0.35, "helix": 0.25, "PPII": 0.25, "turn": 0.15}
 
+MOST_RESIDUES = 40
 JITTER = 6.0  # degrees, standard deviation of the torsions that turn freely
-TRIES = 400  # conformations tried before the last clash-free distance is given up
+TRIES = 40  # residues grown, for each of the sequence, before a conformation is given up
+ROOM = 8  # torsions tried for a residue before those before it are taken back
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +116,14 @@ class Peptide:
 
 
 def checked_sequence(text: str) -> str:
-    """One-letter codes in capitals. Raises UserError for letters that mean no residue."""
+    """One-letter codes in capitals. Raises UserError for letters that mean no residue, and for more than 40."""
     sequence = "".join(text.split()).upper()
     wrong = sorted(set(sequence) - set(THREE_LETTERS))
     if wrong or not sequence:
         what = f"{', '.join(wrong)}: not a residue" if wrong else "is empty"
         raise UserError(what, "sequence", f"one-letter codes out of {''.join(sorted(THREE_LETTERS))}")
+    if len(sequence) > MOST_RESIDUES:
+        raise UserError(f"has {len(sequence)} residues, too many to pack", "sequence", f"at most {MOST_RESIDUES}")
     return sequence
 
 
@@ -249,44 +253,57 @@ def _first_residue(letter: str) -> tuple[NDArray, NDArray, NDArray]:
 def random_peptide(rng: np.random.Generator, sequence: str) -> Peptide:
     """A clash-free conformation: stretches of strand, helix, polyproline II and turn with common rotamers.
 
+    Grown residue by residue; where the next one finds no room, the last ones are taken back.
+
     Raises
     ------
     UserError
         for letters that mean no residue, or if no conformation without clashes was found
     """
     sequence = checked_sequence(sequence)
-    for _ in range(TRIES):
-        peptide = build(sequence, *_torsions(rng, sequence))
-        if not clashes(peptide):
+    done: list[_Residue] = []
+    for _ in range(TRIES * len(sequence)):
+        for _ in range(ROOM):
+            grown = [*done, _random_residue(rng, sequence, len(done), done[-1].region if done else None)]
+            phi_psi, chis, omega = [r.phi_psi for r in grown], [r.chi for r in grown], [r.omega for r in grown]
+            peptide = build(sequence[: len(grown)], phi_psi, chis, omega)
+            if not clashes(peptide):
+                done = grown
+                break
+        else:
+            done = done[: -int(rng.integers(1, 4))]
+        if len(done) == len(sequence):
             return peptide
-    raise UserError(f"no conformation without clashes in {TRIES} tries", "sequence", "another seed, or fewer residues")
+    raise UserError("no conformation without clashes was found", "sequence", "another seed, or fewer residues")
 
 
-def _torsions(
-    rng: np.random.Generator, sequence: str
-) -> tuple[list[tuple[float, float]], list[list[float]], list[float]]:
-    regions = list(_SHARES)
-    shares = np.array(list(_SHARES.values()))
-    current = str(rng.choice(regions, p=shares))
-    phi_psi, chis, omega = [], [], []
-    for i, letter in enumerate(sequence):
-        if rng.random() < 0.35:
-            current = str(rng.choice(regions, p=shares))
-        before_proline = sequence[i + 1 : i + 2] == "P"
-        region = current
-        if letter == "G" and rng.random() < 0.3:
-            region = "left"
-        elif (letter == "P" or before_proline) and region != "strand":
-            region = "PPII"
-        phi, psi = np.array(REGIONS[region], dtype=float) + rng.normal(0, JITTER, 2)
-        if letter == "P":
-            phi = -68 + rng.normal(0, 3)  # where the ring, planar at N, puts it
-        phi_psi.append((float(phi), float(psi)))
-        rotamers = _ROTAMERS[letter]
-        rotamer = np.array(rotamers[rng.integers(len(rotamers))], dtype=float)
-        chis.append(list(rotamer + rng.normal(0, 0.5 if letter == "P" else JITTER, len(rotamer))))
-        omega.append(float(rng.normal(180, 3)))
-    return phi_psi, chis, omega
+@dataclass(frozen=True)
+class _Residue:
+    """Torsions of a residue in degrees and the region they come from."""
+
+    phi_psi: tuple[float, float]
+    chi: tuple[float, ...]
+    omega: float
+    region: str
+
+
+def _random_residue(rng: np.random.Generator, sequence: str, i: int, current: str | None) -> _Residue:
+    """Torsions of residue ``i``, most likely in the region of the one before."""
+    letter = sequence[i]
+    if current is None or rng.random() < 0.35:
+        current = str(rng.choice(list(_SHARES), p=list(_SHARES.values())))
+    region = current
+    if letter == "G" and rng.random() < 0.3:
+        region = "left"
+    elif "P" in sequence[i : i + 2] and region != "strand":
+        region = "PPII"
+    phi, psi = np.array(REGIONS[region], dtype=float) + rng.normal(0, JITTER, 2)
+    if letter == "P":
+        phi = -68 + rng.normal(0, 3)  # where the ring, planar at N, puts it
+    rotamers = _ROTAMERS[letter]
+    rotamer = np.array(rotamers[rng.integers(len(rotamers))], dtype=float)
+    chi = rotamer + rng.normal(0, 0.5 if letter == "P" else JITTER, len(rotamer))
+    return _Residue((float(phi), float(psi)), tuple(chi.tolist()), float(rng.normal(180, 3)), current)
 
 
 def bond_steps(peptide: Peptide, most: int = 5) -> NDArray[np.int64]:

@@ -167,7 +167,7 @@ def test_seeds_decide():
     assert not np.allclose(one.xyz, other.xyz)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "AXB", "AC-D", "ACZ1"])
+@pytest.mark.parametrize("text", ["", "  ", "AXB", "AC-D", "ACZ1", "A" * 41])
 def test_letters_that_mean_nothing(text):
     with pytest.raises(UserError, match="sequence"):
         checked_sequence(text)
