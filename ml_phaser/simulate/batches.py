@@ -115,10 +115,7 @@ def batches(library: Library, size: int, seed: int, recipe: Recipe | None = None
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
         samples = [make_sample(rng, library, shape, recipe) for _ in range(size)]
-        truth, start, amplitude, known, inside = (
-            torch.from_numpy(np.stack([s[i] for s in samples]))
-            for i in range(5)
-        )
+        truth, start, amplitude, known, inside = (torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(5))
         facts = torch.tensor([s[5] for s in samples], dtype=torch.float32)
         target = Target(amplitude, known, inside)
         cond = condition(facts[:, 0], facts[:, 1], facts[:, 2])
