@@ -110,7 +110,7 @@ def weigh(
     from ml_phaser.phasing import confidence
     from ml_phaser.phasing.place import about_hand
 
-    verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing)
+    verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min)
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)

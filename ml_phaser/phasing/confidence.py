@@ -14,7 +14,8 @@ Floats = NDArray[np.float64]
 
 # Logistic model of P(map CC >= 0.5) on simulated and measured crystals; docs/decisions/0004-verdict.md says how
 # it was fitted and on what.
-BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 2.0, 0.7
+BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
+PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
 
@@ -88,7 +89,7 @@ def weigh(f: NDArray[np.complex128], fom: Floats, centric: NDArray[np.bool_]) ->
     return Phases(phase, fom, hendrickson_lattman(phase, fom, centric))
 
 
-def probability_solved(score: float, held: int, symmetry: float, agreeing: int) -> float:
+def probability_solved(score: float, held: int, symmetry: float, agreeing: int, d_min: float) -> float:
     """Probability (0-1) that the map is right.
 
     Parameters
@@ -96,17 +97,18 @@ def probability_solved(score: float, held: int, symmetry: float, agreeing: int) 
     score : correlation on ``held`` held-out reflections; one standard error of it is taken off
     symmetry : agreement of the P1 phases with the group, NaN where there is none to test
     agreeing : other starts that led to the same solution; three say as much as any number
+    d_min : resolution of the data in A
     """
     cautious = score - 1.0 / math.sqrt(max(held, 4))
-    logit = BIAS + PER_SCORE * cautious + PER_AGREEING * min(agreeing, 3)
+    logit = BIAS + PER_SCORE * cautious + PER_AGREEING * min(agreeing, 3) + PER_ANGSTROM * max(0.0, d_min - ATOMIC)
     if math.isfinite(symmetry):
         logit += PER_SYMMETRY * (4 * symmetry - 1)
     return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, logit))))
 
 
-def judge(score: float, held: int, symmetry: float, agreeing: int) -> Verdict:
+def judge(score: float, held: int, symmetry: float, agreeing: int, d_min: float) -> Verdict:
     """The verdict in words. ``agreeing`` counts the other starts that led to the same solution."""
-    p = probability_solved(score, held, symmetry, agreeing)
+    p = probability_solved(score, held, symmetry, agreeing, d_min)
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
     if math.isfinite(symmetry):
         facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"

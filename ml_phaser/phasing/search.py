@@ -80,13 +80,14 @@ class Solution:
     held: int
     trial: int
     core: float
+    d_min: float
     finisher: str = ""
     agreeing: int = 0
     cluster: int = 0
 
     @property
     def probability(self) -> float:
-        return probability_solved(self.score, self.held, self.symmetry, self.agreeing)
+        return probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
 
 
 def finish(
@@ -119,7 +120,7 @@ def finish(
         for name, projection in finisher.projections:
             f, score, residual = _refine(start, finisher, projection, n)
             held = int(finisher.problem.held.sum())
-            solution = Solution(f, score, residual, symmetry, held, trial, core, name)
+            solution = Solution(f, score, residual, symmetry, held, trial, core, finisher.problem.d_min, name)
             if best is None or solution.score > best.score:
                 best = solution
     assert best is not None

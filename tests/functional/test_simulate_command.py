@@ -182,7 +182,7 @@ def test_all_files_or_none(tmp_path, monkeypatch, capsys):
 
 def example_command():
     """The command in the examples' README that made the files."""
-    match = re.search(r"^ +ml_phaser (simulate .*(?:\\\n.*)*)$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    match = re.search(r"^ +ml_phaser (simulate (?:.*\\\n)*.*)$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert match
     return shlex.split(match[1].replace("\\\n", " "))
 

@@ -97,15 +97,18 @@ def test_weigh_keeps_the_phases() -> None:
 
 
 def test_the_verdict_follows_the_evidence() -> None:
-    def p(score: float, held: int = 300, symmetry: float = float("nan"), agreeing: int = 0) -> float:
-        return probability_solved(score, held, symmetry, agreeing)
+    def p(
+        score: float, held: int = 300, symmetry: float = float("nan"), agreeing: int = 0, d_min: float = 1.0
+    ) -> float:
+        return probability_solved(score, held, symmetry, agreeing, d_min)
 
     assert p(0.1) < 0.05 < 0.9 < p(0.8)
     assert p(0.45, held=2000) > p(0.45, held=40)
     assert p(0.45, symmetry=0.7) > p(0.45, symmetry=0.05)
     assert p(0.45, agreeing=2) > p(0.45)
+    assert p(0.45, d_min=0.5) == p(0.45, d_min=1.2) > p(0.45, d_min=1.7)
     assert p(0.45, agreeing=3) == p(0.45, agreeing=30)
-    words = [judge(score, 300, float("nan"), 0).word for score in np.linspace(0, 0.9, 91)]
+    words = [judge(score, 300, float("nan"), 0, 1.0).word for score in np.linspace(0, 0.9, 91)]
     assert words[0] == "not solved" and words[-1] == "solved" and "uncertain" in words
     assert words == sorted(words, key=["not solved", "uncertain", "solved"].index)
-    assert "2 other starts" in judge(0.7, 300, 0.5, 2).reason
+    assert "2 other starts" in judge(0.7, 300, 0.5, 2, 1.0).reason

@@ -65,7 +65,7 @@ def test_equal_solutions_are_counted_up_to_origin_and_hand() -> None:
     shifted = np.conj(c.f) * np.exp(1j * np.pi * c.hkl[:, 0])
     wrong = np.abs(c.f) * np.exp(2j * np.pi * np.random.default_rng(0).random(len(c.f)))
     for trial, (f, score) in enumerate(((c.f, 0.6), (wrong, 0.5), (shifted, 0.7))):
-        hunt.add(Solution(f, score, 0.3, 0.9, 100, trial, 0.4))
+        hunt.add(Solution(f, score, 0.3, 0.9, 100, trial, 0.4, 1.0))
     assert [s.trial for s in hunt.solutions] == [2, 0, 1]
     assert [s.agreeing for s in hunt.solutions] == [1, 1, 0]
     assert hunt.solutions[0].cluster == hunt.solutions[1].cluster != hunt.solutions[2].cluster
