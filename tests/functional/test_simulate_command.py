@@ -187,6 +187,7 @@ def example_command():
     return shlex.split(match[1].replace("\\\n", " "))
 
 
+@pytest.mark.slow
 def test_the_shipped_example_is_what_its_command_makes(tmp_path, monkeypatch):
     words = example_command()
     for name, file in (("hklout", "peptide.mtz"), ("xyzout", "peptide.pdb")):
