@@ -171,6 +171,10 @@ def test_commands_and_links_of_the_readme_exist():
     text = (ROOT / "README.md").read_text()
     for name in COMMANDS:
         assert f"ml_phaser {name}" in text
+    assert all(
+        f"\n {words}" in text
+        for words in ("Verdict: SOLVED (probability", "Files written", "ml_phaser:  Normal termination")
+    )
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test"} <= set(targets) and "make demo" in text and "make test" in text
     documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
