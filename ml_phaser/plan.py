@@ -28,6 +28,7 @@ FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separ
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
 STARTS_POINTS = 400_000  # grid points cycled at once
 LEARNED_POINTS = 120_000
+LEARNED_MOST = 4_000_000  # about 2 kB of memory a point
 FINISH_POINTS = 200_000
 SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
 
@@ -94,7 +95,7 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
     held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
     board = Board(data, normalised, used, held, device(options))
     whole = board.sharpened(used, data.d_min / 2)
-    network, weights, said = bundled_network(data.d_min, options.engine)
+    network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine)
     choices += said
 
     entrants: list[Entrant] = []
@@ -157,8 +158,9 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 
 
-def bundled_network(d_min: float, engine: str) -> tuple[Projector | None, dict[str, Any], list[str]]:
-    """The learned projection if it is wanted and the data lie in its domain, its hash, and what to say about it."""
+def bundled_network(d_min: float, volume: float, engine: str) -> tuple[Projector | None, dict[str, Any], list[str]]:
+    """The learned projection if it is wanted, the data lie in its domain and the cell (A^3) is not too large for it; its
+    hash, and what to say about it."""
     if engine == "classical":
         return None, {}, ["The learned projection is not used, as asked (engine classical)."]
     card = read_card(PROJECTOR)
@@ -168,6 +170,9 @@ def bundled_network(d_min: float, engine: str) -> tuple[Projector | None, dict[s
         return None, {}, [said]
     if engine == "auto" and d_min <= CLASSICAL_D_MIN:
         said = f"The learned projection is not used: to {CLASSICAL_D_MIN} A classical projections need no help."
+        return None, {}, [said]
+    if (points := volume / card.config["spacing"] ** 3) > LEARNED_MOST:
+        said = f"The learned projection is not used: the cell would need {points:.1e} grid points, and much memory."
         return None, {}, [said]
     cut = [f"The learned projection sees data to {best} A."] if d_min < best else []
     return load_projector(PROJECTOR), {"name": card.name, "sha256": card.sha256}, cut

@@ -128,6 +128,7 @@ def command(*words, limit=None, env=None):
     """Begin the installed command in a process of its own; ``limit``: largest file in bytes."""
 
     def set_limit():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by whatever was begun in the background of a shell
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import stat
 import sys
 import textwrap
@@ -138,7 +139,8 @@ def test_every_set_gets_a_row(bench, capsys):
     assert good["agreement"]["map_cc"] > 0.9999 and good["agreement"]["phase_error"] < 0.1
     assert good["ceiling"] > 0.9999 and good["model"] == "final" and good["trials"] == 3
     assert good["verdict"]["word"] == "solved" and good["columns"] == ["FP", "SIGFP"]
-    assert good["seconds"] > 0 and 60 < good["peak_mb"] < 500
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # a fork begins with its parent's peak
+    assert good["seconds"] > 0 and 60 < good["peak_mb"] < 500 + own
     assert rows["wrong"]["agreement"]["map_cc"] < 0.5
     assert rows["nomodel"]["agreement"] is None and rows["nomodel"]["model"] == "none"
     assert rows["bad"]["error"] == "ml_phaser: bad.mtz: not an MTZ. Try: another file"
