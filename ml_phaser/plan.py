@@ -159,8 +159,8 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
 
 
 def bundled_network(d_min: float, volume: float, engine: str) -> tuple[Projector | None, dict[str, Any], list[str]]:
-    """The learned projection if it is wanted, the data lie in its domain and the cell (A^3) is not too large for it; its
-    hash, and what to say about it."""
+    """The learned projection if it is wanted, the data lie in its domain and the cell (A^3) is not too large for it;
+    its hash, and what to say about it."""
     if engine == "classical":
         return None, {}, ["The learned projection is not used, as asked (engine classical)."]
     card = read_card(PROJECTOR)

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 # it was fitted and on what.
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
+FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
 
@@ -62,7 +63,7 @@ def figures_of_merit(
         reach = max(100, int(np.sum(held[part])))
         near = held_order[max(0, middle - reach) : middle + reach]
         own = len(near) / (len(near) + 200)
-        s = min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98)
+        s = max(FAINTEST, min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98))
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
         fom[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * max(probability, FLOOR)
