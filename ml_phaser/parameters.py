@@ -57,7 +57,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("mapextent", "choice", "what the map covers", default="cell", choices=("cell", "asu")),
     Parameter("seed", "int", "seed of the random starts", default=0, low=0, high=2**31 - 1),
     Parameter("device", "choice", "where to compute", default="auto", choices=("auto", "cpu", "cuda")),
-    Parameter("threads", "int", "processor threads [all cores]", low=1, high=1024),
+    Parameter("threads", "int", "processor threads [one for small cells, else all cores]", low=1, high=1024),
     Parameter("overwrite", "flag", "replace output files that exist", default=False),
     Parameter("quiet", "flag", "print errors and the verdict only", default=False),
 )

