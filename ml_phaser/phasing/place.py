@@ -109,6 +109,8 @@ def find_origins(
             found.sort(key=lambda pair: -pair[1])
         if len(found) > most:
             break
+    if not found:  # phases that are not numbers agree with nothing
+        return [(np.zeros(3), 0.0)]
     # The best stays even where nothing agrees, that is where its agreement is negative.
     return [found[0], *(pair for pair in found[1:] if pair[1] >= RIVAL * abs(found[0][1]))][:most]
 

@@ -99,7 +99,7 @@ def finish(
     """
     problem = entrant.problem
     moduli = problem.expansion.spread(problem.amplitude)
-    phased = moduli * np.exp(1j * np.angle(f_p1))
+    phased = moduli * np.exp(1j * np.angle(np.nan_to_num(f_p1)))  # a start that diverged is as good as no phases
     hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
     placed = max(
         (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
@@ -280,7 +280,7 @@ def _batch(
         x = entrant.method.advance(x, entrant.block)
         done += entrant.block
         half = entrant.method.estimate(x)
-        scores = entrant.problem.scores(half).cpu().numpy().astype(float)
+        scores = np.nan_to_num(entrant.problem.scores(half).cpu().numpy().astype(float), nan=-1.0)
         residuals = entrant.problem.residuals(half).cpu().numpy().astype(float)
         seconds = (time.monotonic() - began) / count
         for i in range(count):

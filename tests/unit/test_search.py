@@ -69,3 +69,16 @@ def test_equal_solutions_are_counted_up_to_origin_and_hand() -> None:
     assert [s.trial for s in hunt.solutions] == [2, 0, 1]
     assert [s.agreeing for s in hunt.solutions] == [1, 1, 0]
     assert hunt.solutions[0].cluster == hunt.solutions[1].cluster != hunt.solutions[2].cluster
+
+
+def test_a_start_that_diverges_stops_nothing() -> None:
+    c = crystal("P 21 21 21", atoms=4, d_min=1.2)
+    p = problem_of(c)
+    rows = np.arange(len(c.hkl))
+    home = Finisher(p, rows, (("sparse", sparse(0.06)),), 10)
+    broken = Relaxed(p, lambda rho: rho * float("nan"), 0.4, "broken")
+    entrant = Entrant(broken, p, rows, batch=2, cycles=10, block=5, core=sparse(0.02), home=home)
+    hunt = search([entrant], [home], p, len(c.hkl), seconds=5, most_trials=2, seed=0, progress=lambda *_: None)
+    best = hunt.solutions[0]
+    assert np.isfinite(best.f).all() and np.isfinite(best.score)
+    assert best.probability < 0.25 or agreement(c, best.f) > 0.5  # four atoms may be found from no phases at all
