@@ -99,7 +99,9 @@ def finish(
     """
     problem = entrant.problem
     moduli = problem.expansion.spread(problem.amplitude)
-    phased = moduli * np.exp(1j * np.angle(np.nan_to_num(f_p1)))  # a start that diverged is as good as no phases
+    if not np.isfinite(f_p1).all():  # it diverged: random phases, as equal ones would look like a single heavy atom
+        f_p1 = np.exp(2j * np.pi * np.random.default_rng(trial).random(len(f_p1)))
+    phased = moduli * np.exp(1j * np.angle(f_p1))
     hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
     placed = max(
         (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
