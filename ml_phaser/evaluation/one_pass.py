@@ -25,10 +25,9 @@ from ml_phaser.phasing.dual_space import Projection, sparse
 from ml_phaser.phasing.projections import Target, flip, forward, inverse, unit_variance, with_amplitudes
 from ml_phaser.report.record import json_safe, write_json
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.batches import SHAPES
+from ml_phaser.simulate.batches import SHAPES, calculate
 from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
-from ml_phaser.simulate.fragments import ELEMENTS, Library
-from ml_phaser.structure_factors.direct import structure_factors
+from ml_phaser.simulate.fragments import Library
 
 RESOLUTIONS = (1.3, 1.5, 1.7, 1.9, 2.1)
 LEVELS = (0.3, 0.5, 0.7, 0.9)
@@ -95,17 +94,6 @@ class Crystal:
         return condition(one * self.d_min, one * self.spacing, one)
 
 
-def _structure_factors(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray, xyz: NDArray) -> NDArray:
-    def tensor(a: NDArray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
-
-    f = structure_factors(
-        tensor(hkl), tensor(stol2), tensor(xyz[rows]), torch.from_numpy(contents.element[rows]),
-        tensor(contents.b[rows]), tensor(contents.occupancy[rows]), ELEMENTS,
-    )  # fmt: skip
-    return f.numpy().astype(np.complex128)
-
-
 def make_crystal(
     rng: np.random.Generator, library: Library, shape: tuple[int, int, int], d_min: float, spacing: tuple[float, float]
 ) -> Crystal:
@@ -117,7 +105,7 @@ def make_crystal(
             break
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
-    f = _structure_factors(contents, hkl, stol2, np.ones(len(contents.xyz), dtype=bool), contents.xyz)
+    f = calculate(contents, hkl, stol2, np.ones(len(contents.xyz), dtype=bool), contents.xyz)
     steps = np.array([cell.a, cell.b, cell.c]) / np.array(shape)
     return Crystal(hkl, stol2, f, contents, HalfSphere.of(hkl, shape), d_min, float(steps.mean()))
 
@@ -153,7 +141,7 @@ def partial_start(rng: np.random.Generator, crystal: Crystal, fraction: float) -
     """True moduli with the phases of a contiguous part of the atoms, misplaced as in training, (n,)."""
     contents = crystal.contents
     kept, moved = corrupt.partial_structure(rng, contents.xyz, np.array(contents.cell.orth.mat), fraction)
-    part = _structure_factors(contents, crystal.hkl, crystal.stol2, kept, moved)
+    part = calculate(contents, crystal.hkl, crystal.stol2, kept, moved)
     return np.abs(crystal.f) * np.exp(1j * np.angle(part))
 
 

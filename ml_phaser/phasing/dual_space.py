@@ -94,11 +94,10 @@ class Alternating:
     problem: Problem
     projection: Projection
     name: str = "error reduction"
-    keep_mean: bool = False
 
     def advance(self, x: torch.Tensor, cycles: int) -> torch.Tensor:
         for _ in range(cycles):
-            x = impose_amplitudes(self.projection(x), self.problem.target, self.keep_mean)
+            x = impose_amplitudes(self.projection(x), self.problem.target)
         return x
 
     def estimate(self, x: torch.Tensor) -> torch.Tensor:

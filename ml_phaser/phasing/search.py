@@ -59,7 +59,6 @@ class Finisher:
     rows: NDArray[np.int64]
     projections: tuple[tuple[str, Projection], ...]
     cycles: int
-    keep_mean: bool = False
     flips: int = 0
 
 
@@ -163,7 +162,7 @@ def _refine(
     """Alternate projections and averaging over the group; structure factors, held-out score, R."""
     problem = finisher.problem
     f = start[finisher.rows]
-    method = Alternating(problem, projection, keep_mean=finisher.keep_mean)
+    method = Alternating(problem, projection)
     score, residual = -1.0, 1.0
     cycles = min(10, finisher.cycles)
     for _ in range(max(1, finisher.cycles // 10)):

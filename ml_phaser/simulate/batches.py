@@ -54,7 +54,9 @@ class Recipe:
     )  # fmt: skip
 
 
-def _calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray | slice, xyz: NDArray) -> NDArray:
+def calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray | slice, xyz: NDArray) -> NDArray:
+    """Structure factors (n,) of the atoms ``rows`` of a box at fractional positions ``xyz``, in single precision."""
+
     def tensor(a: NDArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
 
@@ -79,14 +81,14 @@ def make_sample(
     d_min = max(rng.uniform(*recipe.d_min), 2.03 * float(steps.max()))
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
-    f = _calculate(contents, hkl, stol2, slice(None), contents.xyz)
+    f = calculate(contents, hkl, stol2, slice(None), contents.xyz)
 
     kinds, shares = zip(*recipe.kinds, strict=True)
     kind = str(rng.choice(kinds, p=np.array(shares) / sum(shares)))
     quality = rng.uniform(*recipe.quality)
     if kind == "partial":
         kept, moved = corrupt.partial_structure(rng, contents.xyz, np.array(cell.orth.mat), rng.uniform(0.15, 0.95))
-        wrong = _calculate(contents, hkl, stol2, kept, moved)
+        wrong = calculate(contents, hkl, stol2, kept, moved)
     else:
         wrong = corrupt.noisy_phases(rng, f, stol2, quality, kind)
     known = corrupt.missing(rng, stol2)
