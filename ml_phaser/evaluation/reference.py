@@ -5,8 +5,6 @@ Nothing here is used for phasing; it serves to judge phases that were found with
 
 from __future__ import annotations
 
-import gzip
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +16,8 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import Agreement, compare, correlation, multiplicity
 from ml_phaser.errors import UserError
+from ml_phaser.exchange.model import file_kind, read_cif, read_model
 
-LOWEST_U = 0.5 / (8 * np.pi**2)  # A^2; B below 0.5 A^2 stands for an unknown or unphysical one
 DIRECT_TERMS = 3e8  # atoms x operators x reflections up to which summation is direct, exact and quick enough
 SOLVENT = (
     0.35,
@@ -132,221 +130,11 @@ def check_same_crystal(
         )
 
 
-def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot be read ({(error.strerror or str(error)).lower()})", str(path)) from None
-
-
-def _kind(path: Path) -> str:
-    """Extension without .gz, in lower case, e.g. ".pdb"."""
-    name = path.name.lower()
-    return Path(name[:-3] if name.endswith(".gz") else name).suffix
-
-
-def _cif(path: Path) -> gemmi.cif.Document:
-    try:
-        return gemmi.cif.read_string(_text(path))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"not a CIF ({str(error).splitlines()[0]})", str(path)) from None
-
-
 def _number(text: str) -> float:
     return float(gemmi.cif.as_number(text))
 
 
 # --- models
-
-
-def read_shelx(text: str, where: str = "") -> gemmi.SmallStructure:
-    """Atoms, cell and symmetry of a SHELX .ins or .res file (SHELX-97 manual, ch. 7; occupancies
-    crystallographic).
-
-    Free variables are honoured: 10 + p is a fixed p, 10 m + p is p times variable m, -(10 m + p) is p (1 -
-    variable). A negative isotropic U, -1.2 say, is 1.2 times the equivalent U of the last atom that is not
-    hydrogen.
-    """
-    small = gemmi.SmallStructure()
-    joined = text.replace("\r", "").replace("=\n", " ")
-    latt, symops, elements, variables, parent_u = 1, ["x,y,z"], [], [1.0], 0.05
-    for raw in joined.split("\n"):
-        words = raw.split("!")[0].split()
-        if not words or raw[0] == " ":
-            continue
-        card = words[0].upper()
-        try:
-            if card == "CELL":
-                small.wavelength = float(words[1])
-                small.cell = gemmi.UnitCell(*(float(x) for x in words[2:8]))
-            elif card == "LATT":
-                latt = int(float(words[1]))
-            elif card == "SYMM":
-                symops.append(raw.split(None, 1)[1].strip())
-            elif card == "SFAC":
-                elements += words[1:] if not _is_number(words[2:3]) else words[1:2]
-            elif card == "FVAR":
-                variables += [float(x) for x in words[1:]]
-            elif card in ("HKLF", "END"):
-                break
-            elif card.split("_")[0] not in _SHELX_CARDS and len(words) >= 5 and _is_number(words[1:5]):
-                parent_u = _add_shelx_atom(small, words, elements, variables, parent_u)
-        except (ValueError, IndexError):
-            raise UserError(f"cannot make sense of {raw.strip()!r}", where) from None
-    ops = _shelx_group(latt, symops)
-    small.spacegroup_hm = ""
-    small.spacegroup = gemmi.find_spacegroup_by_ops(ops)
-    small.setup_cell_images()
-    return small
-
-
-_SHELX_CARDS = frozenset(
-    re.findall(
-        r"\S+",
-        """
-        TITL ZERR LATT SYMM SFAC DISP UNIT LAUE REM MORE TIME END HKLF OMIT SHEL BASF TWIN EXTI SWAT HOPE
-        MERG SPEC RESI MOVE ANIS AFIX HFIX FRAG FEND EXYZ EADP EQIV CONN PART BIND FREE DFIX DANG BUMP SAME
-        SADI CHIV FLAT DELU SIMU DEFS ISOR NCSY SUMP L.S. CGLS BLOC DAMP STIR WGHT FVAR BOND CONF MPLA RTAB
-        HTAB LIST ACTA SIZE TEMP WPDB FMAP GRID PLAN MOLE RIGU NEUT ABIN ANSC ANSR XNPD TWST PRIG CELL TREF
-        """,
-    )
-)
-
-
-def _is_number(words: list[str]) -> bool:
-    try:
-        return bool(words) and all(np.isfinite(float(w)) for w in words)
-    except ValueError:
-        return False
-
-
-def _free(value: float, variables: list[float]) -> float:
-    if abs(value) <= 5:
-        return value
-    m = int(np.floor(abs(value) / 10 + 0.5))
-    p = abs(value) - 10 * m
-    if m <= 1:
-        return float(np.copysign(p, value)) if m == 1 else value
-    return p * variables[m] if value > 0 else -p * (variables[m] - 1)
-
-
-def _add_shelx_atom(
-    small: gemmi.SmallStructure,
-    words: list[str],
-    elements: list[str],
-    variables: list[float],
-    parent_u: float,
-) -> float:
-    """Add one atom; returns the equivalent U that following hydrogens refer to."""
-    values = [float(w) for w in words[2:]]
-    site = gemmi.SmallStructure.Site()
-    site.label = words[0]
-    site.type_symbol = elements[int(words[1]) - 1]
-    site.element = gemmi.Element(site.type_symbol.rstrip("0123456789+-"))
-    # unlike other parameters, fixed coordinates stand as 10 + x
-    site.fract = gemmi.Fractional(*(_free(x, variables) for x in values[:3]))
-    site.occ = _free(values[3], variables) if len(values) > 3 else 1.0
-    u = [_free(x, variables) for x in values[4:]]
-    if len(u) >= 6:
-        site.aniso = gemmi.SMat33d(u[0], u[1], u[2], u[5], u[4], u[3])  # SHELX order: 11 22 33 23 13 12
-        site.u_iso = (u[0] + u[1] + u[2]) / 3  # enough for riding hydrogens
-        parent = site.u_iso
-    else:
-        iso = values[4] if len(values) > 4 else 0.05
-        riding = -5 < iso < -0.5
-        site.u_iso = -iso * parent_u if riding else u[0] if u else 0.05
-        parent = parent_u if riding else site.u_iso
-    small.add_site(site)
-    return parent
-
-
-def _shelx_group(latt: int, triplets: list[str]) -> gemmi.GroupOps:
-    centring = {1: "", 2: "1/2,1/2,1/2", 3: "2/3,1/3,1/3 1/3,2/3,2/3", 4: "0,1/2,1/2 1/2,0,1/2 1/2,1/2,0"}
-    centring |= {5: "0,1/2,1/2", 6: "1/2,0,1/2", 7: "1/2,1/2,0"}
-    ops = [gemmi.Op(t.lower().replace(" ", "")) for t in triplets]
-    if latt > 0:
-        ops += [gemmi.Op("-x,-y,-z").combine(op) for op in ops]
-    vectors = [[0, 0, 0]]
-    for text in centring[abs(latt)].split():
-        vectors.append([int(_fraction(x) * gemmi.Op.DEN) for x in text.split(",")])
-    every = []
-    for op in ops:
-        for vector in vectors:
-            moved = gemmi.Op(op.triplet())
-            moved.tran = [(a + b) % gemmi.Op.DEN for a, b in zip(op.tran, vector, strict=True)]
-            every.append(moved)
-    return gemmi.GroupOps(every)
-
-
-def _fraction(text: str) -> float:
-    """A fraction such as "2/3" or "0"."""
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
-
-
-def _small_structure(path: Path) -> tuple[gemmi.SmallStructure, str]:
-    """Atoms of a small-molecule CIF or SHELX file, crystallographic occupancies, and the radiation."""
-    if _kind(path) in (".ins", ".res"):
-        small = read_shelx(_text(path), str(path))
-        radiation = "electron" if 0 < small.wavelength < 0.1 else "X-ray"
-    else:
-        blocks = [b for b in _cif(path) if b.find_values("_atom_site_fract_x")]
-        if not blocks:
-            raise UserError("holds no atoms", str(path), "give a model with coordinates")
-        small = gemmi.make_small_structure_from_block(blocks[0])
-        small.change_occupancies_to_crystallographic()
-        if small.spacegroup is None:
-            small.determine_and_set_spacegroup("S.H2")
-        small.setup_cell_images()
-        probe = (blocks[0].find_value("_diffrn_radiation_probe") or "").strip("'\" ").lower()
-        radiation = probe if probe in CALCULATORS else "X-ray"
-        wavelength = _number(blocks[0].find_value("_diffrn_radiation_wavelength") or "?")
-        if probe == "" and 0 < wavelength < 0.1:
-            radiation = "electron"
-    if not len(small.sites):
-        raise UserError("holds no atoms", str(path), "give a model with coordinates")
-    return small, radiation
-
-
-def _clamp_small(small: gemmi.SmallStructure) -> None:
-    for site in small.sites:
-        tensor = np.array(site.aniso.as_mat33().tolist())
-        if site.aniso.nonzero() and np.linalg.eigvalsh(tensor)[0] <= 0:
-            site.aniso = gemmi.SMat33d(0, 0, 0, 0, 0, 0)
-        site.u_iso = max(site.u_iso if np.isfinite(site.u_iso) else 0.05, LOWEST_U)
-
-
-def _structure(path: Path) -> tuple[gemmi.Structure, str]:
-    """A macromolecule's first model, thermal parameters made usable, and the radiation."""
-    try:
-        if _kind(path) in (".pdb", ".ent"):
-            st = gemmi.read_pdb_string(_text(path))
-        else:
-            st = gemmi.make_structure_from_block(_cif(path).sole_block())
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"not a model ({str(error).splitlines()[0]})", str(path)) from None
-    if not len(st) or st[0].count_atom_sites() == 0:
-        raise UserError("holds no atoms", str(path), "give a model with coordinates")
-    while len(st) > 1:
-        del st[1]
-    st.setup_cell_images()
-    for cra in st[0].all():
-        atom = cra.atom
-        if atom.aniso.nonzero() and np.linalg.eigvalsh(np.array(atom.aniso.as_mat33().tolist()))[0] <= 0:
-            atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
-        atom.b_iso = max(atom.b_iso, LOWEST_U * 8 * np.pi**2)
-    methods = " ".join(st.info["_exptl.method"].split()).upper() if "_exptl.method" in st.info else ""
-    radiation = "electron" if "ELECTRON" in methods else "neutron" if methods.startswith("NEUTRON") else "X-ray"
-    return st, radiation
-
-
-def _is_macromolecule(path: Path) -> bool:
-    if _kind(path) in (".pdb", ".ent"):
-        return True
-    if _kind(path) in (".ins", ".res"):
-        return False
-    return any(block.find_values("_atom_site.Cartn_x") for block in _cif(path))
 
 
 def _atom_sum(model: Any, hkl: Indices, d_min: float, radiation: str) -> Complexes:
@@ -444,23 +232,13 @@ def model_reference(
     scattering factors of gemmi), anisotropic displacements included; B below 0.5 A^2 is raised to that.
     Raises UserError for a file without atoms or of another crystal.
     """
-    path = Path(path)
-    if _kind(path) not in (".pdb", ".ent", ".cif", ".mmcif", ".ins", ".res"):
-        raise UserError("not a kind of model that is known", str(path), "PDB, mmCIF, small-molecule CIF, .ins or .res")
-    if not _is_macromolecule(path):
-        small, found = _small_structure(path)
-        check_same_crystal(path, small.cell, small.spacegroup, cell, spacegroup)
-        _clamp_small(small)
-        used = radiation or found
-        f = _atom_sum(small, hkl, d_min, used)
-        return Reference(f, f"F_calc of {len(small.sites)} sites, {used} scattering factors")
-    st, found = _structure(path)
-    check_same_crystal(path, st.cell, st.find_spacegroup(), cell, spacegroup)
-    used = radiation or found
-    f = _atom_sum(st, hkl, d_min, used)
-    story = f"F_calc of {st[0].count_atom_sites()} atoms, {used} scattering factors"
-    if used == "X-ray":  # the mask's density is in electrons
-        f, solvent = _solvent(st, spacegroup, f, hkl, d_min, f_obs)
+    model = read_model(path)
+    check_same_crystal(path, model.cell, model.spacegroup, cell, spacegroup)
+    used = radiation or model.radiation
+    f = _atom_sum(model.structure, hkl, d_min, used)
+    story = f"F_calc of {model.n_atoms} atoms, {used} scattering factors"
+    if isinstance(model.structure, gemmi.Structure) and used == "X-ray":  # the mask's density is in electrons
+        f, solvent = _solvent(model.structure, spacegroup, f, hkl, d_min, f_obs)
         story += f", {solvent}"
     return Reference(f, story)
 
@@ -568,7 +346,7 @@ def _mtz_coefficients(
 def _cif_coefficients(
     path: Path, labels: tuple[str, str] | None, option: str
 ) -> tuple[gemmi.cif.Block, Indices, Complexes, tuple[str, str]]:
-    for block in _cif(path):
+    for block in read_cif(path):
         for prefix in ("_refln_", "_refln."):
             index = block.find(prefix, ["index_h", "index_k", "index_l"])
             if not len(index):
@@ -619,7 +397,7 @@ def reference_phases(
     UserError for files of other crystals, or without phases.
     """
     path = Path(path)
-    if _kind(path) == ".mtz":
+    if file_kind(path) == ".mtz":
         mtz, have, f, pair = _mtz_coefficients(path, labels, "LABREF")
         check_same_crystal(path, mtz.cell, mtz.spacegroup, cell, spacegroup)
     else:
@@ -709,4 +487,4 @@ def holds_phases(path: Path | str) -> bool:
     path = Path(path)
     if not path.is_file():
         raise UserError("no such file", str(path))
-    return _kind(path) in (".mtz", ".fcf", ".hkl")
+    return file_kind(path) in (".mtz", ".fcf", ".hkl")

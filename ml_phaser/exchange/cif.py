@@ -27,7 +27,7 @@ _VALUES: tuple[tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str], ...] = 
     (("intensity_net",), (("intensity_sigma", "intensity_u"),), col.INTENSITY),  # of _diffrn_refln
 )
 _HKL_TEXT = ("_shelx_hkl_file", "_iucr_refine_reflections_details", "_shelxl_hkl_file")
-_RES_TEXT = ("_shelx_res_file", "_iucr_refine_instructions_details", "_shelxl_res_file")
+RES_TEXT = ("_shelx_res_file", "_iucr_refine_instructions_details", "_shelxl_res_file")
 _FCF_TEXT = ("_shelx_fcf_file", "_iucr_refine_fcf_details")
 _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 
@@ -67,7 +67,7 @@ def read_crystal(doc: cif.Document, where: str) -> Crystal:
 def read_instructions(doc: cif.Document, where: str) -> shelx.Instructions:
     """What a CIF says about a SHELX list beside it: cell and group, HKLF of an embedded .res."""
     crystal = read_crystal(doc, where)
-    res = next((t for t in (_text(b, _RES_TEXT) for b in doc) if t), "")
+    res = next((t for t in (_text(b, RES_TEXT) for b in doc) if t), "")
     return replace(shelx.parse_instructions(res, where), cell=crystal.cell, spacegroup=crystal.spacegroup)
 
 
@@ -122,7 +122,7 @@ def _block_table(block: cif.Block, doc: cif.Document, where: str) -> Table | Non
     crystal = _block_crystal(block, doc, where)
     embedded = _text(block, _HKL_TEXT)
     if embedded and shelx.looks_like_hkl(embedded):
-        said = shelx.parse_instructions(_text(block, _RES_TEXT) or "", where)
+        said = shelx.parse_instructions(_text(block, RES_TEXT) or "", where)
         table = shelx.read_hkl(embedded, where, said, form="CIF with embedded SHELX hkl")
         table = replace(table, cell=crystal.cell or said.cell, spacegroup=crystal.spacegroup or said.spacegroup)
     else:

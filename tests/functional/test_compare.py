@@ -15,10 +15,10 @@ from ml_phaser.evaluation.reference import (
     compare_files,
     model_reference,
     read_prediction,
-    read_shelx,
     reference_phases,
     to_asu,
 )
+from ml_phaser.exchange.model import read_model, read_shelx
 
 CELL, GROUP = gemmi.UnitCell(12.1, 14.3, 16.9, 90, 90, 90), gemmi.SpaceGroup("P 21 21 21")
 
@@ -346,6 +346,9 @@ C1 0.02 0.03 0.04 0.001 0.002 0.003
     hkl = gemmi.make_miller_array(cell, group, 1.0)
     one, other = (model_reference(tmp_path / f"m.{x}", hkl, cell, group, 1.0).f for x in ("res", "cif"))
     np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
+    (tmp_path / "embedded.cif").write_text(f"data_x\n_shelx_res_file\n;\n{RES};\n")
+    embedded = read_model(tmp_path / "embedded.cif")
+    assert embedded.n_atoms == 4 and embedded.spacegroup.xhm() == "P 1 21/c 1" and not embedded.is_macromolecule
     with pytest.raises(UserError, match="no atoms"):
         (tmp_path / "bare.ins").write_text(RES.split("C1 ")[0] + "HKLF 4\nEND\n")
         model_reference(tmp_path / "bare.ins", hkl, cell, group, 1.0)
