@@ -1,0 +1,90 @@
+"""Atomic scattering factors: sums of five Gaussians of s^2 plus anomalous terms, from gemmi's tables."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import gemmi
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml_phaser.errors import UserError
+
+TABLES = ("xray", "electron")
+EV_ANGSTROM = 12398.419843320026  # photon energy x wavelength
+
+
+@dataclass(frozen=True)
+class Scatterer:
+    """A kind of atom.
+
+    name : element, or ion as in "Fe3+" (X-rays only; an ion the table lacks counts as neutral)
+    f_prime, f_double_prime : anomalous terms f' and f'', electrons
+    table : "xray" (International Tables C, 1992, 6.1.1.4) or "electron" (ibid., 4.3.2.2, in A)
+    """
+
+    name: str
+    f_prime: float = 0.0
+    f_double_prime: float = 0.0
+    table: str = "xray"
+
+
+@cache
+def gaussians(scatterer: Scatterer) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Heights a (5) and widths b (5, A^2) of f0(s) = sum a exp(-b s^2 / 4), s = 1/d; a constant has b = 0.
+
+    Raises
+    ------
+    UserError
+        for an element that the table does not hold
+    """
+    parts = re.fullmatch(r"([A-Za-z]{1,2})(?:(\d*)([+-]))?", scatterer.name)
+    element = gemmi.Element(parts[1] if parts else "X")
+    found = None
+    if parts and scatterer.table == "electron":
+        found = element.c4322
+    elif parts and scatterer.table == "xray":
+        charge = int(parts[3] + (parts[2] or "1")) if parts[3] else 0
+        found = _ion(element, charge) or element.it92
+    if found is None or element.atomic_number == 0:
+        raise UserError(f"no scattering factor for {scatterer.name!r}", scatterer.table, "name an element")
+    a, b = list(found.a), list(found.b)
+    if scatterer.table == "xray":
+        a, b = [*a, found.c], [*b, 0.0]
+    return tuple(a), tuple(b)
+
+
+def _ion(element: gemmi.Element, charge: int) -> gemmi.IT92Coef | None:
+    ignored = gemmi.IT92_get_ignore_charge()  # a switch of the whole process
+    gemmi.IT92_set_ignore_charge(False)
+    try:
+        return gemmi.IT92_get_exact(element, charge)
+    finally:
+        gemmi.IT92_set_ignore_charge(ignored)
+
+
+@cache
+def coefficients(scatterers: tuple[Scatterer, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``gaussians`` of several scatterers: heights and widths, (scatterers, 5) each."""
+    pairs = [gaussians(s) for s in scatterers]
+    return np.array([p[0] for p in pairs]).reshape(-1, 5), np.array([p[1] for p in pairs]).reshape(-1, 5)
+
+
+def form_factors(scatterers: tuple[Scatterer, ...], stol2: torch.Tensor) -> torch.Tensor:
+    """f0(s) + f' of each scatterer, (..., scatterers, n), for (sin theta / lambda)^2 in 1/A^2, (..., n)."""
+    a, b = (torch.as_tensor(c).to(stol2) for c in coefficients(scatterers))
+    f = stol2.new_tensor([s.f_prime for s in scatterers])[:, None]
+    for i in range(a.shape[1]):
+        f = f + a[:, i, None] * torch.exp(-b[:, i, None] * stol2[..., None, :])
+    return f
+
+
+def anomalous(element: str, wavelength: float) -> tuple[float, float]:
+    """f' and f'' of an element at a wavelength in A (Cromer & Liberman 1981, as gemmi computes them)."""
+    z = gemmi.Element(element).atomic_number
+    if not 0.1 < wavelength < 10:
+        raise UserError(f"no anomalous scattering factors for a wavelength of {wavelength} A", hint="0.1 to 10 A")
+    return gemmi.cromer_liberman(z=z, energy=EV_ANGSTROM / wavelength)
