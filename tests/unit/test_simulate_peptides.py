@@ -4,6 +4,7 @@ import gemmi
 import numpy as np
 import pytest
 
+from ml_phaser.crystal.amino_acids import place_atom
 from ml_phaser.errors import UserError
 from ml_phaser.simulate.peptides import (
     THREE_LETTERS,
@@ -11,7 +12,6 @@ from ml_phaser.simulate.peptides import (
     build,
     checked_sequence,
     clashes,
-    place_atom,
     random_peptide,
 )
 
