@@ -16,16 +16,20 @@ from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, condition
 from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
 from ml_phaser.parameters import Options
-from ml_phaser.phasing.dual_space import ChargeFlipping, Projection, Relaxed, sparse
+from ml_phaser.phasing.dual_space import ChargeFlipping, Projection, Relaxed, ShrinkWrap, sparse
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 from ml_phaser.phasing.projections import unit_variance
 from ml_phaser.phasing.search import Entrant, Finisher
+from ml_phaser.phasing.seeds import Seeds, seeded
 
 SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
 SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
 CLASSICAL_D_MIN = 0.95  # A: to here classical projections solve what they can in seconds
 FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separate
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
+WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are solved without
+WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
+WRAP_SHARES = (0.12, 0.25, 0.45)  # of the cell: how empty it is, is not known
 STARTS_POINTS = 400_000  # grid points cycled at once
 LEARNED_POINTS = 120_000
 LEARNED_MOST = 4_000_000  # about 2 kB of memory a point
@@ -76,6 +80,10 @@ class Board:
         scale = np.exp((self.normalised.wilson_b - SEARCH_B) * (0.25 / self.data.d**2))
         return self._pose(rows, scale, spacing, multiple)
 
+    def smoothed(self, rows: NDArray[np.int64], spacing: float) -> Problem:
+        """The problem of density without negative ripples: an overall B of WRAP_B."""
+        return self._pose(rows, np.exp((self.normalised.wilson_b - WRAP_B) * (0.25 / self.data.d**2)), spacing, 2)
+
     def _pose(self, rows: NDArray[np.int64], scale: NDArray[np.float64], spacing: float, multiple: int) -> Problem:
         to_e = 1 / np.sqrt(self.normalised.expected)
         return pose(
@@ -84,8 +92,11 @@ class Board:
         )  # fmt: skip
 
 
-def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> Plan:
-    """Hold reflections out, choose the methods; UserError where the device asked for is not there."""
+def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options, seeds: Seeds | None = None) -> Plan:
+    """Hold reflections out, choose the methods; UserError where the device asked for is not there.
+
+    ``seeds``, on all reflections, are what every start begins with.
+    """
     used = np.flatnonzero(~normalised.outlier)
     choices = []
     if len(used) < len(data):
@@ -102,6 +113,8 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
     entrants: list[Entrant] = []
     finishers: list[Finisher] = []
     if network is None or options.engine != "learned":
+        if data.d_min > WRAP_D_MIN:
+            entrants += shrink_wrap_entrants(board)
         entrants += classical_entrants(board, whole, d_search)
         if d_search > data.d_min * 1.001:
             choices.append(f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A.")
@@ -112,6 +125,9 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options) -> 
         entrants.append(entrant)
         if data.d_min >= network.config.d_best and entrant.home is not None:
             finishers.append(entrant.home)
+    if seeds is not None:
+        choices.append(f"Every start has the phases of {int(seeds.given.sum())} seeds, released half-way.")
+        entrants = [seeded(entrant, seeds) for entrant in entrants]
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count
     )  # fmt: skip
@@ -135,6 +151,23 @@ def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[En
     return [
         Entrant(method, problem, rows, batch, cycles, block, core, share, home) for method, cycles, share in methods
     ]
+
+
+def shrink_wrap_entrants(board: Board) -> list[Entrant]:
+    """Hybrid input-output for molecules in mostly empty cells, with supports of several sizes."""
+    problem = board.smoothed(board.rows, board.data.d_min / 2.5)
+    batch = int(np.clip(STARTS_POINTS // problem.points, 1, 8))
+    block = 100 if problem.points < SMALL_GRID else 20
+    entrants = []
+    for share in WRAP_SHARES:
+        method = ShrinkWrap(problem, share, f"shrink-wrap, {share:.0%}")
+        cycles = affordable(40, problem, FINISH_POINTS)
+        home = Finisher(problem, board.rows, (("shrink-wrap", method.project),), cycles)
+        core = sparse(atoms_share(problem.d_min, 0.25))
+        entrants.append(
+            Entrant(method, problem, board.rows, batch, method.cycles, block, core, 0.3, home, finishers=(home,))
+        )
+    return entrants
 
 
 def classical_finisher(whole: Problem, rows: NDArray[np.int64]) -> Finisher:

@@ -6,7 +6,9 @@
 
 Charge flipping (Oszlanyi & Suto, Acta Cryst. A60, 134, 2004, with the weak-reflection shift of A61, 147, 2005) and
 relaxed reflections, x <- x + beta (P_A(2 P_B(x) - x) - P_B(x)) (Elser, RRR; J. Opt. Soc. Am. A 20, 40, 2003), which
-does not stop in traps as alternating projections do.
+does not stop in traps as alternating projections do; and, for molecules in mostly empty cells, hybrid input-output
+(Fienup, Appl. Opt. 21, 2758, 1982) within a support that shrinks onto the molecule (Marchesini et al., Phys. Rev. B 68,
+140101, 2003).
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class Method(Protocol):
     @property
     def name(self) -> str: ...
 
-    def advance(self, x: torch.Tensor, cycles: int) -> torch.Tensor:
-        """The state after some cycles."""
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+        """The state after some cycles more than the ``done`` it has seen, for methods that change along the way."""
         ...
 
     def estimate(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,9 +55,9 @@ class ChargeFlipping:
         target = self.problem.target
         moduli = target.amplitude[target.known & (target.amplitude > 0)]
         k = max(1, round(self.weak * moduli.numel()))
-        return target.known & (target.amplitude < moduli.kthvalue(k).values)
+        return target.known & ~target.seeded & (target.amplitude < moduli.kthvalue(k).values)
 
-    def advance(self, x: torch.Tensor, cycles: int) -> torch.Tensor:
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
         weak = self._weak()
         for _ in range(cycles):
             g = forward(flip(x, self.delta))
@@ -77,7 +79,7 @@ class Relaxed:
     name: str
     keep_mean: bool = True
 
-    def advance(self, x: torch.Tensor, cycles: int) -> torch.Tensor:
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
         for _ in range(cycles):
             b = self.projection(x)
             x = x + self.beta * (impose_amplitudes(2 * b - x, self.problem.target, self.keep_mean) - b)
@@ -95,7 +97,7 @@ class Alternating:
     projection: Projection
     name: str = "error reduction"
 
-    def advance(self, x: torch.Tensor, cycles: int) -> torch.Tensor:
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
         for _ in range(cycles):
             x = impose_amplitudes(self.projection(x), self.problem.target)
         return x
@@ -104,15 +106,70 @@ class Alternating:
         return forward(self.projection(x))
 
 
+@dataclass(frozen=True, eq=False)
+class ShrinkWrap:
+    """Hybrid input-output with positivity in a support renewed from the map itself, error reduction at the end.
+
+    share : of the cell that the support fills; beta : of the feedback outside; cycles : of a whole run, the last
+    ``ending`` of them error reduction; renew : cycles a support lasts; smooth : widths, in grid points, of the
+    Gaussian the map is smoothed with for the first and the last support
+    """
+
+    problem: Problem
+    share: float
+    name: str = "shrink-wrap HIO"
+    beta: float = 0.9
+    cycles: int = 400
+    ending: int = 40
+    renew: int = 20
+    smooth: tuple[float, float] = (3.0, 1.0)
+
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+        hybrid = self.cycles - self.ending
+        inside: torch.Tensor | None = None
+        for cycle in range(done, done + cycles):
+            y = impose_amplitudes(x, self.problem.target, keep_mean=True)
+            if inside is None or cycle % self.renew == 0:
+                inside = self.support(y, min(1.0, cycle / hybrid))
+            x = torch.where(inside & (y > 0), y, x - self.beta * y if cycle < hybrid else 0.0)
+        return x
+
+    def support(self, rho: torch.Tensor, progress: float) -> torch.Tensor:
+        """The highest ``share`` of each smoothed map, bool; ``progress`` 0-1 of the shrinking."""
+        first, last = self.smooth
+        kernel = gaussian(rho.shape[-3:], first + (last - first) * progress).to(rho)
+        soft = inverse(forward(rho) * kernel, rho.shape)
+        return soft > _quantile(soft, 1 - self.share)
+
+    def project(self, rho: torch.Tensor) -> torch.Tensor:
+        """What is positive within the last support."""
+        return rho * (self.support(rho, 1.0) & (rho > 0))
+
+    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+        return forward(self.project(impose_amplitudes(x, self.problem.target, keep_mean=True)))
+
+
+def gaussian(shape: tuple[int, ...] | torch.Size, width: float) -> torch.Tensor:
+    """Factors (u, v, w // 2 + 1) on half-complex coefficients that smooth a periodic map by ``width`` grid points."""
+    u, v, w = shape
+    axes = (torch.fft.fftfreq(u), torch.fft.fftfreq(v), torch.fft.rfftfreq(w))
+    a, b, c = (torch.exp(-2 * (torch.pi * width * k) ** 2) for k in axes)
+    return a[:, None, None] * b[:, None] * c
+
+
 def sparse(fraction: float) -> Projection:
     """Keep the highest ``fraction`` of the density where it is positive: atoms are few and separate."""
 
     def project(rho: torch.Tensor) -> torch.Tensor:
-        rows = rho.reshape(len(rho), -1)
-        rows = rows[:, :: 1 + rows.shape[1] // QUANTILE_POINTS]
-        n = rows.shape[1]
-        k = max(1, min(n, round(n * (1 - fraction))))
-        cut = rows.kthvalue(k, dim=1).values.clamp_min(0)[:, None, None, None]
-        return rho * (rho > cut)
+        return rho * (rho > _quantile(rho, 1 - fraction).clamp_min(0))
 
     return project
+
+
+def _quantile(rho: torch.Tensor, share: float) -> torch.Tensor:
+    """Value (B, 1, 1, 1) that ``share`` of each map's points do not exceed, from a sample of a large grid."""
+    rows = rho.reshape(len(rho), -1)
+    rows = rows[:, :: 1 + rows.shape[1] // QUANTILE_POINTS]
+    n = rows.shape[1]
+    k = max(1, min(n, round(n * share)))
+    return rows.kthvalue(k, dim=1).values[:, None, None, None]

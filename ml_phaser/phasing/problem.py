@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.symmetry import Expansion, expand
-from ml_phaser.phasing.projections import Target
+from ml_phaser.phasing.projections import Target, impose_amplitudes
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,9 @@ class Problem:
         return self.places.gather(array, len(self.expansion.hkl))
 
     def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Maps (count, u, v, w) with random phases."""
-        return torch.randn((count, *self.shape), generator=generator).to(self.target.amplitude.device)
+        """Maps (count, u, v, w) with random phases, those of the seeds if there are any."""
+        x = torch.randn((count, *self.shape), generator=generator).to(self.target.amplitude.device)
+        return x if self.target.seeds is None else impose_amplitudes(x, self.target)
 
     def scores(self, half: torch.Tensor) -> torch.Tensor:
         """Correlation (B,) of calculated and measured E on the held-out reflections."""

@@ -18,11 +18,13 @@ class Target:
 
     amplitude : half-complex places, real: |F| (0 where unknown); known : bool, imposed by the projection
     inside : bool, within the resolution sphere; outside of it density is band-limited to nothing
+    seeds : half-complex structure factors imposed phase and all, 0 where the phase is free; None: all phases are free
     """
 
     amplitude: torch.Tensor
     known: torch.Tensor
     inside: torch.Tensor
+    seeds: torch.Tensor | None = None
 
     @cached_property
     def imposed(self) -> torch.Tensor:
@@ -34,8 +36,14 @@ class Target:
         """1 within the sphere where nothing is known, else 0."""
         return (self.inside & ~self.known).to(self.amplitude.dtype)
 
+    @cached_property
+    def seeded(self) -> torch.Tensor:
+        """bool, where the phase is imposed too."""
+        return torch.zeros_like(self.known) if self.seeds is None else self.seeds != 0
+
     def to(self, device: torch.device | str) -> Target:
-        return Target(self.amplitude.to(device), self.known.to(device), self.inside.to(device))
+        seeds = None if self.seeds is None else self.seeds.to(device)
+        return Target(self.amplitude.to(device), self.known.to(device), self.inside.to(device), seeds)
 
 
 def forward(rho: torch.Tensor) -> torch.Tensor:
@@ -51,6 +59,8 @@ def inverse(half: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Te
 def with_amplitudes(half: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
     """Measured moduli with the phases of ``half``; what was not measured is left as it stands, F(000) on request."""
     out = half * (target.imposed / half.abs().clamp_min(1e-20) + target.free)
+    if target.seeds is not None:
+        out = torch.where(target.seeded, target.seeds, out)
     out[..., 0, 0, 0] = half[..., 0, 0, 0] if keep_mean else 0
     return out
 

@@ -35,6 +35,8 @@ class Entrant:
 
     core : projection that keeps the peaks of a map alone
     home : finisher at the method's own resolution, before those of the full data
+    origin : the problem whose random starts are taken, where it is not ``problem``: that with seeds
+    finishers : of this entrant's solutions, where they are not those of all
     """
 
     method: Method
@@ -46,6 +48,12 @@ class Entrant:
     core: Projection
     share: float = 1.0
     home: Finisher | None = None
+    origin: Problem | None = None
+    finishers: tuple[Finisher, ...] = ()
+
+    def starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Maps (count, u, v, w) to begin with."""
+        return (self.origin or self.problem).random_starts(count, generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,12 +281,12 @@ def _batch(
     first = len(hunt.trials)
     hunt.trials += [Trial(first + i, entrant.method.name, seed, 0, 0.0, -1.0, 1.0, float("nan")) for i in range(count)]
     began = time.monotonic()
-    x = entrant.problem.random_starts(count, generator)
+    x = entrant.starts(count, generator)
     bar = np.full(count, max(PROMISING, 2.5 / math.sqrt(max(1, int(entrant.problem.held.sum())))))
     finished = False
     done = 0
     while done < entrant.cycles:
-        x = entrant.method.advance(x, entrant.block)
+        x = entrant.method.advance(x, entrant.block, done)
         done += entrant.block
         half = entrant.method.estimate(x)
         scores = np.nan_to_num(entrant.problem.scores(half).cpu().numpy().astype(float), nan=-1.0)
@@ -298,7 +306,8 @@ def _batch(
         if promising or (last and not finished and (affordable or not hunt.solutions)):
             bar[leader] = scores[leader] + 0.04
             since = time.monotonic()
-            hunt.add(finish(entrant.problem.gather_p1(half[leader]), entrant, finishers, n, first + leader))
+            phases = entrant.problem.gather_p1(half[leader])
+            hunt.add(finish(phases, entrant, entrant.finishers or finishers, n, first + leader))
             hunt.finishing += time.monotonic() - since
             finished = True
         tell()
