@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ml_phaser.structure_factors.atoms import Atoms
 from ml_phaser.structure_factors.direct import direct_sum
+from ml_phaser.structure_factors.fft import fft_sum
 
 Method = Literal["auto", "direct", "fft"]
 
@@ -21,7 +22,8 @@ def structure_factors(
     spacegroup: gemmi.SpaceGroup | str,
     method: Method = "auto",
 ) -> torch.Tensor:
-    """F(h) = sum over the cell's atoms of occ (f0 + f' + i f'') exp(-B s^2 / 4 - 2 pi^2 s.U.s) exp(2 pi i h.x), electrons.
+    """F(h) in electrons: the sum over the cell's atoms of
+    occ (f0 + f' + i f'') exp(-B s^2 / 4 - 2 pi^2 s.U.s) exp(2 pi i h.x), s = 1/d (International Tables B, 1.2).
 
     Parameters
     ----------
@@ -34,4 +36,6 @@ def structure_factors(
     -------
     (..., n) complex, in the precision of ``atoms``, differentiable in xyz, b_iso, u_aniso, occupancy (and ``cell``)
     """
+    if method == "fft" or (method == "auto" and atoms.kind.shape[-1] * len(hkl) > 10**6):
+        return fft_sum(atoms, hkl, cell, spacegroup)
     return direct_sum(atoms, hkl, cell, spacegroup)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ml_phaser.errors import UserError
 
-TABLES = ("xray", "electron")
 EV_ANGSTROM = 12398.419843320026  # photon energy x wavelength
 
 
@@ -43,18 +42,13 @@ def gaussians(scatterer: Scatterer) -> tuple[tuple[float, ...], tuple[float, ...
     """
     parts = re.fullmatch(r"([A-Za-z]{1,2})(?:(\d*)([+-]))?", scatterer.name)
     element = gemmi.Element(parts[1] if parts else "X")
-    found = None
-    if parts and scatterer.table == "electron":
-        found = element.c4322
-    elif parts and scatterer.table == "xray":
+    if parts and element.atomic_number and scatterer.table == "electron" and (electron := element.c4322):
+        return tuple(electron.a), tuple(electron.b)
+    if parts and element.atomic_number and scatterer.table == "xray":
         charge = int(parts[3] + (parts[2] or "1")) if parts[3] else 0
-        found = _ion(element, charge) or element.it92
-    if found is None or element.atomic_number == 0:
-        raise UserError(f"no scattering factor for {scatterer.name!r}", scatterer.table, "name an element")
-    a, b = list(found.a), list(found.b)
-    if scatterer.table == "xray":
-        a, b = [*a, found.c], [*b, 0.0]
-    return tuple(a), tuple(b)
+        if xray := _ion(element, charge) or element.it92:
+            return (*xray.a, xray.c), (*xray.b, 0.0)
+    raise UserError(f"no {scatterer.table} scattering factor for {scatterer.name!r}", hint="name an element")
 
 
 def _ion(element: gemmi.Element, charge: int) -> gemmi.IT92Coef | None:

@@ -1,4 +1,8 @@
-"""Symmetry in reciprocal space: F(h) of a crystal from F_asu(hR) of its asymmetric unit."""
+"""Symmetry in reciprocal space: F(h) of a crystal from F_asu(hR) of its asymmetric unit.
+
+For an operator x' = R x + t, the images of the atoms add exp(2 pi i h.t) F_asu(hR) (International Tables B, 1.4.2).
+F_asu is wanted on each pair of Friedel mates once, over the whole sphere: a ``Sphere``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 
 import gemmi
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -40,7 +45,67 @@ class Operators:
         centring = np.array(ops.cen_ops) / gemmi.Op.DEN
         return cls(np.array(rotation), np.array(translation), centring, inversion)
 
+    def phases(self, hkl: NDArray) -> NDArray[np.complex128]:
+        """exp(2 pi i h.t) of each operator, (g, n)."""
+        return np.exp(2j * np.pi * (self.translation @ hkl.T))
+
     def present(self, hkl: NDArray) -> NDArray[np.float64]:
-        """Number of centring vectors, or 0 where they extinguish the reflection; hkl (..., 3) -> (...)."""
-        phase = np.exp(2j * np.pi * (np.asarray(hkl) @ self.centring.T))
-        return np.round(phase.sum(axis=-1).real)
+        """Number of centring vectors, 0 where they extinguish the reflection, (n,)."""
+        return np.round(np.exp(2j * np.pi * (hkl @ self.centring.T)).sum(axis=1).real)
+
+
+@dataclass(frozen=True, eq=False)
+class Sphere:
+    """Where F_asu is wanted, and how reflections are put together from it.
+
+    hkl : (m, 3) int64, in the basis that was asked for, no two of them Friedel mates
+    row : (g, n) row of ``hkl`` that operator g turns reflection n into
+    shift : (g, n) phase factor, times the number of centring vectors
+    mate : (g, n) True where it is turned into the Friedel mate of that row
+    inverted : (n,) phase factor of the inversion, or None
+    """
+
+    hkl: NDArray[np.int64]
+    row: torch.Tensor
+    shift: torch.Tensor
+    mate: torch.Tensor
+    inverted: torch.Tensor | None
+
+    @classmethod
+    def of(cls, hkl: NDArray, ops: Operators, basis: NDArray) -> Sphere:
+        """``basis`` (3, 3): columns are the lattice vectors, in those of the cell, that indices shall refer to."""
+        present = ops.present(hkl)
+        kept = np.where(present[:, None] > 0, hkl, 0)  # extinct ones need no place of their own
+        h = np.rint(np.einsum("ni,gij,jk->gnk", kept, ops.rotation, basis)).astype(np.int64)
+        mate = (h[..., 2] < 0) | ((h[..., 2] == 0) & ((h[..., 1] < 0) | ((h[..., 1] == 0) & (h[..., 0] < 0))))
+        h = np.where(mate[..., None], -h, h).reshape(-1, 3)
+        low = h.min(axis=0, initial=0)
+        span = h.max(axis=0, initial=0) - low + 1
+        place = ((h[:, 0] - low[0]) * span[1] + h[:, 1] - low[1]) * span[2] + h[:, 2] - low[2]
+        taken = np.zeros(int(np.prod(span)), dtype=bool)
+        taken[place] = True
+        places = np.flatnonzero(taken)
+        number = np.zeros(len(taken), dtype=np.int64)
+        number[places] = np.arange(len(places))
+        unique = np.stack(np.unravel_index(places, tuple(span)), axis=1) + low
+        inverted = None
+        if ops.inversion is not None:
+            inverted = torch.from_numpy(np.exp(2j * np.pi * (hkl @ ops.inversion)))
+        return cls(
+            unique, torch.from_numpy(number[place].reshape(mate.shape)),
+            torch.from_numpy(ops.phases(hkl) * present), torch.from_numpy(mate), inverted,
+        )  # fmt: skip
+
+    def to(self, like: torch.Tensor) -> Sphere:
+        """On the device and in the precision of a complex or real tensor."""
+        kind = like.dtype if like.dtype.is_complex else torch.promote_types(like.dtype, torch.complex32)
+        move = (self.row.to(like.device), self.shift.to(like.device, kind), self.mate.to(like.device))
+        return Sphere(self.hkl, *move, None if self.inverted is None else self.inverted.to(like.device, kind))
+
+    def gather(self, real: torch.Tensor, imaginary: torch.Tensor | None = None) -> torch.Tensor:
+        """F (..., n) from F_asu (..., m): ``real`` of the real part of form factors, ``imaginary`` of f''."""
+        turned = real[..., self.row]
+        total = (torch.where(self.mate, turned.conj(), turned) * self.shift).sum(-2)
+        if self.inverted is not None:
+            total = total + self.inverted * total.conj()
+        return total if imaginary is None else total + 1j * self.gather(imaginary)
