@@ -12,7 +12,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
 if TYPE_CHECKING:
-    from ml_phaser.simulate.data_set import DataSet
+    from ml_phaser.simulate.simulated import Simulated
 
 PROGRAM = "ml_phaser simulate"
 PARAMETERS = (
@@ -115,7 +115,7 @@ def check_outputs(options: dict[str, Any]) -> None:
         seen[full] = name
 
 
-def report(data: DataSet, written: list[str]) -> str:
+def report(data: Simulated, written: list[str]) -> str:
     """What is printed."""
     from ml_phaser.simulate.data_set import record
 
@@ -140,14 +140,11 @@ def run(argv: list[str]) -> str:
     """Simulate as the command line says; the text to print. Raises UserError."""
     options = options_from(parse(argv))
 
-    from ml_phaser.exchange.spacegroup import parse_spacegroup
-    from ml_phaser.simulate.data_set import Request, simulate, write
+    from ml_phaser.simulate.data_set import write
+    from ml_phaser.simulate.families import make
 
-    group = parse_spacegroup(options["spacegroup"], where="spacegroup")
-    data = simulate(Request(
-        options["sequence"], group, options["resolution"], options["noise"], options["completeness"], options["b"],
-        options["seed"],
-    ))  # fmt: skip
+    names = {"d_min": "resolution"} | {n: n for n in ("sequence", "spacegroup", "noise", "completeness", "b")}
+    data = make("ideal", options["seed"], **{setting: options[name] for setting, name in names.items()})
     files = {name: options[name] for name in OUTPUTS}
     write(data, **files)
     return report(data, [str(path) for path in files.values() if path is not None])

@@ -66,8 +66,21 @@ def read_amplitudes(
     ------
     UserError : whatever keeps the file from being measured data of one crystal in one group
     """
-    where = Path(path).name
     table = _tabulate(Path(path), labin)
+    return amplitudes_from(table, str(path), labin=labin, resolution=resolution, spacegroup=spacegroup, cell=cell)
+
+
+def amplitudes_from(
+    table: Table,
+    path: str,
+    *,
+    labin: str | None = None,
+    resolution: tuple[float, float] | None = None,
+    spacegroup: str | None = None,
+    cell: Sequence[float] | None = None,
+) -> Amplitudes:
+    """Measured, merged amplitudes out of the columns of a file, ``path``; as ``read_amplitudes``."""
+    where = Path(path).name
     labin = _without_block(labin, table)
     notes = list(table.notes)
     unit_cell = _unit_cell(table, None if cell is None else checked_cell(cell, "cell"), notes)
@@ -84,7 +97,7 @@ def read_amplitudes(
         merged,
         free,
         chosen,
-        Source(str(path), table.format, chosen.labels, chosen.kind),
+        Source(path, table.format, chosen.labels, chosen.kind),
         unit_cell,
         wanted,
         tuple(notes),

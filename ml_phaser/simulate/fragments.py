@@ -7,7 +7,8 @@ import hashlib
 import io
 import lzma
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,77 @@ from ml_phaser.atomic import atomic
 from ml_phaser.errors import UserError
 
 ELEMENTS = ("C", "N", "O", "S")
-_RESIDUES = "ARNDCQEGHILKMFPSTWYV"
-# First letters of the atoms of each residue, in the order in which the pack's bit mask counts them.
+RESIDUES = "ARNDCQEGHILKMFPSTWYV"
+_MOST_ATOMS = 14
+# Side-chain atoms of each residue, in the order in which the pack's bit mask counts them, after N CA C O.
 _SIDE = {
-    "G": "", "A": "C", "S": "CO", "C": "CS", "T": "COC", "V": "CCC", "P": "CCC", "L": "CCCC", "I": "CCCC",
-    "N": "CCON", "D": "CCOO", "Q": "CCCON", "E": "CCCOO", "K": "CCCCN", "R": "CCCNCNN", "M": "CCSC",
-    "H": "CCNCCN", "F": "CCCCCCC", "Y": "CCCCCCCO", "W": "CCCCNCCCCC",
+    "G": "", "A": "CB", "S": "CB OG", "C": "CB SG", "T": "CB OG1 CG2", "V": "CB CG1 CG2", "P": "CB CG CD",
+    "L": "CB CG CD1 CD2", "I": "CB CG1 CG2 CD1", "N": "CB CG OD1 ND2", "D": "CB CG OD1 OD2",
+    "Q": "CB CG CD OE1 NE2", "E": "CB CG CD OE1 OE2", "K": "CB CG CD CE NZ", "R": "CB CG CD NE CZ NH1 NH2",
+    "M": "CB CG SD CE", "H": "CB CG ND1 CD2 CE1 NE2", "F": "CB CG CD1 CD2 CE1 CE2 CZ",
+    "Y": "CB CG CD1 CD2 CE1 CE2 CZ OH", "W": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
 }  # fmt: skip
+ATOMS = {letter: ("N", "CA", "C", "O", *side.split()) for letter, side in _SIDE.items()}
+LONGEST_BOND = 1.7  # A, C-N of residues that follow each other
+
+
+@dataclass(frozen=True, eq=False)
+class Residues:
+    """What the atoms of a library belong to.
+
+    aa : (residues,) index into RESIDUES; mask : (residues,) which of its ATOMS are there, bit by bit;
+    number : (residues,) as deposited; start : (chains + 1,) first residue of each chain; chain : (chains,) name
+    """
+
+    aa: NDArray[np.int8]
+    mask: NDArray[np.uint16]
+    number: NDArray[np.int32]
+    start: NDArray[np.int64]
+    chain: NDArray[np.str_]
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """(residues + 1,) first atom of each residue."""
+        return np.concatenate([[0], np.cumsum(self.present.sum(axis=1))])
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(residues, 14) which atoms are there."""
+        return (self.mask[:, None] >> np.arange(_MOST_ATOMS, dtype=np.uint16)) & 1 == 1
+
+    def elements(self) -> NDArray[np.int8]:
+        """(n,) index into ELEMENTS of every atom."""
+        table = np.zeros((len(RESIDUES), _MOST_ATOMS), dtype=np.int8)
+        for i, residue in enumerate(RESIDUES):
+            names = ATOMS[residue]
+            table[i, : len(names)] = [ELEMENTS.index(name[0]) for name in names]
+        present = self.present
+        return np.broadcast_to(table[self.aa], present.shape)[present]
+
+
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """Consecutive residues of a chain as deposited.
+
+    source : entry, chain and position (from 1, of the residues modelled) of the first, e.g. "1a1x_A_12";
+    sequence : one-letter codes; names : of the n atoms; residue : (n,) from 0; xyz : (n, 3) A; b : (n,) A^2
+    """
+
+    source: str
+    sequence: str
+    names: tuple[str, ...]
+    residue: NDArray[np.int64]
+    xyz: NDArray[np.float64]
+    b: NDArray[np.float64]
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        return tuple(name[0] for name in self.names)
+
+    def at(self, keep: NDArray[np.bool_]) -> Fragment:
+        """Some of its atoms."""
+        names = tuple(name for name, k in zip(self.names, keep, strict=True) if k)
+        return replace(self, names=names, residue=self.residue[keep], xyz=self.xyz[keep], b=self.b[keep])
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +104,7 @@ class Library:
     entry : (chains,) PDB id
     cluster : (chains,) number of the 30 % sequence cluster, 0 ... clusters - 1
     digest : sha256 of the chains taken: names, clusters, elements, B factors and coordinates relative to the first atom
+    residues : None where a compact file was written by a version that kept none
     """
 
     xyz: NDArray[np.float32]
@@ -48,6 +114,7 @@ class Library:
     entry: NDArray[np.str_]
     cluster: NDArray[np.int64]
     digest: str
+    residues: Residues | None = None
 
     def __len__(self) -> int:
         return len(self.entry)
@@ -62,9 +129,69 @@ class Library:
         members = np.flatnonzero(self.cluster == rng.integers(self.cluster.max() + 1))
         return int(rng.choice(members))
 
+    @property
+    def named(self) -> Residues:
+        """The residues. Raises UserError where the library has none."""
+        if self.residues is None:
+            raise UserError("holds no residues", "the coordinates", "the folder, or a file packed by this version")
+        return self.residues
+
+    def fragment(self, i: int, first: int, count: int | None = None) -> Fragment:
+        """``count`` residues (all, if None) of chain ``i`` from the one at position ``first``, from 0, whatever is
+        missing in them.
+
+        Raises
+        ------
+        IndexError
+            where the chain has no such residues
+        """
+        r = self.named
+        length = int(r.start[i + 1] - r.start[i])
+        count = length - first if count is None else count
+        if not (first >= 0 and 0 < count <= length - first):
+            raise IndexError(f"residues {first} to {first + count} of {length}")
+        rows = slice(int(r.start[i]) + first, int(r.start[i]) + first + count)
+        atoms = slice(int(r.first[rows.start]), int(r.first[rows.stop]))
+        letters = [RESIDUES[k] for k in r.aa[rows]]
+        present = [(np.arange(_MOST_ATOMS), int(m)) for m in r.mask[rows]]
+        names = [
+            tuple(ATOMS[x][k] for k in bits if m >> int(k) & 1) for x, (bits, m) in zip(letters, present, strict=True)
+        ]
+        return Fragment(
+            f"{self.entry[i]}_{r.chain[i]}_{first + 1}", "".join(letters), tuple(n for some in names for n in some),
+            np.repeat(np.arange(count), [len(some) for some in names]),
+            self.xyz[atoms].astype(np.float64), self.b[atoms].astype(np.float64),
+        )  # fmt: skip
+
+    def complete(self, i: int, count: int) -> NDArray[np.int64]:
+        """Positions in chain ``i`` from which ``count`` residues follow, bonded to each other, with all their atoms."""
+        good, bonded = self._sound
+        r = self.named
+        s = slice(int(r.start[i]), int(r.start[i + 1]))
+        n = s.stop - s.start - count + 1
+        if n <= 0:
+            return np.zeros(0, dtype=np.int64)
+        gaps = np.concatenate([[0], np.cumsum(~good[s])])
+        breaks = np.concatenate([[0], np.cumsum(~bonded[s])])
+        whole = (gaps[count:] == gaps[:-count]) & (breaks[count - 1 : -1] == breaks[:n])
+        return np.flatnonzero(whole)
+
+    @cached_property
+    def _sound(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Residues with all their atoms; residues bonded to the next of their chain."""
+        r = self.named
+        full = np.array([(1 << len(ATOMS[x])) - 1 for x in RESIDUES], dtype=np.uint16)
+        good = r.mask == full[r.aa]
+        linked = np.zeros(len(r.aa), dtype=bool)
+        both = np.flatnonzero((r.mask[:-1] & 4 > 0) & (r.mask[1:] & 1 > 0))
+        carbon = r.first[both] + np.array([bin(int(m) & 3).count("1") for m in r.mask[both]], dtype=np.int64)
+        linked[both] = np.linalg.norm(self.xyz[carbon] - self.xyz[r.first[both + 1]], axis=1) < LONGEST_BOND
+        linked[r.start[1:] - 1] = False
+        return good, linked
+
 
 def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
-    """(entry, chain) -> cluster for the training core ("train") or the held-out entries ("holdout")."""
+    """(entry, chain) -> cluster for one split."""
     with (folder / "index.csv").open(newline="") as f:
         index = {row["id"]: row for row in csv.DictReader(f)}
     with (folder / "chains.csv").open(newline="") as f:
@@ -78,6 +205,8 @@ def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
 
     def wanted(entry: str, cluster: str) -> bool:
         row = index[entry]
+        if split == "crysformer":
+            return flag(entry, "crysformer_test")
         if split == "holdout":
             return flag(entry, "holdout") and not flag(entry, "similar_to_measured_set")
         good = not row["r_free"] or float(row["r_free"]) <= 0.28
@@ -97,7 +226,8 @@ def load_library(place: str | Path, split: str) -> Library:
     Parameters
     ----------
     place : a folder with structures_pack.npz.xz, index.csv, chains.csv, or a file that ``save_library`` wrote
-    split : "train" or "holdout"; no entry and no 30 % sequence cluster is in both
+    split : "train", "holdout", or "crysformer": the entries of the published test fragments. No entry and no 30 %
+        sequence cluster of "train" is in another
 
     Raises
     ------
@@ -120,44 +250,37 @@ def _load_folder(folder: Path, split: str) -> Library:
     pack = np.load(io.BytesIO(lzma.decompress(raw)))
     wanted = _chains_of_split(folder, split)
 
-    table = np.zeros((20, 14), dtype=np.int8)
-    for i, residue in enumerate(_RESIDUES):
-        atoms = "NCCO" + _SIDE[residue]
-        table[i, : len(atoms)] = [ELEMENTS.index(a) for a in atoms]
-    present = (pack["mask"][:, None] >> np.arange(14, dtype=np.uint16)) & 1 == 1
-    element = np.broadcast_to(table[pack["aa"]], present.shape)[present]
-    atom_offset = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
+    everything = Residues(
+        pack["aa"].astype(np.int8), pack["mask"], np.cumsum(pack["resnum_delta"], dtype=np.int32),
+        np.zeros(1, dtype=np.int64), np.zeros(0, dtype=str),
+    )  # fmt: skip
+    element, offset, b_factors = everything.elements(), everything.first, pack["b"]
     steps = pack["dx_hi"].astype(np.int16) * 256 + pack["dx_lo"]
-    b_all = pack["b"]
 
-    xyz, elements, b, start, entries, names = [], [], [], [0], [], []
-    for e, ch, s, n, origin in zip(
-        pack["entry"],
-        pack["chain"],
-        pack["chain_start"],
-        pack["chain_len"],
-        pack["chain_origin"],
-        strict=True,
-    ):
+    taken = []
+    for row in zip(*(pack[k] for k in ("entry", "chain", "chain_start", "chain_len", "chain_origin")), strict=True):
+        e, ch, s, n, origin = row
         cluster = wanted.get((e.decode(), ch.decode()))
-        if cluster is None:
-            continue
-        a = slice(int(atom_offset[s]), int(atom_offset[s + n]))
-        xyz.append((np.cumsum(steps[:, a].astype(np.int64), axis=1).T / 100.0 + origin).astype(np.float32))
-        elements.append(element[a])
-        b.append(b_all[a].astype(np.float32))
-        start.append(start[-1] + (a.stop - a.start))
-        entries.append(e.decode())
-        names.append(cluster)
+        if cluster is not None:
+            a = slice(int(offset[s]), int(offset[s + n]))
+            xyz = (np.cumsum(steps[:, a].astype(np.int64), axis=1).T / 100.0 + origin).astype(np.float32)
+            taken.append((e.decode(), ch.decode(), cluster, slice(int(s), int(s + n)), a, xyz))
+    entries, chains, names, rows, atoms, xyz = zip(*taken, strict=True)
     _, cluster_number = np.unique(names, return_inverse=True)
+    residues = Residues(
+        np.concatenate([everything.aa[s] for s in rows]), np.concatenate([everything.mask[s] for s in rows]),
+        np.concatenate([everything.number[s] for s in rows]), _starts([s.stop - s.start for s in rows]),
+        np.array(chains),
+    )  # fmt: skip
     return _library(
-        np.concatenate(xyz),
-        np.concatenate(elements),
-        np.concatenate(b),
-        np.array(start, dtype=np.int64),
-        np.array(entries),
-        cluster_number.astype(np.int64),
-    )
+        np.concatenate(xyz), np.concatenate([element[a] for a in atoms]),
+        np.concatenate([b_factors[a] for a in atoms]).astype(np.float32), _starts([a.stop - a.start for a in atoms]),
+        np.array(entries), cluster_number.astype(np.int64), residues,
+    )  # fmt: skip
+
+
+def _starts(lengths: list[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _steps(xyz: NDArray, start: NDArray) -> NDArray[np.int16]:
@@ -167,11 +290,14 @@ def _steps(xyz: NDArray, start: NDArray) -> NDArray[np.int16]:
     return np.round(steps * 100).astype(np.int16)
 
 
-def _library(xyz: NDArray, element: NDArray, b: NDArray, start: NDArray, entry: NDArray, cluster: NDArray) -> Library:
+def _library(
+    xyz: NDArray, element: NDArray, b: NDArray, start: NDArray, entry: NDArray, cluster: NDArray,
+    residues: Residues | None = None,
+) -> Library:  # fmt: skip
     digest = hashlib.sha256(",".join(f"{e}:{c}" for e, c in zip(entry, cluster, strict=True)).encode())
     for part in (start.astype("<i8"), element.astype("<i1"), b.astype("<f4"), _steps(xyz, start).astype("<i2")):
         digest.update(part.tobytes())
-    return Library(xyz, element, b, start, entry, cluster, digest.hexdigest())
+    return Library(xyz, element, b, start, entry, cluster, digest.hexdigest(), residues)
 
 
 def save_library(library: Library, path: Path, split: str) -> None:
@@ -185,13 +311,18 @@ def save_library(library: Library, path: Path, split: str) -> None:
         # Planes of high and low bytes, axis by axis, compress better than whole numbers.
         "high": (steps >> 8).astype(np.int8).T,
         "low": (steps & 255).astype(np.uint8).T,
-        "element": library.element,
         "b": np.clip(np.round(library.b), 0, 255).astype(np.uint8),
         "start": library.start,
         "entry": library.entry,
         "cluster": library.cluster,
         "split": np.array(split),
     }
+    r = library.residues
+    if r is None:
+        arrays["element"] = library.element
+    else:
+        arrays |= {"aa": r.aa, "mask": r.mask, "residue_start": r.start, "chain": r.chain}
+        arrays["number"] = np.diff(r.number, prepend=np.int32(0))
     with atomic(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -209,4 +340,8 @@ def _load_file(path: Path, split: str) -> Library:
         origin = np.repeat(along[start[:-1]], np.diff(start), axis=0)
         xyz = ((along - origin) / 100.0).astype(np.float32)
         b = pack["b"].astype(np.float32)
-        return _library(xyz, pack["element"], b, start, pack["entry"], pack["cluster"])
+        if "aa" not in pack:
+            return _library(xyz, pack["element"], b, start, pack["entry"], pack["cluster"])
+        number = np.cumsum(pack["number"], dtype=np.int32)
+        residues = Residues(pack["aa"], pack["mask"], number, pack["residue_start"], pack["chain"])
+        return _library(xyz, residues.elements(), b, start, pack["entry"], pack["cluster"], residues)

@@ -159,7 +159,7 @@ def _rounded(values: NDArray) -> tuple[float, ...]:
     return tuple(float(x) for x in np.round(values, _DIGITS))
 
 
-def _tied(spacegroup: gemmi.SpaceGroup) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple[float, ...]]:
+def tied(spacegroup: gemmi.SpaceGroup) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple[float, ...]]:
     """Axes of equal length, angles free to change, angles to begin with (International Tables A, table 2.1.2.1)."""
     system = spacegroup.crystal_system_str()
     separate = ((0,), (1,), (2,))
@@ -177,7 +177,7 @@ def _tied(spacegroup: gemmi.SpaceGroup) -> tuple[tuple[tuple[int, ...], ...], tu
 
 
 def _start(rng: np.random.Generator, molecule: _Body, spacegroup: gemmi.SpaceGroup, volume: float) -> _State:
-    axes, free, angles = _tied(spacegroup)
+    axes, free, angles = tied(spacegroup)
     begin = np.array(angles, dtype=float)
     begin[list(free)] += rng.uniform(0, 15, len(free)) * (rng.choice([-1, 1], len(free)) if len(free) > 1 else 1)
     lengths = np.ones(3)
@@ -195,7 +195,7 @@ def _move(
     rng: np.random.Generator, state: _State, hinges: tuple[Hinge, ...], spacegroup: gemmi.SpaceGroup, step: float
 ) -> _State:
     """A neighbouring state; ``step`` 1 is a large move, 0 none."""
-    axes, free, _ = _tied(spacegroup)
+    axes, free, _ = tied(spacegroup)
     centre, lengths = np.array(state.centre), np.array(state.lengths)
     kind = rng.choice(["body", "bend", "axis", "angle"] if free else ["body", "bend", "axis"])
     if kind == "bend":

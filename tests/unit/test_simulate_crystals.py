@@ -1,15 +1,16 @@
 """Packed peptide crystals and their measurement: contacts, structure factors and statistics by independent means."""
 
-from dataclasses import replace
-
 import gemmi
 import numpy as np
 import pytest
 
 from ml_phaser.errors import UserError
-from ml_phaser.simulate.data_set import Request, as_mtz, as_pdb, simulate, true_map
-from ml_phaser.simulate.measure import calculate, displace, measure, overall_anisotropy
+from ml_phaser.simulate.data_set import as_mtz, as_pdb, true_map
+from ml_phaser.simulate.families import make
+from ml_phaser.simulate.measure import Flaws, calculate, displace, measure, overall_anisotropy, unique_reflections
 from ml_phaser.simulate.packing import APOLAR, MIXED, POLAR, contacts, operators, pack
+from ml_phaser.simulate.peptide_crystals import sites_of
+from ml_phaser.simulate.simulated import Simulated
 
 GROUPS = ("P 1", "P 1 21 1", "C 1 2 1", "P 21 21 21", "P 31 2 1", "P 43 21 2", "P -1")
 
@@ -24,14 +25,25 @@ def crystals():
 def made(crystals):
     """Atoms and a measurement of the orthorhombic one."""
     crystal = crystals["P 21 21 21"]
-    atoms = displace(np.random.default_rng(0), crystal, 8.0)
-    return crystal, atoms
+    return crystal, displaced(crystal, 8.0, 0)
 
 
-def measured(made, *, noise=0.05, completeness=0.97, d_min=0.8, seed=1):
+def displaced(crystal, b, seed):
+    return displace(np.random.default_rng(seed), sites_of(crystal), crystal.cell, crystal.spacegroup, b)
+
+
+def measured(made, *, d_min=0.8, seed=1, **flaws):
     crystal, atoms = made
     rng = np.random.default_rng(seed)
-    return measure(rng, atoms, crystal.cell, crystal.spacegroup, d_min=d_min, noise=noise, completeness=completeness)
+    hkl = unique_reflections(crystal.cell, crystal.spacegroup, d_min)
+    f = calculate(atoms, crystal.cell, crystal.spacegroup, hkl)
+    return measure(rng, hkl, f, crystal.cell, crystal.spacegroup, Flaws(**({"completeness": 0.97} | flaws)))
+
+
+def as_simulated(crystal, atoms, d_min, measurement):
+    settings = {"sequence": "SAV", "noise": 0, "completeness": 1, "b": 8}
+    f = None if measurement is None else measurement.f
+    return Simulated("ideal", 0, settings, crystal.cell, crystal.spacegroup, atoms, d_min, (48, 48, 48), f, measurement)
 
 
 def as_structure(crystal):
@@ -126,9 +138,9 @@ def test_too_many_operators():
 
 
 def test_seeds_decide():
-    one, same, other = (simulate(Request("GA", gemmi.SpaceGroup("P 1 21 1"), d_min=1.2, seed=s)) for s in (5, 5, 6))
-    assert one.crystal.cell.parameters == same.crystal.cell.parameters
-    assert one.crystal.cell.parameters != other.crystal.cell.parameters
+    one, same, other = (make("ideal", s, sequence="GA", spacegroup="P21", d_min=1.2) for s in (5, 5, 6))
+    assert one.cell.parameters == same.cell.parameters
+    assert one.cell.parameters != other.cell.parameters
     assert bytes(as_mtz(one).write_to_bytes()) == bytes(as_mtz(same).write_to_bytes())
     assert as_pdb(one) == as_pdb(same)
 
@@ -136,13 +148,10 @@ def test_seeds_decide():
 @pytest.mark.parametrize("group", ["P 1", "C 1 2 1", "P 31 2 1", "P 43 21 2"])
 def test_structure_factors_agree_with_gemmi_given_the_pdb_text(crystals, group):
     crystal = crystals[group]
-    atoms = displace(np.random.default_rng(2), crystal, 9.0)
+    atoms = displaced(crystal, 9.0, 2)
     hkl = gemmi.make_miller_array(crystal.cell, crystal.spacegroup, 0.9)
     f = calculate(atoms, crystal.cell, crystal.spacegroup, np.asarray(hkl, dtype=np.int32))
-    request = Request("SAV", crystal.spacegroup, 0.9, seed=0)
-    from ml_phaser.simulate.data_set import DataSet
-
-    structure = gemmi.read_pdb_string(as_pdb(DataSet(request, crystal, atoms, None)))
+    structure = gemmi.read_pdb_string(as_pdb(as_simulated(crystal, atoms, 0.9, None)))
     assert structure[0].count_atom_sites() == len(atoms.xyz)
     calculator = gemmi.StructureFactorCalculatorX(structure.cell)
     expected = np.array([calculator.calculate_sf_from_model(structure[0], h.tolist()) for h in hkl])
@@ -170,8 +179,7 @@ def test_anisotropy_suits_the_group(group):
 
 def test_mean_b_is_what_was_asked_and_waters_move_more(crystals):
     crystal = max(crystals.values(), key=lambda c: len(c.waters))
-    atoms = displace(np.random.default_rng(3), crystal, 12.0)
-    b = atoms.u_iso * 8 * np.pi**2
+    b = displaced(crystal, 12.0, 3).b
     n = len(crystal.peptide)
     assert b[:n].mean() == pytest.approx(12.0, abs=0.1)
     assert b[n:].mean() > 1.2 * b[:n].mean()
@@ -220,8 +228,7 @@ def test_losses(made, completeness, monkeypatch):
 
 def test_a_cone_is_blind(crystals):
     crystal = crystals["P 1"]
-    atoms = displace(np.random.default_rng(0), crystal, 8.0)
-    m = measured((crystal, atoms), completeness=0.8)
+    m = measured((crystal, displaced(crystal, 8.0, 0)), completeness=0.8)
     s = m.hkl @ np.array(crystal.cell.frac.mat)
     s /= np.linalg.norm(s, axis=1)[:, None]
     lost = s[~m.measured]
@@ -238,25 +245,21 @@ def test_free_set(made):
 
 def test_true_map_has_its_peaks_at_the_atoms(made):
     crystal, atoms = made
-    request = Request("SAV", crystal.spacegroup, 0.8)
-    from ml_phaser.simulate.data_set import DataSet
-
-    rho = true_map(DataSet(request, crystal, atoms, measured(made, noise=0.3)))
+    rho = true_map(as_simulated(crystal, atoms, 0.8, measured(made, noise=0.3)))
     assert rho.mean() == pytest.approx(0, abs=1e-9)
     grid = gemmi.FloatGrid(rho.astype(np.float32), crystal.cell, crystal.spacegroup)
-    values = np.array([grid.interpolate_value(gemmi.Position(*x)) for x in atoms.xyz])
+    values = np.array([grid.interpolate_value(gemmi.Fractional(*x)) for x in atoms.xyz])
     assert values.min() > 3.5 * rho.std()
 
 
 def test_the_same_crystal_can_be_measured_otherwise():
-    request = Request("GA", gemmi.SpaceGroup("P 21 21 21"), d_min=1.1, seed=2)
-    one = simulate(request)
-    other = simulate(replace(request, noise=0.2, d_min=1.3))
-    assert np.array_equal(one.atoms.xyz, other.atoms.xyz)
+    one = make("ideal", 2, sequence="GA", d_min=1.1)
+    other = make("ideal", 2, sequence="GA", noise=0.2, d_min=1.3)
+    assert np.array_equal(one.sites.xyz, other.sites.xyz) and np.array_equal(one.sites.b, other.sites.b)
     assert not np.array_equal(one.measurement.intensity[:50], other.measurement.intensity[:50])
 
 
 @pytest.mark.parametrize("d_min", [3.9, 0.02])
 def test_a_resolution_that_makes_no_sense(d_min):
     with pytest.raises(UserError, match=r"reflections, too (few|many)"):
-        simulate(Request("GA", gemmi.SpaceGroup("P 21 21 21"), d_min=d_min))
+        make("ideal", 0, sequence="GA", d_min=d_min)

@@ -1,0 +1,257 @@
+"""Rigid molecules pressed into a crystal, quickly: soft contacts, a falling pressure, forces instead of dice.
+
+Overlaps cost (d0 - d)^2 / 2 each, the cell's volume a price; molecules turn and move and the cell strains, as far as
+the space group lets it, down the gradient (FIRE: Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006). In the end the cell
+opens until no contact is too short. Every state is rounded, so that the last bits of a processor's arithmetic cannot
+lead two machines to different crystals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from ml_phaser.errors import UserError
+from ml_phaser.simulate.packing import SHORTEST_AXIS, operators, tied
+
+# Shortest distance in A allowed between molecules: N and O with each other, one of them with C or S, C and S.
+POLAR, MIXED, APOLAR = 2.75, 3.1, 3.4
+SKIN = 1.0  # A a molecule may move before its neighbours are looked for again, both together
+PRESSURE = (0.2, 0.002)  # price of a volume, in squared overlaps (A^2) for each A^3: at the beginning and at the end
+STEPS, DRAWS = 400, 12
+START_VOLUME = 40.0  # A^3 an atom
+ANGLES = (65.0, 115.0)  # degrees
+_DIGITS = 9
+
+Symmetry = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Contacts: atom ``i``, and atom ``j`` under operator ``g`` and then lattice translation ``shift`` (k, 3)."""
+
+    i: NDArray[np.int64]
+    j: NDArray[np.int64]
+    g: NDArray[np.int64]
+    shift: NDArray[np.int64]
+
+    def vectors(self, frac: NDArray, orth: NDArray, symmetry: Symmetry) -> NDArray[np.float64]:
+        """(k, 3) in A, from i to the image of j."""
+        images = np.einsum("gab,nb->gna", symmetry[0], frac) + symmetry[1][:, None]
+        return (images[self.g, self.j] + self.shift - frac[self.i]) @ orth.T
+
+
+def neighbours(
+    frac: NDArray[np.float64], body: NDArray[np.int64], orth: NDArray[np.float64], symmetry: Symmetry, cutoff: float
+) -> Pairs:
+    """All pairs of atoms nearer than ``cutoff`` (A) that are not of one molecule in one place, each from both ends.
+
+    Parameters
+    ----------
+    frac : (n, 3); body : (n,) which molecule of the asymmetric unit an atom belongs to
+    orth : (3, 3) orthogonalisation matrix; symmetry : rotations (g, 3, 3) and translations (g, 3), the identity first
+    """
+    home = np.floor(frac)
+    images = np.einsum("gab,nb->gna", symmetry[0], frac) + symmetry[1][:, None]
+    away = np.floor(images)
+    margin = cutoff * np.linalg.norm(np.linalg.inv(orth), axis=1) + 1e-9
+    around = [np.arange(-r, r + 1) for r in np.ceil(margin).astype(int)]
+    places, labels = [], []
+    for step in np.stack(np.meshgrid(*around, indexing="ij"), axis=-1).reshape(-1, 3):
+        place = images - away + step
+        g, j = np.nonzero(np.all((place > -margin) & (place < 1 + margin), axis=-1))
+        places.append(place[g, j])
+        labels.append(np.column_stack([g, j, (step - away)[g, j]]))
+    label = np.concatenate(labels).astype(np.int64)
+    near = cKDTree((frac - home) @ orth.T).query_ball_tree(cKDTree(np.concatenate(places) @ orth.T), cutoff)
+    i = np.repeat(np.arange(len(frac)), [len(x) for x in near])
+    g, j, *shift = label[np.concatenate([np.array(x, dtype=np.int64) for x in near])].T
+    moved = np.column_stack(shift) + home[i].astype(np.int64)
+    own = (g == 0) & np.all(moved == 0, axis=1) & (body[i] == body[j])
+    return Pairs(i[~own], j[~own], g[~own], moved[~own])
+
+
+@dataclass(frozen=True, eq=False)
+class Bodies:
+    """What is packed: local (n, 3) A about the centre of each molecule, body (n,) its number, polar (n,) N or O."""
+
+    local: NDArray[np.float64]
+    body: NDArray[np.int64]
+    polar: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, molecules: list[NDArray[np.float64]], elements: list[tuple[str, ...]]) -> Bodies:
+        local = np.concatenate([x - x.mean(axis=0) for x in molecules])
+        body = np.repeat(np.arange(len(molecules)), [len(x) for x in molecules])
+        return cls(np.round(local, 6), body, np.array([e in "NO" for names in elements for e in names]))
+
+    @property
+    def count(self) -> int:
+        return int(self.body[-1]) + 1
+
+    def least(self, pairs: Pairs) -> NDArray[np.float64]:
+        """(k,) shortest allowed distance of each pair."""
+        return np.choose(self.polar[pairs.i].astype(int) + self.polar[pairs.j], [APOLAR, MIXED, POLAR])
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """orth : (3, 3) A; centre : (m, 3) fractional; turn : (m, 3, 3) of each molecule."""
+
+    orth: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    turn: NDArray[np.float64]
+
+    def fractional(self, bodies: Bodies) -> NDArray[np.float64]:
+        offset = np.einsum("nab,nb->na", self.turn[bodies.body], bodies.local)
+        return self.centre[bodies.body] + offset @ np.linalg.inv(self.orth).T
+
+    @property
+    def volume(self) -> float:
+        return float(np.linalg.det(self.orth))
+
+    def scaled(self, factor: float) -> Placed:
+        """The cell larger, the molecules as they are."""
+        return replace(self, orth=self.orth * factor)
+
+
+def _begin(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, volume: float) -> Placed:
+    axes, free, angles = tied(spacegroup)
+    begin = np.array(angles, dtype=float)
+    begin[list(free)] += rng.uniform(0, 18, len(free)) * (rng.choice([-1, 1], len(free)) if len(free) > 1 else 1)
+    lengths = np.ones(3)
+    for group in axes:
+        lengths[list(group)] = np.exp(rng.normal(0, 0.3))
+    scale = (volume / gemmi.UnitCell(*lengths, *begin).volume) ** (1 / 3)
+    cell = gemmi.UnitCell(*np.maximum(lengths * scale, SHORTEST_AXIS), *begin)
+    turn = Rotation.random(bodies.count, rng=rng).as_matrix()
+    return Placed(np.array(cell.orth.mat), rng.random((bodies.count, 3)), turn)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forces:
+    """On centres (m, 3), turns (m, 3) and the cell (3, 3), overlap energy."""
+
+    centre: NDArray[np.float64]
+    turn: NDArray[np.float64]
+    strain: NDArray[np.float64]
+    overlap: float
+
+
+def _forces(bodies: Bodies, placed: Placed, symmetry: Symmetry, pairs: Pairs, least: NDArray) -> _Forces:
+    frac = placed.fractional(bodies)
+    vector = pairs.vectors(frac, placed.orth, symmetry)
+    length = np.sqrt(np.einsum("ka,ka->k", vector, vector)) + 1e-9
+    deep = least > length
+    i, body = pairs.i[deep], bodies.body
+    excess = least[deep] - length[deep]
+    push = -(excess / length[deep])[:, None] * vector[deep]
+    force = np.stack([np.bincount(i, push[:, a], len(frac)) for a in range(3)], axis=1)
+    arm = (frac - placed.centre[body]) @ placed.orth.T
+    torque = np.cross(arm, force)
+    chosen = Pairs(i, pairs.j[deep], pairs.g[deep], pairs.shift[deep])
+    between = chosen.vectors(placed.centre[body], placed.orth, symmetry)
+    strain = -0.5 * push.T @ between
+    m = bodies.count
+    return _Forces(
+        np.stack([np.bincount(body, force[:, a], m) for a in range(3)], axis=1),
+        np.stack([np.bincount(body, torque[:, a], m) for a in range(3)], axis=1),
+        strain, float(np.sum(excess**2)) / 4,
+    )  # fmt: skip
+
+
+def press(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, steps: int = STEPS) -> Placed | None:
+    """One packing: molecules thrown into a wide cell, pressed together, and let go until nothing overlaps;
+    None where they are tangled."""
+    symmetry = operators(spacegroup)
+    order, n = len(symmetry[0]), len(bodies.local)
+    volume = START_VOLUME * n * order
+    trials = [_begin(rng, bodies, spacegroup, volume) for _ in range(DRAWS)]
+    costs = []
+    for trial in trials:
+        pairs = neighbours(trial.fractional(bodies), bodies.body, trial.orth, symmetry, APOLAR)
+        costs.append(round(_forces(bodies, trial, symmetry, pairs, bodies.least(pairs)).overlap, 6))
+    placed = trials[int(np.argmin(costs))]
+
+    cartesian = placed.orth @ symmetry[0] @ np.linalg.inv(placed.orth)
+    counts = np.bincount(bodies.body).astype(float)[:, None]
+    inertia = np.maximum(np.bincount(bodies.body, np.sum(bodies.local**2, axis=1))[:, None] * 2 / 3, 1.0)
+    weight = n * volume ** (2 / 3) / 4
+    pace, mixing, since = 0.15, 0.1, 0
+    v_centre, v_turn, v_strain = np.zeros_like(placed.centre), np.zeros_like(placed.centre), np.zeros((3, 3))
+    pairs = neighbours(placed.fractional(bodies), bodies.body, placed.orth, symmetry, APOLAR + SKIN)
+    reference, least = (placed.fractional(bodies) @ placed.orth.T, placed.orth), bodies.least(pairs)
+    for k in range(steps):
+        frac = placed.fractional(bodies)
+        atoms = frac @ placed.orth.T
+        if _moved(atoms, placed.orth, *reference) > SKIN / 2:
+            pairs = neighbours(frac, bodies.body, placed.orth, symmetry, APOLAR + SKIN)
+            least, reference = bodies.least(pairs), (atoms, placed.orth)
+        f = _forces(bodies, placed, symmetry, pairs, least)
+        price = PRESSURE[0] * (PRESSURE[1] / PRESSURE[0]) ** (k / steps)
+        strain = f.strain - price * placed.volume / order * np.eye(3)
+        strain = np.mean(cartesian @ ((strain + strain.T) / 2) @ np.swapaxes(cartesian, 1, 2), axis=0)
+        forces = (f.centre / counts, f.turn / inertia, strain / weight)
+        masses = (counts, inertia, weight)
+        velocities = [v_centre, v_turn, v_strain]
+        power = sum(float(np.sum(a * v * w)) for a, v, w in zip(forces, velocities, masses, strict=True))
+        speed = np.sqrt(sum(float(np.sum(v * v * w)) for v, w in zip(velocities, masses, strict=True)))
+        size = np.sqrt(sum(float(np.sum(a * a * w)) for a, w in zip(forces, masses, strict=True))) + 1e-12
+        if power > 0:
+            velocities = [(1 - mixing) * v + mixing * speed / size * a for v, a in zip(velocities, forces, strict=True)]
+            since += 1
+            if since > 5:
+                pace, mixing = min(pace * 1.1, 0.6), mixing * 0.99
+        else:
+            velocities, since, pace, mixing = [v * 0 for v in velocities], 0, pace * 0.6, 0.1
+            pace = max(pace, 0.05)
+        v_centre, v_turn, v_strain = (v + pace * a for v, a in zip(velocities, forces, strict=True))
+        placed = _advance(placed, v_centre * pace, v_turn * pace, v_strain * pace)
+    return opened(placed, bodies, symmetry)
+
+
+def _moved(atoms: NDArray, orth: NDArray, before: NDArray, orth_before: NDArray) -> float:
+    """How far an atom, or the image of one, may have come, in A."""
+    return float(np.abs(atoms - before).max() * 1.8 + np.linalg.norm(orth - orth_before, axis=0).max())
+
+
+def _advance(placed: Placed, shift: NDArray, turn: NDArray, strain: NDArray) -> Placed:
+    """Steps no larger than 0.3 A, 0.15 rad and 1 %."""
+    shift = shift * min(1.0, 0.3 / (np.abs(shift).max() + 1e-12))
+    turn = turn * min(1.0, 0.15 / (np.abs(turn).max() + 1e-12))
+    strain = strain * min(1.0, 0.01 / (np.abs(strain).max() + 1e-12))
+    orth = placed.orth + strain @ placed.orth
+    rotation = Rotation.from_rotvec(turn).as_matrix() @ placed.turn
+    left, _, right = np.linalg.svd(np.round(rotation, _DIGITS))
+    return Placed(
+        np.round(orth, _DIGITS), np.round(placed.centre + shift @ np.linalg.inv(placed.orth).T, _DIGITS), left @ right
+    )
+
+
+def opened(placed: Placed, bodies: Bodies, symmetry: Symmetry) -> Placed | None:
+    """The cell widened until no contact is too short (with 0.002 A for rounding); None where that takes more than
+    twice its volume, as with molecules threaded through each other."""
+    for factor in 1 + np.arange(0, 105) * 0.0025:
+        wider = placed.scaled(float(factor))
+        frac = wider.fractional(bodies)
+        pairs = neighbours(frac, bodies.body, wider.orth, symmetry, APOLAR + 0.01)
+        length = np.linalg.norm(pairs.vectors(frac, wider.orth, symmetry), axis=1)
+        if np.all(length >= bodies.least(pairs) + 0.002):
+            return wider
+    return None
+
+
+def pack_rigid(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, starts: int) -> Placed:
+    """The densest of ``starts`` packings. Raises UserError if five times as many give none."""
+    found = [press(rng, bodies, spacegroup) for _ in range(starts)]
+    while all(p is None for p in found) and len(found) < 5 * starts:
+        found.append(press(rng, bodies, spacegroup))
+    good = [p for p in found if p is not None]
+    if not good:
+        raise UserError("no packing without clashes was found", "peptide", "another seed or space group")
+    return min(good, key=lambda p: round(p.volume, 3))

@@ -1,0 +1,115 @@
+"""One simulated crystal: its atoms, its true structure factors, and what was measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.exchange import columns as col
+from ml_phaser.exchange.columns import Candidate, Table
+from ml_phaser.exchange.read import amplitudes_from
+from ml_phaser.simulate.measure import Measurement, Sites
+
+LABELS = ("I", "SIGI", "FreeR_flag")
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A crystal before it is measured; B factors of ``sites`` are still 0. shape : grid of the whole cell;
+    source : fragments it is made of."""
+
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    sites: Sites
+    shape: tuple[int, int, int]
+    source: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Solvent:
+    """Flat bulk solvent: electrons/A^3, A^2, and the share of the cell it fills (0-1)."""
+
+    k_sol: float
+    b_sol: float
+    fraction: float
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """A simulated crystal.
+
+    Attributes
+    ----------
+    family, seed : what ``families.make`` was asked for; settings : all values used, drawn ones too
+    cell, spacegroup, sites : the crystal
+    d_min : A; shape : whole-cell grid for maps, that of the recipe where there is one
+    hkl : (n, 3) in gemmi's reciprocal asymmetric unit, all to d_min, without systematic absences
+    f : (n,) complex true structure factors in electrons, with those of the solvent where there is one
+    measurement : intensities, sigmas, which were measured, free flags
+    source : library fragments it is made of, e.g. "1a1x_A_12"; empty for built peptides
+    """
+
+    family: str
+    seed: int
+    settings: Mapping[str, Any]
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    sites: Sites
+    d_min: float
+    shape: tuple[int, int, int]
+    f: NDArray[np.complex128]
+    measurement: Measurement
+    solvent: Solvent | None = None
+    source: tuple[str, ...] = field(default=())
+
+    @property
+    def hkl(self) -> NDArray[np.int32]:
+        return self.measurement.hkl
+
+    @property
+    def order(self) -> int:
+        """Asymmetric units in the cell."""
+        return len(list(self.spacegroup.operations()))
+
+    @property
+    def atoms_in_cell(self) -> int:
+        return self.order * len(self.sites)
+
+    @property
+    def volume_per_atom(self) -> float:
+        """A^3 of cell for each non-hydrogen atom, waters counted."""
+        return float(self.cell.volume / self.atoms_in_cell)
+
+
+def table(sim: Simulated) -> NDArray[np.float32]:
+    """The measured reflections as the MTZ file holds them: H K L I SIGI FreeR_flag, (m, 6)."""
+    m = sim.measurement
+    return np.column_stack([m.hkl, m.intensity, m.sigma, m.free])[m.measured].astype(np.float32)
+
+
+def amplitudes(sim: Simulated) -> Amplitudes:
+    """What the reader gives of this crystal's MTZ file, by the reader's own code, without the file.
+
+    Raises
+    ------
+    UserError
+        for data the reader would refuse, e.g. fewer than 20 reflections
+    """
+    rows = table(sim).astype(np.float64)
+    intensity, sigma, flag = LABELS
+    return amplitudes_from(
+        Table(
+            where=f"{sim.family} {sim.seed}", format="MTZ", hkl=np.rint(rows[:, :3]).astype(np.int32),
+            columns=dict(zip(LABELS, rows[:, 3:].T, strict=True)),
+            roles={intensity: col.INTENSITY, sigma: col.SIGMA, flag: col.FREE},
+            candidates=(Candidate((intensity,), (sigma,), intensity=True),),
+            cell=sim.cell, spacegroup=sim.spacegroup,
+        ),
+        f"{sim.family} {sim.seed}",
+    )  # fmt: skip
