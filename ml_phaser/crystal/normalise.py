@@ -140,7 +140,7 @@ def _expectation(data: Amplitudes, intensity: NDArray, sigma: NDArray) -> tuple[
     s2 = 1 / data.d**2
     hats = _hats(s2)
     unit = data.epsilon * _form_factor({"C": 1.0}, s2) ** 2
-    tensors = _tensors(data)
+    tensors = invariant_tensors(data.cell, data.spacegroup)
     features = _features(data, tensors)
     y, noise = intensity / unit, _noise(sigma, unit, hats)
     c = np.concatenate([_medians(y, hats, data.centric), np.zeros(len(tensors))])
@@ -184,10 +184,10 @@ def _hats(s2: NDArray) -> NDArray[np.float64]:
     return hats
 
 
-def _tensors(data: Amplitudes) -> NDArray[np.float64]:
-    """(k, 3, 3) orthonormal basis of the traceless symmetric tensors the point group leaves alone."""
-    frac, orth = np.array(data.cell.frac.mat), np.array(data.cell.orth.mat)
-    rotations = [orth @ (np.array(op.rot) / op.DEN) @ frac for op in data.spacegroup.operations().sym_ops]
+def invariant_tensors(cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> NDArray[np.float64]:
+    """(k, 3, 3) orthonormal basis of the traceless symmetric tensors the point group leaves alone, Cartesian."""
+    frac, orth = np.array(cell.frac.mat), np.array(cell.orth.mat)
+    rotations = [orth @ (np.array(op.rot) / op.DEN) @ frac for op in spacegroup.operations().sym_ops]
     averaged = []
     for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
         tensor = np.zeros((3, 3))
