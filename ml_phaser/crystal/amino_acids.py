@@ -65,6 +65,24 @@ _CLOSURES = {
     "W": (("NE1", "CE2"), ("CH2", "CZ3")),
 }  # fmt: skip
 
+# What closes rings, where the rows above leave it to chance: lengths (A) and angles (degrees)
+RINGS: dict[str, dict[tuple[str, ...], float]] = {
+    "P": {("CD", "N"): 1.473, ("CA", "N", "CD"): 112.0, ("N", "CD", "CG"): 103.2, ("CB", "CG", "CD"): 106.1,
+          ("CA", "CB", "CG"): 104.5},
+    "Y": {("CZ", "CE2"): 1.378}, "H": {("CE1", "NE2"): 1.319}, "W": {("NE1", "CE2"): 1.370, ("CH2", "CZ3"): 1.400},
+}  # fmt: skip
+PROLINE_LINK = 125.0  # degrees, C(-1)-N-CD
+S_S, CB_S_S = 2.033, 103.8  # disulphides: A, degrees
+# Atoms in one plane
+PLANES = {
+    "N": ("CB CG OD1 ND2",), "D": ("CB CG OD1 OD2",), "Q": ("CG CD OE1 NE2",), "E": ("CG CD OE1 OE2",),
+    "R": ("CD NE CZ NH1 NH2",), "F": ("CB CG CD1 CD2 CE1 CE2 CZ",), "Y": ("CB CG CD1 CD2 CE1 CE2 CZ OH",),
+    "H": ("CB CG ND1 CD2 CE1 NE2",), "W": ("CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",),
+}  # fmt: skip
+# Centres whose hand, or whose labels, must not change: centre and three neighbours
+CENTRES = {"I": ("CB CA CG1 CG2",), "T": ("CB CA OG1 CG2",), "V": ("CB CA CG1 CG2",), "L": ("CG CB CD1 CD2",)}
+ALPHA = "CA N C CB"  # that of every residue but glycine
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:

@@ -1,0 +1,1 @@
+"""Changing models: geometry restraints, targets against measured amplitudes, and their minimisation."""
