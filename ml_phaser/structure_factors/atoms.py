@@ -47,6 +47,11 @@ class Atoms:
             if tuple(tensor.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, kind asks for {expected}")
 
+    def __getitem__(self, i: int) -> Atoms:
+        """One asymmetric unit of a batch."""
+        u = None if self.u_aniso is None else self.u_aniso[i]
+        return Atoms(self.xyz[i], self.kind[i], self.b_iso[i], self.occupancy[i], u, self.scatterers)
+
     def replace(self, **changes: Any) -> Atoms:
         """A copy with some attributes changed."""
         return dataclasses.replace(self, **changes)

@@ -23,14 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ml_phaser.structure_factors.atoms import Atoms
 from ml_phaser.structure_factors.form_factors import Scatterer, form_factors
-from ml_phaser.structure_factors.operators import Operators, Sphere
+from ml_phaser.structure_factors.operators import Operators, Sphere, orthogonalisation
 
 PAIRS = 2**21  # atom-reflection pairs, or atom-row pairs, held at once
-
-
-def orthogonalisation(cell: gemmi.UnitCell | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(3, 3) matrix whose columns are a, b, c in A, in the precision and on the device of ``like``."""
-    return torch.as_tensor(np.array(cell.orth.mat) if isinstance(cell, gemmi.UnitCell) else cell).to(like)
 
 
 @dataclass(frozen=True)
@@ -114,10 +109,10 @@ def direct_sum(
     like = atoms.b_iso
     indices = np.ascontiguousarray(hkl.cpu().numpy() if isinstance(hkl, torch.Tensor) else hkl, dtype=np.int32)
     plan = _plan(indices.tobytes(), group.xhm(), (like.dtype, like.device))
-    reciprocal = torch.linalg.inv(orthogonalisation(cell, like))
+    reciprocal = torch.linalg.inv(orthogonalisation(cell, like, group))
     axis = None if atoms.u_aniso is not None or reciprocal.requires_grad else _separable_axis(reciprocal)
     if axis is not None and atoms.kind.dim() == 1 and len(indices):
-        parts = _by_rows(atoms, plan, axis, reciprocal, pairs)
+        parts: tuple[torch.Tensor, ...] | torch.Tensor = _by_rows(atoms, plan, axis, reciprocal, pairs)
     else:
         parts = _by_terms(atoms, plan.sphere, reciprocal, pairs)
     f2 = [k.f_double_prime for k in atoms.scatterers]

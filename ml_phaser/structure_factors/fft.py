@@ -1,19 +1,21 @@
-"""Structure factors by FFT: one Gaussian an atom, one grid an element, exact scattering factors.
+"""Structure factors by FFT of Gaussians.
 
-    atom -> Gaussian of its own displacement + common blur -> grid -> FFT -> x f(s) x exp(+blur s^2 / 4) -> symmetry
+    atom -> Gaussians of its own displacement + common blur -> grid -> FFT -> x f(s) x exp(+blur s^2 / 4) -> symmetry
 
-All atoms of one element share f(s), which is put on after the transform; so each atom is a single Gaussian and no
-scattering factor is approximated (Sayre 1951 and Ten Eyck 1977 spread the element's whole density). The blur widens
-the atoms until the grid samples them finely enough (Bricogne, International Tables B, 1.3.4.4.5). Only the asymmetric
-unit is spread, over the primitive reduced cell of the lattice; symmetry is applied to the transform (``operators``).
-The gradient is one adjoint transform and a gather with the same Gaussians (Agarwal 1978).
+The scattering factor f(s) of the element that scatters most is put on after the transform, so each of its atoms is a
+single narrow Gaussian, where spreading f itself takes five, some of them wide (Ten Eyck 1977). Atoms of other elements
+are one to four Gaussians, a fit to the ratio of the scattering factors (``form_factors.ratio``); an element that no
+such sum fits has a grid of its own. The blur widens the atoms until the grid samples them finely enough (Bricogne,
+International Tables B, 1.3.4.4.5). Only the asymmetric unit is spread, over the primitive reduced cell of the lattice;
+symmetry is applied to the transform (``operators``). The gradient is one adjoint transform and a gather with the same
+Gaussians (Agarwal 1978).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import gemmi
@@ -23,124 +25,136 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.grid import grid_shape
 from ml_phaser.structure_factors.atoms import U_TO_B, Atoms
-from ml_phaser.structure_factors.form_factors import form_factors
-from ml_phaser.structure_factors.operators import Operators, Sphere
+from ml_phaser.structure_factors.form_factors import RATIO_TERMS, Scatterer, form_factors, gaussians, ratio
+from ml_phaser.structure_factors.operators import Operators, Sphere, orthogonalisation
 
 OVERSAMPLING = 1.5  # of the shortest wavelength, beyond two grid points
 ALIASING = 1e-3  # of the sharpest atom at d_min
 TRUNCATION = 3e-4  # of a Gaussian, at the edge of its box, after unblurring
-CHUNK = {"cpu": 2**19, "cuda": 2**25}  # grid points handled at once
+RATIO_ERROR = 3e-4  # of a scattering factor
+POINTS = {"cpu": 2**19, "cuda": 2**25}  # grid points handled at once
+_I, _J = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]  # order of a symmetric matrix's elements
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Atoms in the order they are spread: slices of one element and similar size, each with its box half widths."""
+class _Batch:
+    """Atoms start to stop - 1 of one grid, with so many Gaussians each, in boxes of these half widths."""
 
-    order: torch.Tensor
-    slices: tuple[tuple[int, int, int, tuple[int, int, int]], ...]  # element, first, last + 1, half widths
+    grid: int
+    terms: int
+    start: int
+    stop: int
+    half: tuple[int, int, int]
 
 
-def _triple(a: NDArray) -> tuple[int, int, int]:
-    return int(a[0]), int(a[1]), int(a[2])
-
-
-def _layout(kind: NDArray, half: NDArray, chunk: int) -> _Layout:
+def _batches(grid: NDArray, terms: NDArray, half: NDArray, points: int) -> tuple[NDArray[np.int64], tuple[_Batch, ...]]:
+    """Order of the atoms, and batches of at most ``points`` grid points of it that are of similar size."""
     volume = np.prod(2 * half + 1, axis=1)
-    order = np.lexsort((-volume, kind))
-    kind, half, volume = kind[order], half[order], volume[order]
-    slices, start = [], 0
+    order = np.lexsort((-volume, terms, grid))
+    grid, terms, half, volume = grid[order], terms[order], half[order], volume[order]
+    batches, start = [], 0
     while start < len(order):
-        stop = min(start + max(1, chunk // int(volume[start])), int(np.searchsorted(kind, kind[start], "right")))
-        stop = min(stop, start + int(np.searchsorted(-volume[start:stop], -0.7 * volume[start], "right")))
-        slices.append((int(kind[start]), start, stop, _triple(half[start:stop].max(axis=0))))
+        some = slice(start, start + max(1, points // int(volume[start])))
+        alike = (grid[some] == grid[start]) & (terms[some] == terms[start]) & (volume[some] > 0.6 * volume[start])
+        stop = start + (len(alike) if alike.all() else int(np.argmin(alike)))
+        widest = half[start:stop].max(axis=0)
+        widths = int(widest[0]), int(widest[1]), int(widest[2])
+        batches.append(_Batch(int(grid[start]), int(terms[start]), start, stop, widths))
         start = stop
-    return _Layout(torch.from_numpy(order), tuple(slices))
+    return order, tuple(batches)
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Points (nu, nv, nw), and where reflections are in the transform's planes (l_count, nu, nv), l >= 0: flat (r,)."""
+
+    shape: tuple[int, int, int]
+    l_count: int
+    flat: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Boxes:
-    """The grid points about some atoms: where they are and what each atom puts there.
+    """The grid points about c atoms.
 
-    index : (c, u, v, w) flat; value : (c, u, v, w) Gaussian of weight 1; offsets : three (u,) (v,) (w,) of the points
-    from the nearest one; fraction : (c, 3) of the atom from that
+    index : (c, u, v, w) flat; offsets : three, (u,) (v,) (w,), of the points from the nearest one to the atom;
+    fraction : (c, 3) of the atom from that; all in steps
     """
 
     index: torch.Tensor
-    value: torch.Tensor
     offsets: tuple[torch.Tensor, ...]
     fraction: torch.Tensor
 
+    @classmethod
+    def about(cls, place: torch.Tensor, half: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> _Boxes:
+        """``place`` (c, 3) in grid steps."""
+        nearest = torch.round(place)
+        steps = [torch.arange(-n, n + 1, device=place.device) for n in half]
+        u, v, w = ((nearest[:, i, None].long() + steps[i]) % shape[i] for i in range(3))
+        index = ((u[:, :, None] * shape[1] + v[:, None]) * shape[2])[..., None] + w[:, None, None]
+        return cls(index, tuple(s.to(dtype) for s in steps), (place - nearest).to(dtype))
 
-def _boxes(
-    place: torch.Tensor, precision: torch.Tensor, weight: torch.Tensor, half: tuple[int, int, int],
-    shape: tuple[int, int, int],
-) -> _Boxes:  # fmt: skip
-    """``place`` (c, 3) in grid steps; ``precision`` (c, 6) the inverse covariance per step^2; ``weight`` (c,)."""
-    nearest = torch.round(place)
-    fraction = (place - nearest).to(precision)
-    steps = [torch.arange(-n, n + 1, device=place.device) for n in half]
-    offsets = tuple(s.to(precision) for s in steps)
-    u, v, w = ((nearest[:, i, None].long() + steps[i]) % shape[i] for i in range(3))
-    index = ((u[:, :, None] * shape[1] + v[:, None]) * shape[2])[..., None] + w[:, None, None]
-    du, dv, dw = (offsets[i] - fraction[:, i, None] for i in range(3))
-    m11, m22, m33, m12, m13, m23 = (m[:, None] for m in precision.unbind(1))
-    uv = (-0.5 * m11 * du * du)[:, :, None] + (-0.5 * m22 * dv * dv)[:, None] - (m12 * du)[:, :, None] * dv[:, None]
-    uw = -(m13 * du)[:, :, None] * dw[:, None]
-    vw = (-0.5 * m33 * dw * dw)[:, None] - (m23 * dv)[:, :, None] * dw[:, None]
-    value = (uv.exp_() * weight[:, None, None])[..., None] * uw.exp_()[:, :, None]
-    value *= vw.exp_()[:, None]
-    return _Boxes(index, value, offsets, fraction)
+    def gaussian(self, precision: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """weight (c,) exp(-d.P.d / 2) at the points, P the inverse covariance (c, 6) in 1/step^2; (c, u, v, w)."""
+        du, dv, dw = (self.offsets[i] - self.fraction[:, i, None] for i in range(3))
+        m11, m22, m33, m12, m13, m23 = (m[:, None] for m in precision.unbind(1))
+        uv = (-0.5 * m11 * du * du)[:, :, None] + (-0.5 * m22 * dv * dv)[:, None] - (m12 * du)[:, :, None] * dv[:, None]
+        uw = -(m13 * du)[:, :, None] * dw[:, None]
+        vw = (-0.5 * m33 * dw * dw)[:, None] - (m23 * dv)[:, :, None] * dw[:, None]
+        uv = uv.exp_() if weight is None else uv.exp_() * weight[:, None, None]
+        return (uv[..., None] * uw.exp_()[:, :, None]).mul_(vw.exp_()[:, None])
 
 
 class _Transform(torch.autograd.Function):
-    """Fourier transforms, at chosen reflections, of each element's Gaussians."""
+    """Fourier transforms, at chosen reflections, of each grid's Gaussians."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: torch.Tensor, place: torch.Tensor, precision: torch.Tensor, layout: _Layout, kinds: int,
-        shape: tuple[int, int, int], flat: torch.Tensor,
+        ctx: Any, weight: torch.Tensor, place: torch.Tensor, precision: torch.Tensor, batches: tuple[_Batch, ...],
+        count: int, grid: _Grid,
     ) -> torch.Tensor:  # fmt: skip
-        """weight (m,), place (m, 3), precision (m, 6), all in the layout's order; flat (r,) into the half-complex grid;
-        -> (kinds, r)."""
-        ctx.save_for_backward(weight, place, precision, flat)
-        ctx.fixed = (layout, kinds, shape)
-        out = torch.zeros((kinds, len(flat)), dtype=torch.promote_types(weight.dtype, torch.complex32)).to(
-            weight.device
-        )
-        for kind, slices in _by_kind(layout):
-            grid = weight.new_zeros(shape)
-            for _, start, stop, half in slices:
-                s = slice(start, stop)
-                box = _boxes(place[s], precision[s], weight[s], half, shape)
-                grid.view(-1).scatter_add_(0, box.index.view(-1), box.value.view(-1))
-            # the library's transform carries exp(-), ours exp(+)
-            out[kind] = torch.fft.rfftn(grid).view(-1)[flat].conj()
-        return out
+        """weight (m, terms), place (m, 3), precision (m, terms, 6), in the batches' order; -> (count, r)."""
+        ctx.save_for_backward(weight, place, precision)
+        ctx.fixed = (batches, grid)
+        out = torch.zeros((count, len(grid.flat)), dtype=_complex(weight.dtype), device=weight.device)
+        for number, some in groupby(batches, key=lambda b: b.grid):
+            density = weight.new_zeros(grid.shape)
+            for b in some:
+                box = _Boxes.about(place[b.start : b.stop], b.half, grid.shape, weight.dtype)
+                value = box.gaussian(precision[b.start : b.stop, 0], weight[b.start : b.stop, 0])
+                for k in range(1, b.terms):
+                    value += box.gaussian(precision[b.start : b.stop, k], weight[b.start : b.stop, k])
+                density.view(-1).scatter_add_(0, box.index.view(-1), value.view(-1))
+            planes = torch.fft.fftn(torch.fft.rfft(density)[..., : grid.l_count], dim=(0, 1)).permute(2, 0, 1)
+            torch.index_select(planes.reshape(-1), 0, grid.flat, out=out[number])
+        return out.conj_physical_()  # the library's transform carries exp(-), ours exp(+)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, place, precision, flat = ctx.saved_tensors
-        layout, _, shape = ctx.fixed
+        weight, place, precision = ctx.saved_tensors
+        batches, grid = ctx.fixed
         to_weight, to_place, to_precision = (torch.zeros_like(t) for t in (weight, place, precision))
-        halved = torch.where(flat % (shape[2] // 2 + 1) == 0, 1.0, 0.5).to(weight)  # irfft counts the others twice
-        for kind, slices in _by_kind(layout):
-            half_grid = torch.zeros((shape[0], shape[1], shape[2] // 2 + 1), dtype=grads[0].dtype, device=weight.device)
-            half_grid.view(-1)[flat] = grads[0][kind].conj() * halved
-            field = torch.fft.irfftn(half_grid, s=shape, norm="forward").view(-1)
-            for _, start, stop, half in slices:
-                s = slice(start, stop)
-                box = _boxes(place[s], precision[s], torch.ones_like(weight[s]), half, shape)
-                moments = _moments(box, box.value.mul_(field[box.index]))
-                to_weight[s] = moments[:, 0]
-                to_place[s] = (_symmetric(precision[s], moments[:, 1:4]) * weight[s, None]).to(place)
-                scale = weight.new_tensor([-0.5, -0.5, -0.5, -1.0, -1.0, -1.0])
-                to_precision[s] = moments[:, 4:] * scale * weight[s, None]
-        return to_weight, to_place, to_precision, None, None, None, None
+        scale = weight.new_tensor([-0.5, -0.5, -0.5, -1.0, -1.0, -1.0])
+        halved = torch.where(grid.flat < grid.shape[0] * grid.shape[1], 1.0, 0.5).to(weight)  # irfft doubles l > 0
+        for number, some in groupby(batches, key=lambda b: b.grid):
+            planes = grads[0].new_zeros((grid.l_count, *grid.shape[:2]))
+            planes.view(-1)[grid.flat] = grads[0][number].conj() * halved
+            lines = torch.fft.ifftn(planes, dim=(1, 2), norm="forward").permute(1, 2, 0)
+            field = torch.fft.irfft(lines, n=grid.shape[2], norm="forward").reshape(-1)
+            for b in some:
+                s = slice(b.start, b.stop)
+                box = _Boxes.about(place[s], b.half, grid.shape, weight.dtype)
+                around = torch.index_select(field, 0, box.index.view(-1)).view(box.index.shape)
+                for k in range(b.terms):
+                    moments = _moments(box, box.gaussian(precision[s, k]).mul_(around))
+                    to_weight[s, k] = moments[:, 0]
+                    to_place[s] += (_symmetric(precision[s, k], moments[:, 1:4]) * weight[s, k, None]).to(place)
+                    to_precision[s, k] = moments[:, 4:] * scale * weight[s, k, None]
+        return to_weight, to_place, to_precision, None, None, None
 
 
-def _by_kind(layout: _Layout) -> Iterator[tuple[int, list[Any]]]:
-    for kind in sorted({s[0] for s in layout.slices}):
-        yield kind, [s for s in layout.slices if s[0] == kind]
+def _complex(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.complex32)
 
 
 def _symmetric(m: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -160,7 +174,7 @@ def _moments(box: _Boxes, value: torch.Tensor) -> torch.Tensor:
     raw1 = torch.stack([full[:, 1, 0, 0], full[:, 0, 1, 0], full[:, 0, 0, 1]], dim=1)
     raw2 = torch.stack([full[:, 2, 0, 0], full[:, 0, 2, 0], full[:, 0, 0, 2],
                         full[:, 1, 1, 0], full[:, 1, 0, 1], full[:, 0, 1, 1]], dim=1)  # fmt: skip
-    i, j = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
+    i, j = _I, _J
     first = raw1 - s0[:, None] * f
     second = raw2 - raw1[:, i] * f[:, j] - raw1[:, j] * f[:, i] + s0[:, None] * f[:, i] * f[:, j]
     return torch.cat([s0[:, None], first, second], dim=1)
@@ -175,14 +189,14 @@ def reduced_basis(cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> NDArray
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What does not depend on the atoms."""
+    """What does not depend on the atoms: lattice basis (3, 3), reflections (n, 3), symmetry, grid."""
 
     basis: torch.Tensor
-    sphere: Sphere
-    shape: tuple[int, int, int]
-    d_min: float
-    flat: torch.Tensor
     hkl: torch.Tensor
+    sphere: Sphere
+    grid: _Grid
+    d_min: float
+    oversampling: float
 
 
 @lru_cache(maxsize=8)
@@ -193,14 +207,15 @@ def _plan(
     unit_cell, spacegroup = gemmi.UnitCell(*cell), gemmi.SpaceGroup(group)
     basis = reduced_basis(unit_cell, spacegroup)
     sphere = Sphere.of(hkl, Operators.of(spacegroup), basis)
+    d_min = float(1 / np.sqrt(unit_cell.calculate_1_d2_array(hkl).max(initial=1e-4)))
     vectors = np.array(unit_cell.orth.mat) @ basis
-    d_min = 1 / np.sqrt((unit_cell.calculate_1_d2_array(hkl)).max(initial=1e-4))
-    shape = grid_shape(_cell_of(vectors), float(d_min), spacing=float(d_min) / (2 * oversampling))
-    h = sphere.hkl % np.array(shape)
-    flat = (h[:, 0] * shape[1] + h[:, 1]) * (shape[2] // 2 + 1) + h[:, 2]
+    shape = grid_shape(_cell_of(vectors), d_min, spacing=d_min / (2 * oversampling))
+    h, l_count = sphere.hkl % np.array(shape), int(sphere.hkl[:, 2].max(initial=0)) + 1
+    flat = torch.from_numpy((h[:, 2] * shape[0] + h[:, 0]) * shape[1] + h[:, 1]).to(device)
     like = torch.zeros((), dtype=dtype, device=device)
-    move = torch.from_numpy(basis).to(like), sphere.to(like)
-    return _Plan(*move, shape, float(d_min), torch.from_numpy(flat).to(device), torch.from_numpy(sphere.hkl).to(like))
+    indices = torch.from_numpy(hkl.astype(np.float64)).to(like)
+    grid = _Grid(shape, l_count, flat)
+    return _Plan(torch.from_numpy(basis).to(like), indices, sphere.to(like), grid, d_min, oversampling)
 
 
 def _cell_of(vectors: NDArray) -> gemmi.UnitCell:
@@ -215,76 +230,115 @@ def _unit_cell(orth: torch.Tensor) -> gemmi.UnitCell:
     return _cell_of(orth.detach().cpu().double().numpy())
 
 
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """What is put on which grid: Gaussians of the atoms ``owner`` (k,), heights and widths in A^2 (k, terms) relative
+    to the grid's scattering factor, that of ``references``; the last grid may be that of f'', of point atoms."""
+
+    references: tuple[Scatterer, ...]
+    owner: NDArray[np.int64]
+    grid: NDArray[np.int64]
+    heights: NDArray[np.float64]
+    widths: NDArray[np.float64]
+
+    @property
+    def terms(self) -> NDArray[np.int64]:
+        return np.maximum(np.count_nonzero(self.heights, axis=1), 1)
+
+    @classmethod
+    def of(cls, kind: NDArray[np.int64], scatterers: tuple[Scatterer, ...], d_min: float) -> _Mixture:
+        """Elements join, the strongest first, the grid that they fit with fewest Gaussians, or open one."""
+        strength = np.bincount(kind, minlength=len(scatterers)) * [sum(gaussians(s)[0]) ** 2 for s in scatterers]
+        references: list[Scatterer] = []
+        grid = np.zeros(len(scatterers), dtype=np.int64)
+        heights, widths = np.zeros((2, len(scatterers), RATIO_TERMS))
+        for k in np.argsort(-strength, kind="stable"):
+            fits = {i: ratio(scatterers[k], r, 1 / d_min, RATIO_ERROR) for i, r in enumerate(references)}
+            found = {i: f for i, f in fits.items() if f is not None}
+            if not found:
+                references.append(scatterers[k])
+                found = {len(references) - 1: ((1.0,), (0.0,))}
+            grid[k] = min(found, key=lambda i: len(found[i][0]))
+            a, b = found[int(grid[k])]
+            heights[k, : len(a)], widths[k, : len(b)] = a, b
+        f2 = np.array([s.f_double_prime for s in scatterers])
+        heavy = np.flatnonzero(f2[kind])
+        imaginary = np.zeros((2, len(heavy), RATIO_TERMS))
+        imaginary[0, :, 0] = f2[kind[heavy]]
+        return cls(
+            tuple(references),
+            np.concatenate([np.arange(len(kind)), heavy]),
+            np.concatenate([grid[kind], np.full(len(heavy), len(references))]),
+            np.concatenate([heights[kind], imaginary[0]]),
+            np.concatenate([widths[kind], imaginary[1]]),
+        )
+
+
 def fft_sum(
     atoms: Atoms,
     hkl: torch.Tensor | NDArray,
     cell: gemmi.UnitCell | torch.Tensor,
     spacegroup: gemmi.SpaceGroup | str,
     oversampling: float = OVERSAMPLING,
-    aliasing: float = ALIASING,
-    truncation: float = TRUNCATION,
 ) -> torch.Tensor:
     """F(h) by FFT: see ``calculate.structure_factors``."""
     group = gemmi.SpaceGroup(spacegroup) if isinstance(spacegroup, str) else spacegroup
-    unit_cell = cell if isinstance(cell, gemmi.UnitCell) else _unit_cell(cell)
+    if atoms.kind.dim() > 1:
+        return torch.stack([fft_sum(atoms[i], hkl, cell, group, oversampling) for i in range(len(atoms.kind))])
     like = atoms.b_iso
     indices = np.ascontiguousarray(hkl.cpu().numpy() if isinstance(hkl, torch.Tensor) else hkl, dtype=np.int32)
-    plan = _plan(indices.tobytes(), unit_cell.parameters, group.xhm(), oversampling, like.device, like.dtype)
-    orth = torch.as_tensor(np.array(cell.orth.mat) if isinstance(cell, gemmi.UnitCell) else cell).to(like)
-    if atoms.kind.dim() > 1:
-        rows = [
-            fft_sum(_row(atoms, i), indices, cell, group, oversampling, aliasing, truncation)
-            for i in range(len(atoms.kind))
-        ]
-        return torch.stack(rows)
-    vectors = orth @ plan.basis
-    inverse = torch.linalg.inv(vectors)
-
-    u = torch.eye(3).to(like) * (atoms.b_iso[:, None, None] / U_TO_B)
-    smallest = atoms.b_iso.detach()
-    if atoms.u_aniso is not None:
-        tensor = atoms.u_aniso[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].view(-1, 3, 3)
-        u = u + tensor
-        smallest = smallest + U_TO_B * torch.linalg.eigvalsh(tensor.detach())[:, 0]
-    needed = plan.d_min**2 * np.log(1 / aliasing) / (oversampling * (oversampling - 1))
-    blur = max(0.0, needed - float(smallest.min())) if len(smallest) else 0.0
-    u = u + torch.eye(3).to(like) * (blur / U_TO_B)
-
-    steps = like.new_tensor(plan.shape)
-    to_steps = steps[:, None] * inverse  # from A to grid steps along each axis
-    covariance = to_steps @ u @ to_steps.T
-    precision, determinant = _inverse(covariance)
-    weight = atoms.occupancy * torch.rsqrt(determinant) * (2 * np.pi) ** -1.5
-    place = (atoms.xyz.double() @ torch.linalg.inv(plan.basis.double()).T % 1.0) * steps
-
-    reach = np.sqrt(2 * (np.log(1 / truncation) + blur / (4 * plan.d_min**2)))
-    widths = torch.sqrt(torch.diagonal(covariance.detach(), dim1=1, dim2=2)).cpu().numpy() * reach
-    half = np.maximum(np.floor(widths + 0.5).astype(np.int64), 1)
-    layout = _layout(atoms.kind.cpu().numpy(), half, CHUNK.get(like.device.type, CHUNK["cuda"]))
-    order = layout.order.to(like.device)
-    parts = _Transform.apply(
-        weight[order], place[order], precision[order], layout, len(atoms.scatterers), plan.shape, plan.flat
-    )
-
-    s = plan.hkl @ inverse
+    parameters = cell.parameters if isinstance(cell, gemmi.UnitCell) else _unit_cell(cell).parameters
+    plan = _plan(indices.tobytes(), parameters, group.xhm(), oversampling, like.device, like.dtype)
+    orth = orthogonalisation(cell, like, group)
+    s = plan.hkl @ torch.linalg.inv(orth)
     stol2 = (s * s).sum(-1) / 4
-    unblur = torch.exp(blur * stol2)
-    real = (form_factors(atoms.scatterers, stol2) * parts).sum(0) * unblur
-    f2 = like.new_tensor([k.f_double_prime for k in atoms.scatterers])
-    imaginary = (f2[:, None] * parts).sum(0) * unblur if f2.any() else None
-    return plan.sphere.gather(real, imaginary)
+    mixture = _Mixture.of(atoms.kind.cpu().numpy(), atoms.scatterers, plan.d_min)
+    parts, blur = _spread(atoms, mixture, orth @ plan.basis, plan)
+    parts = plan.sphere.gather(parts)
+    known = form_factors(mixture.references, stol2) * torch.exp(blur * stol2)
+    real = (parts[: len(known)] * known).sum(0)
+    return real if len(parts) == len(known) else real + 1j * parts[-1] * torch.exp(blur * stol2)
 
 
-def _row(atoms: Atoms, i: int) -> Atoms:
-    u = None if atoms.u_aniso is None else atoms.u_aniso[i]
-    return atoms.replace(
-        xyz=atoms.xyz[i], kind=atoms.kind[i], b_iso=atoms.b_iso[i], occupancy=atoms.occupancy[i], u_aniso=u
-    )
+def _spread(atoms: Atoms, mixture: _Mixture, vectors: torch.Tensor, plan: _Plan) -> tuple[torch.Tensor, float]:
+    """Transforms (grids, m) of the mixture's Gaussians, blurred, on the sphere; and the blur, a B in A^2."""
+    like = atoms.b_iso
+    steps = like.new_tensor(plan.grid.shape)
+    to_steps = steps[:, None] * torch.linalg.inv(vectors)
+    owner = torch.from_numpy(mixture.owner).to(like.device)
+    heights, widths = (torch.from_numpy(a).to(like) for a in (mixture.heights, mixture.widths))
+    own_b = atoms.b_iso[owner, None] + widths  # (k, terms)
+    smallest = own_b.detach().amin(dim=1)
+    if atoms.u_aniso is not None:
+        tensors = atoms.u_aniso.detach()[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].view(-1, 3, 3)
+        smallest = smallest + U_TO_B * torch.linalg.eigvalsh(tensors)[owner, 0]
+    needed = plan.d_min**2 * np.log(1 / ALIASING) / (plan.oversampling * (plan.oversampling - 1))
+    blur = max(0.0, needed - float(smallest.min())) if len(owner) else 0.0
+
+    i, j = _I, _J
+    isotropic = (to_steps[i] * to_steps[j]).sum(-1)  # (6,), of unit U
+    covariance = ((own_b + blur) / U_TO_B)[..., None] * isotropic
+    if atoms.u_aniso is not None:
+        mixed = to_steps[i][:, i] * to_steps[j][:, j] + to_steps[i][:, j] * to_steps[j][:, i]
+        mixed = mixed * like.new_tensor([0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
+        covariance = covariance + (atoms.u_aniso @ mixed.T)[owner, None]
+    precision, determinant = _inverse(covariance)
+    weight = atoms.occupancy[owner, None] * heights * torch.rsqrt(determinant) * (2 * np.pi) ** -1.5
+    place = (atoms.xyz.double() @ torch.linalg.inv(plan.basis.double()).T % 1.0)[owner] * steps
+
+    # in the end, unblurring makes errors larger
+    reach = torch.log(heights.abs().clamp(min=0.01) / TRUNCATION) + blur / (4 * plan.d_min**2)
+    half = torch.sqrt(2 * reach[..., None] * covariance.detach()[..., :3]).amax(dim=1)
+    widest = torch.floor(half + 0.5).long().clamp(min=1).cpu().numpy()
+    order, batches = _batches(mixture.grid, mixture.terms, widest, POINTS.get(like.device.type, POINTS["cuda"]))
+    rows = torch.from_numpy(order).to(like.device)
+    grids = int(mixture.grid.max(initial=len(mixture.references) - 1)) + 1
+    return _Transform.apply(weight[rows], place[rows], precision[rows], batches, grids, plan.grid), blur
 
 
 def _inverse(m: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverses (n, 6), as 11 22 33 12 13 23, and determinants (n,) of symmetric matrices (n, 3, 3)."""
-    a, b, c, d, e, f = m[:, 0, 0], m[:, 1, 1], m[:, 2, 2], m[:, 0, 1], m[:, 0, 2], m[:, 1, 2]
+    """Inverses (..., 6), in the order 11 22 33 12 13 23, and determinants (...) of symmetric matrices (..., 6)."""
+    a, b, c, d, e, f = m.unbind(-1)
     cofactors = [b * c - f * f, a * c - e * e, a * b - d * d, e * f - c * d, d * f - b * e, d * e - a * f]
     determinant = a * cofactors[0] + d * cofactors[3] + e * cofactors[4]
-    return torch.stack(cofactors, dim=1) / determinant[:, None], determinant
+    return torch.stack(cofactors, dim=-1) / determinant[..., None], determinant

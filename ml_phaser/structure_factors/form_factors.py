@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations, product
 
 import gemmi
 import numpy as np
@@ -74,6 +75,54 @@ def form_factors(scatterers: tuple[Scatterer, ...], stol2: torch.Tensor) -> torc
     for i in range(a.shape[1]):
         f = f + a[:, i, None] * torch.exp(-b[:, i, None] * stol2[..., None, :])
     return f
+
+
+WIDTHS = np.array([-3, -1.5, 0, 1.5, 3, 4.5, 6, 8, 10, 13, 16, 20, 25, 32])  # A^2, where ``ratio`` starts
+RATIO_TERMS = 4
+CANCELLING = 8  # largest sum of |heights| over the ratio itself
+
+
+@cache
+def ratio(
+    scatterer: Scatterer, reference: Scatterer, s_max: float, tolerance: float
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The ratio of two scattering factors f0 + f' as sum a exp(-b s^2 / 4), for s up to ``s_max`` (1/A).
+
+    Heights a by least squares; widths b by trying all sets of ``WIDTHS``, then shifting them while the largest error
+    falls.
+
+    Returns
+    -------
+    a, b : one to four each, as few as keep the error below ``tolerance`` of the larger factor at every s; or None
+    """
+    if scatterer == reference:
+        return (1.0,), (0.0,)
+    s2 = np.linspace(0, s_max, 30) ** 2
+    own, other = form_factors((scatterer, reference), torch.from_numpy(s2 / 4)).numpy()
+    if np.abs(other).min() < 0.02 * np.abs(other).max():
+        return None
+    scale = np.minimum(1, np.abs(other) / np.maximum(np.abs(own), 1e-9))
+    target = own / other * scale
+
+    def judge(widths: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest of the largest errors of sets of widths (k, r), with its widths and heights."""
+        waves = np.exp(-widths[:, :, None] * s2 / 4) * scale
+        gram = waves @ waves.transpose(0, 2, 1) + 1e-8 * np.eye(widths.shape[1])
+        heights = np.linalg.solve(gram, (waves @ target)[..., None])[..., 0]
+        error = np.abs(np.einsum("kr,krs->ks", heights, waves) - target).max(axis=1)
+        error[np.abs(heights).sum(axis=1) > CANCELLING * np.abs(own[0] / other[0])] = np.inf
+        i = int(np.argmin(error))
+        return float(error[i]), widths[i], heights[i]
+
+    for terms in range(1, RATIO_TERMS + 1):
+        best = judge(np.array(list(combinations(WIDTHS, terms))))
+        moves, step = np.array(list(product((-1.0, 0.0, 1.0), repeat=terms))), 1.0
+        for _ in range(8):
+            trial = judge(np.maximum(best[1] + moves * step * (1 + np.abs(best[1]) / 8), WIDTHS[0]))
+            best, step = (trial, step) if trial[0] < best[0] else (best, step / 2)
+        if best[0] < tolerance:
+            return tuple(best[2].tolist()), tuple(best[1].tolist())
+    return None
 
 
 def anomalous(element: str, wavelength: float) -> tuple[float, float]:

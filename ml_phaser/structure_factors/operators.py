@@ -54,6 +54,26 @@ class Operators:
         return np.round(np.exp(2j * np.pi * (hkl @ self.centring.T)).sum(axis=1).real)
 
 
+def orthogonalisation(
+    cell: gemmi.UnitCell | torch.Tensor, like: torch.Tensor, spacegroup: gemmi.SpaceGroup
+) -> torch.Tensor:
+    """(3, 3) matrix whose columns are a, b, c in A, in the precision and on the device of ``like``.
+
+    The gradient of a tensor is limited to changes that leave the cell one of the space group, by adding the difference
+    from the mean metric over the point group, which is zero in value.
+    """
+    if isinstance(cell, gemmi.UnitCell):
+        return torch.as_tensor(np.array(cell.orth.mat)).to(like)
+    orth = cell.to(like)
+    if not orth.requires_grad:
+        return orth
+    metric = orth.T @ orth
+    turns = torch.as_tensor(Operators.of(spacegroup).rotation).to(orth)
+    mean = (turns.mT @ metric @ turns).mean(dim=0)
+    change = torch.linalg.inv(orth.detach()).T @ (mean - metric) / 2
+    return orth + change - change.detach()
+
+
 @dataclass(frozen=True, eq=False)
 class Sphere:
     """Where F_asu is wanted, and how reflections are put together from it.
