@@ -5,8 +5,9 @@
     model.is_macromolecule  tells which
     model.radiation         "X-ray", "electron" or "neutron", as the file says
 
-Occupancies are crystallographic (an atom on a symmetry element counts for its share), images are set up, and
-displacement parameters are usable: B of at least LOWEST_B, anisotropic ones positive definite or dropped.
+Occupancies are those of the file in its own convention, and of small molecules chemical ones, as in a CIF (an atom on
+a symmetry element has 1); structure_factors.atoms takes them so. Images are set up, and displacement parameters are
+usable: B of at least LOWEST_B, anisotropic ones positive definite or dropped.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ml_phaser.exchange.spacegroup import from_shelx
 LOWEST_B = 0.5  # A^2; less stands for an unknown or unphysical one
 _LOWEST_U = LOWEST_B / (8 * np.pi**2)
 _USUAL_U = 0.05  # A^2, SHELXL's own default
+_SAME_SITE = 0.4  # A: an atom nearer than this to its own image lies on a symmetry element
 _RADIATIONS = ("X-ray", "electron", "neutron")
 _ELECTRON_WAVELENGTH = 0.1  # A; X-rays of less are not used for structures
 _KINDS = "PDB, mmCIF, small-molecule CIF, .ins or .res"
@@ -136,7 +138,6 @@ def _positive(tensor: gemmi.SMat33f | gemmi.SMat33d) -> bool:
 
 def _of_small_cif(block: gemmi.cif.Block, where: str) -> Model:
     small = gemmi.make_small_structure_from_block(block)
-    small.change_occupancies_to_crystallographic()
     if small.spacegroup is None:
         small.determine_and_set_spacegroup("S.H2")
     small.setup_cell_images()
@@ -150,6 +151,8 @@ def _of_small_cif(block: gemmi.cif.Block, where: str) -> Model:
 
 def _of_shelx(text: str, where: str) -> Model:
     small = read_shelx(text, where)
+    for site in small.sites:
+        site.occ *= 1 + small.cell.is_special_position(site.fract, _SAME_SITE)
     return _usable(small, "electron" if 0 < small.wavelength < _ELECTRON_WAVELENGTH else "X-ray", where)
 
 

@@ -10,14 +10,8 @@ import pytest
 from ml_phaser.cli.compare import main
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.errors import UserError
-from ml_phaser.evaluation import reference
-from ml_phaser.evaluation.reference import (
-    compare_files,
-    model_reference,
-    read_prediction,
-    reference_phases,
-    to_asu,
-)
+from ml_phaser.evaluation.phase_files import read_prediction, reference_phases, to_asu
+from ml_phaser.evaluation.reference import compare_files, model_reference
 from ml_phaser.exchange.model import read_model, read_shelx
 
 CELL, GROUP = gemmi.UnitCell(12.1, 14.3, 16.9, 90, 90, 90), gemmi.SpaceGroup("P 21 21 21")
@@ -76,7 +70,7 @@ def files(folder):
     structure().write_pdb(str(folder / "model.pdb"))
     structure().make_mmcif_document().write_file(str(folder / "model.cif"))
     hkl = gemmi.make_miller_array(CELL, GROUP, 1.6)
-    f = model_reference(folder / "model.pdb", hkl, CELL, GROUP, 1.6).f
+    f = model_reference(folder / "model.pdb", hkl, CELL, GROUP).f
     rng = np.random.default_rng(2)
     f_obs = np.abs(f) * np.exp(rng.normal(0, 0.05, len(hkl)))
     moved = np.conj(f) * np.exp(2j * np.pi * hkl @ np.array([0.0, 0.5, 0.5]))  # of x -> -x: centre at 1/2 0 0
@@ -211,19 +205,17 @@ def test_mirror_image_group_is_named(tmp_path):
     structure(group=gemmi.SpaceGroup("P 41 21 2"), cell=cell).write_pdb(str(tmp_path / "m.pdb"))
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 43 21 2"), 3)
     with pytest.raises(UserError, match="mirror images of each other; phase the data in P 41 21 2"):
-        model_reference(tmp_path / "m.pdb", hkl, cell, gemmi.SpaceGroup("P 43 21 2"), 3.0)
+        model_reference(tmp_path / "m.pdb", hkl, cell, gemmi.SpaceGroup("P 43 21 2"))
 
 
-def test_direct_sum_and_density_agree_and_count_every_atom(files, monkeypatch):
+def test_odd_atoms_count_and_radiation_matters(files):
     hkl = gemmi.make_miller_array(CELL, GROUP, 1.6)
-    direct = model_reference(files / "model.pdb", hkl, CELL, GROUP, 1.6).f
-    monkeypatch.setattr(reference, "DIRECT_TERMS", 0)
-    through_map = model_reference(files / "model.pdb", hkl, CELL, GROUP, 1.6).f
-    np.testing.assert_allclose(through_map, direct, atol=0.01 * np.abs(direct).mean())
-    assert np.isfinite(through_map).all(), "B = 0 is raised"
-    electrons = model_reference(files / "model.pdb", hkl, CELL, GROUP, 1.6, radiation="electron")
-    assert "electron" in electrons.taken
-    assert not np.allclose(electrons.f, direct, rtol=0.2)
+    f = model_reference(files / "model.pdb", hkl, CELL, GROUP).f
+    assert np.isfinite(f).all(), "B = 0 is raised"
+    for radiation in ("electron", "neutron"):
+        other = model_reference(files / "model.pdb", hkl, CELL, GROUP, radiation=radiation)
+        assert radiation in other.taken
+        assert not np.allclose(other.f, f, rtol=0.2)
 
 
 def test_solvent_and_scale_are_fitted_to_measured_amplitudes(tmp_path):
@@ -235,7 +227,7 @@ def test_solvent_and_scale_are_fitted_to_measured_amplitudes(tmp_path):
         cra.atom.pos = gemmi.Position(*(0.45 * np.array(cra.atom.pos.tolist())))
     st.write_pdb(str(tmp_path / "m.pdb"))
     hkl = gemmi.make_miller_array(cell, group, 2.0)
-    plain = model_reference(tmp_path / "m.pdb", hkl, cell, group, 2.0)
+    plain = model_reference(tmp_path / "m.pdb", hkl, cell, group)
     assert "solvent at k_sol 0.35" in plain.taken
     mask = gemmi.FloatGrid()
     mask.setup_from(st, spacing=2.0 / 3)
@@ -246,7 +238,7 @@ def test_solvent_and_scale_are_fitted_to_measured_amplitudes(tmp_path):
     truth = 5 * np.exp(-4 * stol2) * (protein + 0.4 * np.exp(-60 * stol2) * f_mask)
     f_obs = np.abs(truth)
     f_obs[::7] = np.nan
-    found = model_reference(tmp_path / "m.pdb", hkl, cell, group, 2.0, f_obs=f_obs)
+    found = model_reference(tmp_path / "m.pdb", hkl, cell, group, f_obs=f_obs)
     assert number(r"k_sol ([\d.]+)", found.taken) == pytest.approx(0.4, abs=0.03)
     assert number(r"B_sol ([\d.]+)", found.taken) == pytest.approx(60, abs=6)
     assert np.sum(np.abs(found.f - truth)) < 0.02 * np.sum(np.abs(truth))
@@ -344,14 +336,14 @@ C1 0.02 0.03 0.04 0.001 0.002 0.003
     (tmp_path / "m.cif").write_text(cif)
     cell, group = gemmi.UnitCell(8, 9, 10, 90, 105, 90), gemmi.SpaceGroup("P 1 21/c 1")
     hkl = gemmi.make_miller_array(cell, group, 1.0)
-    one, other = (model_reference(tmp_path / f"m.{x}", hkl, cell, group, 1.0).f for x in ("res", "cif"))
+    one, other = (model_reference(tmp_path / f"m.{x}", hkl, cell, group).f for x in ("res", "cif"))
     np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
     (tmp_path / "embedded.cif").write_text(f"data_x\n_shelx_res_file\n;\n{RES};\n")
     embedded = read_model(tmp_path / "embedded.cif")
     assert embedded.n_atoms == 4 and embedded.spacegroup.xhm() == "P 1 21/c 1" and not embedded.is_macromolecule
     with pytest.raises(UserError, match="no atoms"):
         (tmp_path / "bare.ins").write_text(RES.split("C1 ")[0] + "HKLF 4\nEND\n")
-        model_reference(tmp_path / "bare.ins", hkl, cell, group, 1.0)
+        model_reference(tmp_path / "bare.ins", hkl, cell, group)
 
 
 @pytest.mark.parametrize("style", ["polar", "cartesian"])
@@ -404,9 +396,27 @@ def test_refmac_and_shelxl_phases_are_reproduced(shared_data):
     small = gemmi.read_small_structure(str(model))
     group = gemmi.SpaceGroup("P -1")
     hkl = gemmi.make_miller_array(small.cell, group, 0.8)
-    ours = model_reference(model, hkl, small.cell, group, 0.8)
+    ours = model_reference(model, hkl, small.cell, group)
     theirs = reference_phases(fcf, hkl, small.cell, group)
     have = np.isfinite(theirs.f)
     assert have.mean() > 0.95
     agreement = compare(hkl[have], ours.f[have], theirs.f[have], small.cell, group, repeats=0)
     assert agreement.map_cc > 0.999 and max(agreement.origin_shift) == 0
+
+
+def test_atoms_on_symmetry_elements_weigh_the_same_in_shelx_and_cif(tmp_path):
+    """An atom on the inversion centre: 10.5 in SHELX, 1 in a CIF, and half of it in each asymmetric unit."""
+    head = "TITL x\nCELL 0.71073 8.0 9.0 10.0 90 105 90\nLATT 1\nSYMM -x, 0.5+y, 0.5-z\nSFAC C S\nFVAR 1\n"
+    (tmp_path / "m.res").write_text(head + "S1 2 10.0 10.0 10.0 10.5 0.03\nC1 1 0.1 0.2 0.3 11.0 0.03\nEND\n")
+    model = read_model(tmp_path / "m.res")
+    assert [s.occ for s in model.structure.sites] == pytest.approx([1, 1])
+    hkl = np.array([[0, 0, 2], [1, 1, 1], [2, 0, 0]], dtype=np.int32)
+    f = model_reference(tmp_path / "m.res", hkl, model.cell, model.spacegroup).f
+    stol2 = 0.25 * model.cell.calculate_1_d2_array(hkl)
+    expected = np.zeros(3, dtype=complex)
+    for symbol, place, share in (("S", (0, 0, 0), 0.5), ("C", (0.1, 0.2, 0.3), 1.0)):
+        fall = np.exp(-8 * np.pi**2 * 0.03 * stol2)
+        size = np.array([gemmi.Element(symbol).it92.calculate_sf(x) for x in stol2]) * fall * share
+        for op in model.spacegroup.operations():
+            expected += size * np.exp(2j * np.pi * (hkl @ np.array(op.apply_to_xyz(list(place)))))
+    np.testing.assert_allclose(f, expected, atol=1e-4)

@@ -22,7 +22,7 @@ from ml_phaser.crystal.agreement import (  # noqa: E402
     permissible_origins,
     random_phases,
 )
-from ml_phaser.evaluation.reference import model_structure_factors  # noqa: E402
+from ml_phaser.evaluation.reference import model_reference  # noqa: E402
 
 GROUPS = [
     *("P 1", "P 1 21 1", "C 1 2 1", "P 21 21 21", "P 31 2 1", "P 43 21 2", "F 2 3", "R 3:H", "P -1"),
@@ -153,5 +153,5 @@ def test_structure_factors_of_a_small_molecule(name, tmp_path):
     path = tmp_path / "model.cif"
     path.write_text(re.sub(r"(_cell|_space_group|_symmetry|_space_group_symop)\.", r"\1_", stream.getvalue()))
     hkl, expected = arrays(structure.structure_factors(d_min=1.2, algorithm="direct").f_calc())
-    f = model_structure_factors(path, hkl, cell, group, 1.2)
+    f = model_reference(path, hkl, cell, group).f
     np.testing.assert_allclose(f, expected, atol=0.01 * np.abs(expected).mean())
