@@ -18,7 +18,7 @@ from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import ChargeFlipping, Projection, Relaxed, ShrinkWrap, sparse
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
-from ml_phaser.phasing.projections import unit_variance
+from ml_phaser.phasing.projections import restore, unit_variance
 from ml_phaser.phasing.search import Entrant, Finisher
 from ml_phaser.phasing.seeds import Seeds, seeded
 
@@ -222,8 +222,7 @@ def density_projection(network: Projector, problem: Problem) -> Projection:
 
     @torch.no_grad()
     def project(rho: torch.Tensor) -> torch.Tensor:
-        restored: torch.Tensor = network(unit_variance(rho), cond.expand(len(rho), -1))
-        return restored
+        return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1))
 
     return project
 

@@ -31,6 +31,8 @@ TABLE = (
     ),
     Parameter("channels", "text", "features of each level, finest first, multiples of 8", default="16,48,128"),
     Parameter("blocks", "int", "residual blocks at each level", default=1, low=1, high=16),
+    Parameter("inputs", "int", "maps the network sees: 1, that of F; 2, that of E too", default=2, low=1, high=2),
+    Parameter("begin", "text", "bundled network whose weights to begin with [random weights]"),
     Parameter("batch", "int", "crystals a step", default=8, low=1, high=4096),
     Parameter("rate", "float", "highest learning rate", default=2e-3, low=1e-7, high=1.0),
     Parameter("seed", "int", "of weights and crystals", default=0, low=0, high=2**31 - 1),
@@ -176,11 +178,21 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
 
     out, batch, seed, workers = options["out"], options["batch"], options["seed"], options["workers"]
     device = choose_device(options["device"])
-    config = ProjectorConfig(channels=options["channels"], blocks=options["blocks"])
+    config = ProjectorConfig(channels=options["channels"], blocks=options["blocks"], inputs=options["inputs"])
+    begin, origin = beginning(options["begin"], config)
     schedule = Schedule(options["seconds"], batch=batch, rate=options["rate"])
     recipe = Recipe()
     recorder = Recorder(
-        out, config, schedule, library, recipe, device=device, threads=options["threads"], workers=workers, seed=seed
+        out,
+        config,
+        schedule,
+        library,
+        recipe,
+        device=device,
+        threads=options["threads"],
+        workers=workers,
+        seed=seed,
+        begin=origin,
     )
     if (out / CHECKPOINT).exists():
         earlier = read_checkpoint(out / CHECKPOINT)
@@ -192,7 +204,8 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
     with stopping() as asked:
         state = train(
             config, schedule, lambda steps: stream(library, batch, seed, steps, workers, recipe), out,
-            device=device, seed=seed, session=math.inf if options["session"] is None else options["session"],
+            device=device, seed=seed, begin=begin,
+            session=math.inf if options["session"] is None else options["session"],
             say=notify.say, progress=lambda fraction: notify.progress(fraction, None), saved=recorder, stop=asked,
         )  # fmt: skip
         stopped = asked()
@@ -203,6 +216,20 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
             hint="the same command, which goes on from there",
         )
     notify.say(f"{state.steps} steps, {state.samples} samples, {state.seconds:.0f} s: {out / CHECKPOINT}")
+
+
+def beginning(name: str | None, config: ProjectorConfig) -> tuple[Projector | None, dict[str, str] | None]:
+    """The bundled network to begin with and what the record says of it. Raises UserError."""
+    if name is None:
+        return None, None
+    from dataclasses import replace
+
+    from ml_phaser.networks.store import load_projector, read_card
+
+    network = load_projector(name)
+    # The domain a card claims is what was shown of the network, not part of it.
+    network.config = replace(network.config, d_best=config.d_best, d_worst=config.d_worst)
+    return network, {"name": name, "sha256": read_card(name).sha256}
 
 
 def averaged(path: Path) -> tuple[Projector, ProjectorConfig]:

@@ -22,10 +22,10 @@ from ml_phaser.atomic import atomic
 from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.networks.projector import Projector, condition
 from ml_phaser.phasing.dual_space import Projection, sparse
-from ml_phaser.phasing.projections import Target, flip, forward, inverse, unit_variance, with_amplitudes
+from ml_phaser.phasing.projections import Target, flip, forward, inverse, restore, unit_variance, with_amplitudes
 from ml_phaser.report.record import json_safe, write_json
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.batches import SHAPES, calculate
+from ml_phaser.simulate.batches import SHAPES, calculate, resolution_profile
 from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
 from ml_phaser.simulate.fragments import Library
 
@@ -86,7 +86,9 @@ class Crystal:
     @property
     def target(self) -> Target:
         everything = torch.from_numpy(self.places.scatter(np.ones(len(self.hkl), dtype=bool)))[None]
-        return Target(self.half(np.abs(self.f)), everything, everything)
+        profile = self.half(resolution_profile(np.abs(self.f), self.stol2, np.ones(len(self.f), dtype=bool)))
+        to_e = torch.where(everything, 1 / profile.clamp_min(1e-6), 0)
+        return Target(self.half(np.abs(self.f)), everything, everything, to_e)
 
     @property
     def cond(self) -> torch.Tensor:
@@ -206,36 +208,33 @@ NAMES = tuple(dict.fromkeys(e.name for e in ENTRANTS))
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Crystals on one grid. truth (B, u, v, w); profile: r.m.s. |F| at each place's resolution (B, u, v, w'), 0
-    outside the sphere; kernel: of a 2 A Gaussian."""
+    """Crystals on one grid. truth (B, u, v, w); kernel: of a 2 A Gaussian."""
 
     truth: torch.Tensor
     target: Target
     cond: torch.Tensor
-    profile: torch.Tensor
     kernel: torch.Tensor
 
     @classmethod
     def of(cls, crystals: Sequence[Crystal]) -> Group:
         shape = crystals[0].places.shape
         target = Target(
-            *(torch.cat([getattr(c.target, k) for c in crystals]) for k in ("amplitude", "known", "inside"))
+            *(torch.cat([getattr(c.target, k) for c in crystals]) for k in ("amplitude", "known", "inside", "to_e"))
         )
         truth = inverse(torch.cat([c.half(c.f) for c in crystals]), shape)
-        profile = torch.cat([c.half(resolution_profile(c)) for c in crystals])
         kernel = torch.cat(
             [torch.from_numpy(c.places.scatter(np.exp(-2 * np.pi**2 * 4 * 4 * c.stol2)).astype(np.float32))[None]
              for c in crystals]
         )  # fmt: skip
         kernel[:, 0, 0, 0] = 1.0
-        return cls(truth, target, torch.cat([c.cond for c in crystals]), profile, kernel)
+        return cls(truth, target, torch.cat([c.cond for c in crystals]), kernel)
 
     def projection(self, entrant: Entrant, network: Projector) -> Projection:
         """What ``entrant`` does to maps of unit variance."""
         if entrant.name == NETWORK:
-            return lambda rho: network(rho, self.cond)
+            return lambda rho: restore(network, rho, self.target, self.cond)
         if entrant.name == FURTHER:
-            return lambda rho: further(rho, network(rho, self.cond), entrant.setting)
+            return lambda rho: further(rho, restore(network, rho, self.target, self.cond), entrant.setting)
         if entrant.name.startswith("charge flipping"):
             return lambda rho: flip(rho, entrant.setting)
         if entrant.name == "positivity":
@@ -250,10 +249,9 @@ class Group:
 
     def restored(self, entrant: Entrant, network: Projector, half: torch.Tensor) -> torch.Tensor:
         """Half-complex coefficients after ``entrant`` acted on those given."""
-        sharpened = half / self.profile.clamp_min(1e-6) if entrant.sharp else half
-        rho = unit_variance(inverse(sharpened, self.truth.shape))
+        rho = unit_variance(inverse(half * self.target.to_e if entrant.sharp else half, self.truth.shape))
         out = forward(self.projection(entrant, network)(rho))
-        return out * self.profile if entrant.sharp else out
+        return out / self.target.to_e.clamp_min(1e-6) * self.target.inside if entrant.sharp else out
 
     def correlations(self, half: torch.Tensor) -> tuple[NDArray, NDArray]:
         """Correlation with the truth (B,) of a map as it is, and with the measured moduli put back."""
@@ -262,15 +260,6 @@ class Group:
         before = (unit_variance(inverse(half, shape)) * unit_variance(self.truth)).mean(dim=(1, 2, 3))
         after = (unit_variance(inverse(fixed, shape)) * unit_variance(self.truth)).mean(dim=(1, 2, 3))
         return before.numpy().astype(float), after.numpy().astype(float)
-
-
-def resolution_profile(crystal: Crystal, per_shell: int = 100) -> NDArray[np.float64]:
-    """Smooth r.m.s. |F| at the resolution of each reflection, (n,): the divisor that makes E of F."""
-    order = np.argsort(crystal.stol2)
-    parts = np.array_split(order, max(2, len(order) // per_shell))
-    x = [crystal.stol2[p].mean() for p in parts]
-    y = [np.sqrt(np.mean(np.abs(crystal.f[p]) ** 2)) for p in parts]
-    return np.interp(crystal.stol2, x, y)
 
 
 def _groups(crystals: Sequence[Crystal]) -> Iterator[list[int]]:

@@ -19,11 +19,13 @@ class ProjectorConfig:
     """Architecture and domain.
 
     channels : features at each level, finest first; blocks : residual blocks at each level going down and up
+    inputs : 1, the map; 2, the map and the same sharpened to point atoms at rest (the map of E)
     spacing : grid spacing in A the network is trained at; d_min, d_max_min : resolution range claimed, in A
     """
 
     channels: tuple[int, ...] = (16, 32, 64)
     blocks: int = 1
+    inputs: int = 1
     spacing: float = 0.6
     d_best: float = 1.25
     d_worst: float = 2.2
@@ -83,7 +85,7 @@ class Projector(nn.Module):
         super().__init__()
         self.config = config
         c, n = config.channels, self.N_COND
-        self.stem = Conv(1, c[0])
+        self.stem = Conv(config.inputs, c[0])
         self.down = nn.ModuleList(Level(k, n, config.blocks) for k in c)
         self.shrink = nn.ModuleList(Conv(a, b, stride=2) for a, b in pairwise(c))
         self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(c))
@@ -96,9 +98,9 @@ class Projector(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, 0.7)
 
-    def forward(self, rho: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        """``cond`` (B, 3) is made by ``condition``."""
-        x = self.stem(rho[:, None])
+    def forward(self, rho: torch.Tensor, cond: torch.Tensor, sharp: torch.Tensor | None = None) -> torch.Tensor:
+        """``cond`` (B, 3) is made by ``condition``; ``sharp`` (B, u, v, w), of unit variance, where inputs is 2."""
+        x = self.stem(rho[:, None] if sharp is None else torch.stack([rho, sharp], dim=1))
         skips = []
         for level, blocks in enumerate(self.down):
             x = blocks(x, cond)

@@ -133,10 +133,10 @@ def pose(
         return torch.from_numpy(a)[None].to(device)
 
     flat = np.flatnonzero(judged)
-    weights = places.scatter(expansion.spread(to_e)).astype(np.float32).reshape(-1)[flat]
+    weights = places.scatter(expansion.spread(to_e)).astype(np.float32)
     return Problem(
         hkl, amplitude, held, cell, spacegroup, d_min, shape, expansion, places,
-        Target(tensor(values), tensor(known), tensor(inside)),
-        torch.from_numpy(flat).to(device), torch.from_numpy(values.reshape(-1)[flat] * weights).to(device),
-        torch.from_numpy(weights).to(device),
+        Target(tensor(values), tensor(known), tensor(inside), tensor((weights * known).astype(np.float32))),
+        torch.from_numpy(flat).to(device), torch.from_numpy((values * weights).reshape(-1)[flat]).to(device),
+        torch.from_numpy(weights.reshape(-1)[flat]).to(device),
     )  # fmt: skip

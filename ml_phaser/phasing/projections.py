@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 
@@ -18,12 +19,14 @@ class Target:
 
     amplitude : half-complex places, real: |F| (0 where unknown); known : bool, imposed by the projection
     inside : bool, within the resolution sphere; outside of it density is band-limited to nothing
+    to_e : real, factors that turn the known moduli into E, 0 elsewhere
     seeds : half-complex structure factors imposed phase and all, 0 where the phase is free; None: all phases are free
     """
 
     amplitude: torch.Tensor
     known: torch.Tensor
     inside: torch.Tensor
+    to_e: torch.Tensor
     seeds: torch.Tensor | None = None
 
     @cached_property
@@ -43,7 +46,8 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         seeds = None if self.seeds is None else self.seeds.to(device)
-        return Target(self.amplitude.to(device), self.known.to(device), self.inside.to(device), seeds)
+        measured = (t.to(device) for t in (self.amplitude, self.known, self.inside, self.to_e))
+        return Target(*measured, seeds)
 
 
 def forward(rho: torch.Tensor) -> torch.Tensor:
@@ -74,6 +78,24 @@ def unit_variance(rho: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit variance over each cell."""
     centred = rho - rho.mean(dim=(-3, -2, -1), keepdim=True)
     return centred / centred.pow(2).mean(dim=(-3, -2, -1), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def sharpened(rho: torch.Tensor, target: Target) -> torch.Tensor:
+    """The map of E with the phases of ``rho``, unit variance; of known reflections alone."""
+    return unit_variance(inverse(forward(rho) * target.to_e, rho.shape))
+
+
+class Restorer(Protocol):
+    """A network of the learned projection: maps, their conditions and, where ``config.inputs`` is 2, maps of E."""
+
+    config: Any
+
+    def __call__(self, rho: torch.Tensor, cond: torch.Tensor, sharp: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
+def restore(network: Restorer, rho: torch.Tensor, target: Target, cond: torch.Tensor) -> torch.Tensor:
+    """What the network makes of maps of unit variance, given what else it wants to see."""
+    return network(rho, cond, sharpened(rho, target) if network.config.inputs == 2 else None)
 
 
 def flip(rho: torch.Tensor, delta: float) -> torch.Tensor:

@@ -67,10 +67,22 @@ def calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray | 
     return f.numpy().astype(np.complex128)
 
 
+def resolution_profile(
+    amplitude: NDArray[np.float64], stol2: NDArray[np.float64], known: NDArray[np.bool_], per_shell: int = 100
+) -> NDArray[np.float64]:
+    """Smooth r.m.s. amplitude (n,) at the resolution of each reflection, from those known: the divisor that makes E."""
+    order = np.flatnonzero(known)[np.argsort(stol2[known])]
+    parts = np.array_split(order, max(2, len(order) // per_shell))
+    x = [stol2[p].mean() for p in parts]
+    y = [np.sqrt(np.mean(amplitude[p] ** 2)) for p in parts]
+    return np.interp(stol2, x, y)
+
+
 def make_sample(
     rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, tuple[float, float, float]]:
-    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside; (d_min, spacing, completeness)."""
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray, tuple[float, float, float]]:
+    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside, to_e; (d_min, spacing,
+    completeness)."""
     while True:
         cell = random_cell(rng, shape, recipe.spacing)
         contents = dense_box(rng, library, cell)
@@ -96,6 +108,7 @@ def make_sample(
     start = observed * np.exp(1j * np.angle(wrong))
 
     places = HalfSphere.of(hkl, shape)
+    to_e = known / resolution_profile(observed, stol2, known)
     n = float(np.prod(shape))
     # Unit variance of the measured map, orthonormal transform: sum over the full sphere of |F|^2 = number of points.
     unit = np.sqrt(n / (2 * np.sum(observed**2)))
@@ -106,6 +119,7 @@ def make_sample(
         places.scatter(observed * unit).astype(np.float32),
         places.scatter(known),
         places.scatter(np.ones(len(hkl), dtype=bool)),
+        places.scatter(to_e / unit).astype(np.float32),
     )
     return (*arrays, (d_min, float(steps.mean()), float(known.mean())))
 
@@ -117,8 +131,10 @@ def batches(library: Library, size: int, seed: int, recipe: Recipe | None = None
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
         samples = [make_sample(rng, library, shape, recipe) for _ in range(size)]
-        truth, start, amplitude, known, inside = (torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(5))
-        facts = torch.tensor([s[5] for s in samples], dtype=torch.float32)
-        target = Target(amplitude, known, inside)
+        truth, start, amplitude, known, inside, to_e = (
+            torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(6)
+        )
+        facts = torch.tensor([s[6] for s in samples], dtype=torch.float32)
+        target = Target(amplitude, known, inside, to_e)
         cond = condition(facts[:, 0], facts[:, 1], facts[:, 2])
         yield Batch(inverse(truth, shape), start, target, cond, facts[:, 0])

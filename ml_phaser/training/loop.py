@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, ProjectorConfig
 from ml_phaser.networks.store import config_from
-from ml_phaser.phasing.projections import forward, inverse, unit_variance, with_amplitudes
+from ml_phaser.phasing.projections import forward, inverse, restore, unit_variance, with_amplitudes
 from ml_phaser.simulate.batches import Batch
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -33,6 +33,7 @@ class Schedule:
     average : decay of the moving average of the weights, which is what gets used
     own_cycles : after this fraction of the budget, a share of the inputs are the network's own earlier cycles, so
         that it learns to correct itself and to keep what is right
+    phases : weight of the loss on phases beside the one on density: least squares alone makes a network timid
     """
 
     seconds: float
@@ -44,6 +45,7 @@ class Schedule:
     own_cycles: float = 0.25
     own_share: float = 0.5
     most_cycles: int = 4
+    phases: float = 0.5
     save_every: float = 300.0
 
 
@@ -53,11 +55,26 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum(axes) / (a.pow(2).sum(axes) * b.pow(2).sum(axes)).sqrt().clamp_min(1e-12)
 
 
+def phase_agreement(rho: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Correlation (B,) with the truth of measured amplitudes with the phases of ``rho``; nearly so where a restored
+    modulus is less than a tenth of the r.m.s. one, for the sake of its gradient."""
+    half, truth = forward(rho), forward(batch.truth)
+    weak = 0.1 * rho.detach().pow(2).mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    phasor = half / (half.abs().pow(2) + weak.pow(2)).sqrt()
+    sides = torch.full_like(batch.target.amplitude, 2.0)  # the half-complex array holds two of most Friedel pairs' sums
+    sides[..., 0] = 1.0
+    if rho.shape[-1] % 2 == 0:
+        sides[..., -1] = 1.0
+    weight = batch.target.imposed * sides
+    agreed = (weight * (phasor * truth.conj()).real).sum(dim=(1, 2, 3))
+    return agreed / (weight * truth.abs()).sum(dim=(1, 2, 3)).clamp_min(1e-12)
+
+
 @torch.no_grad()
 def own_cycles(network: Projector, batch: Batch, rho: torch.Tensor, cycles: int) -> torch.Tensor:
     """Maps after some cycles of projection and amplitude replacement, as in the engine."""
     for _ in range(cycles):
-        half = with_amplitudes(forward(network(rho, batch.cond).float()), batch.target)
+        half = with_amplitudes(forward(restore(network, rho, batch.target, batch.cond).float()), batch.target)
         rho = unit_variance(inverse(half, rho.shape))
     return rho
 
@@ -82,11 +99,15 @@ class State:
     samples: int = 0
 
     @classmethod
-    def new(cls, config: ProjectorConfig, schedule: Schedule, device: str, seed: int) -> State:
-        """An untrained network; the same seed gives the same one."""
+    def new(
+        cls, config: ProjectorConfig, schedule: Schedule, device: str, seed: int, begin: Projector | None = None
+    ) -> State:
+        """An untrained network, the same seed gives the same one; or one with the weights of ``begin``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = Projector(config)
+        if begin is not None:
+            network.load_state_dict(_widened(begin, config))
         network = network.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay)
         return cls(network, {k: v.clone() for k, v in network.state_dict().items()}, optimiser)
@@ -125,6 +146,20 @@ class State:
         self.samples = saved.get("samples", self.steps * batch)
 
 
+def _widened(network: Projector, config: ProjectorConfig) -> dict[str, torch.Tensor]:
+    """State of a network with as many inputs as ``config``, deaf to those that are new. Raises UserError."""
+    if replace(network.config, inputs=config.inputs) != config or network.config.inputs > config.inputs:
+        raise UserError(
+            f"is another network ({_difference(network.config, config)})", "begin", "the same channels and blocks"
+        )
+    state = network.state_dict()
+    first = state["stem.weight"]
+    state["stem.weight"] = torch.cat(
+        [first, first.new_zeros(len(first), config.inputs - first.shape[1], 3, 3, 3)], dim=1
+    )
+    return state
+
+
 def _difference(a: ProjectorConfig, b: ProjectorConfig) -> str:
     return ", ".join(f"{k} {v}, not {getattr(b, k)}" for k, v in vars(a).items() if v != getattr(b, k))
 
@@ -160,6 +195,7 @@ def train(
     *,
     device: str = "cpu",
     seed: int = 0,
+    begin: Projector | None = None,
     session: float = math.inf,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[float], None] = lambda _: None,
@@ -174,6 +210,7 @@ def train(
         crystals it has not seen
     out : folder of checkpoint.pt (resumed from if there) and log.jsonl
     seed : of the weights and of the choice of the network's own cycles
+    begin : a network to begin with the weights of, instead of random ones, where there is no checkpoint yet
     session : seconds this call may take
     say, progress : told a line every LOG_EVERY steps, and the fraction of the budget spent
     saved : called after each checkpoint
@@ -190,7 +227,7 @@ def train(
     except OSError as error:
         raise cannot_write(out, error) from error
     checkpoint = out / CHECKPOINT
-    state = State.new(config, schedule, device, seed)
+    state = State.new(config, schedule, device, seed, begin)
     if checkpoint.exists():
         state.load(checkpoint, device, schedule.batch)
         say(f"resumed after {state.seconds:.0f} s, {state.steps} steps")
@@ -219,8 +256,9 @@ def train(
             if used > schedule.own_cycles and torch.rand((), generator=draw) < schedule.own_share:
                 n = int(torch.randint(1, schedule.most_cycles + 1, (), generator=draw))
                 rho = own_cycles(network, batch, rho, n)
-            out_map = network(rho, batch.cond)
+            out_map = restore(network, rho, batch.target, batch.cond)
         loss = (out_map.float() - batch.truth).pow(2).mean()
+        loss = loss + schedule.phases * (1 - phase_agreement(out_map.float(), batch)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -78,7 +78,7 @@ class Recorder:
 
     def __init__(
         self, folder: Path, config: ProjectorConfig, schedule: Schedule, library: Library, recipe: Recipe,
-        *, device: str, threads: int, workers: int, seed: int,
+        *, device: str, threads: int, workers: int, seed: int, begin: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.earlier = read_record(folder)
@@ -87,6 +87,7 @@ class Recorder:
             "program": "ml_phaser train",
             "config": config,
             "recipe": recipe,
+            "begun_with": begin,
             "data": {
                 "sha256": library.digest,
                 "split": "train",

@@ -62,7 +62,7 @@ def test_amplitudes_are_imposed_and_the_rest_left_alone() -> None:
     rho = torch.randn(shape, generator=g)
     half = forward(rho)
     pick = torch.rand(half.shape[1:], generator=g)[None]
-    target = Target(torch.rand(pick.shape, generator=g), pick < 0.4, pick < 0.8)
+    target = Target(torch.rand(pick.shape, generator=g), pick < 0.4, pick < 0.8, pick)
     out = with_amplitudes(half, target)
     known = target.known.expand_as(half).clone()
     known[..., 0, 0, 0] = False

@@ -7,7 +7,6 @@ import pytest
 import torch
 from made_library import made_library
 
-from ml_phaser.evaluation import one_pass
 from ml_phaser.evaluation.one_pass import (
     ENTRANTS,
     IDENTITY,
@@ -33,6 +32,7 @@ from ml_phaser.evaluation.one_pass import (
 )
 from ml_phaser.networks.projector import Projector, ProjectorConfig
 from ml_phaser.phasing.projections import inverse
+from ml_phaser.simulate.batches import resolution_profile
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,11 @@ def test_sharpening_is_undone(crystals):
 
 def test_profile_makes_the_mean_square_of_e_one(crystals):
     for crystal in crystals:
-        e = np.abs(crystal.f) / one_pass.resolution_profile(crystal)
+        f = np.abs(crystal.f)
+        e = f / resolution_profile(f, crystal.stol2, np.ones(len(f), dtype=bool))
         assert np.mean(e**2) == pytest.approx(1, abs=0.1)
+        half = (crystal.target.amplitude * crystal.target.to_e)[crystal.target.inside]
+        assert float(half.pow(2).mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_identity_changes_nothing_and_measured_moduli_come_back(crystals, network):

@@ -112,11 +112,12 @@ def test_batches_are_what_the_projection_expects(library):
 
 def test_a_sample_has_measured_amplitudes_where_known_and_a_start_of_some_use(library):
     rng = np.random.default_rng(1)
-    truth, start, amplitude, known, inside, (d_min, spacing, completeness) = make_sample(
+    truth, start, amplitude, known, inside, to_e, (d_min, spacing, completeness) = make_sample(
         rng, library, (24, 24, 24), Recipe(kinds=(("phase", 1.0),), quality=(0.5, 0.5))
     )
     np.testing.assert_allclose(np.abs(start), amplitude, rtol=1e-4, atol=1e-5)
     assert not amplitude[~known].any()
+    assert np.mean((amplitude * to_e)[known] ** 2) == pytest.approx(1, abs=0.1) and not to_e[~known].any()
     assert not (known & ~inside).any() and not np.abs(truth[~inside]).any()
     assert 1.25 <= d_min <= 2.2 and 0.5 <= spacing <= 0.66
     assert known.sum() / inside.sum() == pytest.approx(completeness, abs=0.02)

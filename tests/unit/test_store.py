@@ -51,7 +51,7 @@ def test_loaded_network_computes_what_was_saved(network, card):
 def test_card_holds_every_field_of_the_configuration(card):
     facts = read_card("tiny", card.parent)
     assert facts.config == {
-        "channels": [8, 16], "blocks": 2, "spacing": 0.6, "d_best": 1.4, "d_worst": 1.9,
+        "channels": [8, 16], "blocks": 2, "inputs": 1, "spacing": 0.6, "d_best": 1.4, "d_worst": 1.9,
     }  # fmt: skip
     assert facts.facts["description"] == "a test"
     assert facts.name == json.loads(card.read_text())["name"] == "tiny"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import gemmi
@@ -21,7 +22,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.evaluation import one_pass
 from ml_phaser.networks.projector import Projector, ProjectorConfig, condition
 from ml_phaser.networks.store import load_projector, read_card
-from ml_phaser.phasing.projections import Target, forward, inverse
+from ml_phaser.phasing.projections import Target, forward, inverse, restore, sharpened
 from ml_phaser.simulate.batches import Batch, Recipe, make_sample
 from ml_phaser.simulate.fragments import load_library, save_library
 from ml_phaser.training.loop import (
@@ -33,6 +34,7 @@ from ml_phaser.training.loop import (
     correlation,
     learning_rate,
     own_cycles,
+    phase_agreement,
     read_checkpoint,
     train,
 )
@@ -54,8 +56,8 @@ def batch(library):
     rng = np.random.default_rng(5)
     recipe = Recipe(d_min=(1.6, 1.8), quality=(0.4, 0.5), kinds=(("phase", 1.0),))
     samples = [make_sample(rng, library, SHAPE, recipe) for _ in range(2)]
-    arrays = [torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(5)]
-    facts = torch.tensor([s[5] for s in samples], dtype=torch.float32)
+    arrays = [torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(6)]
+    facts = torch.tensor([s[6] for s in samples], dtype=torch.float32)
     target = Target(*arrays[2:])
     return Batch(inverse(arrays[0], SHAPE), arrays[1], target, condition(*facts.T), facts[:, 0])
 
@@ -178,6 +180,60 @@ def test_learning_rate_rises_and_falls():
     assert [learning_rate(schedule, x) for x in (0, 0.05)] == [0, 0.5]
     assert learning_rate(schedule, 0.5) == pytest.approx(0.5)
     assert learning_rate(schedule, 1.0) == pytest.approx(0) == learning_rate(schedule, 2.0)
+
+
+def test_phases_are_judged_by_the_map_of_measured_moduli(batch):
+    truth = phase_agreement(batch.truth, batch)
+    assert truth.min() > 0.99
+    assert phase_agreement(-batch.truth, batch) == pytest.approx(-truth, abs=1e-5)
+    # Moduli do not count, phases do: the map with measured moduli has this correlation with the truth.
+    start = batch.start_maps()
+    half = forward(start)
+    louder = inverse(half * torch.linspace(0.5, 2, half.shape[-1]), start.shape)
+    assert phase_agreement(louder, batch) == pytest.approx(phase_agreement(start, batch), abs=0.01)
+    assert phase_agreement(start, batch) == pytest.approx(correlation(start, batch.truth), abs=0.02)
+    start.requires_grad_()
+    phase_agreement(start, batch).sum().backward()
+    assert torch.isfinite(start.grad).all()
+    assert float((start.grad * batch.truth).sum()) > 0
+
+
+def test_the_loss_on_phases_counts(batch, tmp_path):
+    plain = loop(batch, tmp_path / "plain", 40, schedule=Schedule(1e9, phases=0.0)).network
+    both = loop(batch, tmp_path / "both", 40, schedule=Schedule(1e9, phases=5.0)).network
+
+    def agreement(network):
+        with torch.no_grad():
+            return float(phase_agreement(restore(network, batch.start_maps(), batch.target, batch.cond), batch).mean())
+
+    assert agreement(both) > agreement(plain)
+
+
+def test_a_network_that_begins_with_anothers_weights_does_what_it_does(batch, tmp_path):
+    torch.manual_seed(3)
+    old = Projector(TINY)
+    for value in old.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    new = State.new(replace(TINY, inputs=2), Schedule(1), "cpu", 0, old).network
+    rho = batch.start_maps()
+    with torch.no_grad():
+        assert torch.allclose(restore(new, rho, batch.target, batch.cond), old(rho, batch.cond), atol=1e-6)
+    with pytest.raises(UserError, match="another network"):
+        State.new(ProjectorConfig(channels=(8, 24)), Schedule(1), "cpu", 0, old)
+
+
+def test_the_sharpened_map_is_seen(batch):
+    torch.manual_seed(3)
+    network = Projector(replace(TINY, inputs=2))
+    torch.nn.init.normal_(network.head[2].weight)
+    rho = batch.start_maps()
+    with torch.no_grad():
+        seen = network(rho, batch.cond, sharpened(rho, batch.target))
+        assert not torch.allclose(seen, network(rho, batch.cond, torch.zeros_like(rho)), atol=1e-3)
+        assert torch.equal(seen, restore(network, rho, batch.target, batch.cond))
+    e = forward(sharpened(rho, batch.target)).abs()[batch.target.known & batch.target.inside]
+    f = forward(rho).abs()[batch.target.known & batch.target.inside]
+    assert e.std() / e.mean() < f.std() / f.mean()
 
 
 def test_own_cycles_put_the_measured_moduli_back(batch):
@@ -330,6 +386,7 @@ def test_the_run_record_tells_all(data, library, tmp_path, capsys):
     [
         (["channels", "16,24"], ("config", "channels"), [16, 24]),
         (["blocks", "2"], ("config", "blocks"), 2),
+        (["inputs", "1"], ("config", "inputs"), 1),
         (["batch", "3"], ("schedule", "batch"), 3),
         (["rate", "0.01"], ("schedule", "rate"), 0.01),
         (["seconds", "77"], ("schedule", "seconds"), 77),
@@ -361,6 +418,16 @@ def test_every_option_of_training_arrives(data, tmp_path, threads, words, where,
 def test_quiet_prints_nothing(data, tmp_path, capsys):
     assert command(data, tmp_path, "seconds", 1, "session", 0, "quiet") == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_can_begin_with_bundled_weights(data, tmp_path):
+    card = read_card()
+    channels = ",".join(str(c) for c in card.config["channels"])
+    words = ["data", data / "train.npz", "out", tmp_path, "seconds", 1, "session", 0, "channels", channels]
+    assert main([*map(str, words), "begin", card.name, "quiet"]) == 0
+    assert record(tmp_path)["begun_with"] == {"name": card.name, "sha256": card.sha256}
+    trained, bundled = averaged(tmp_path / CHECKPOINT)[0], load_projector()
+    assert torch.equal(trained.head[2].weight, bundled.head[2].weight)
 
 
 def test_other_data_do_not_go_on_with_a_run(data, tmp_path, capsys):
