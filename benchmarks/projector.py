@@ -33,7 +33,8 @@ def main() -> int:
 
     from ml_phaser.cli.train import averaged
     from ml_phaser.errors import UserError
-    from ml_phaser.evaluation.one_pass import Plan, evaluate, write_report
+    from ml_phaser.evaluation.one_pass import Plan, evaluate
+    from ml_phaser.evaluation.one_pass_report import write_report
     from ml_phaser.networks.store import FOLDER, PROJECTOR, load_projector, read_card
     from ml_phaser.simulate.fragments import load_library
     from ml_phaser.training.loop import read_checkpoint

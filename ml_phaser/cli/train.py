@@ -250,7 +250,8 @@ def averaged(path: Path) -> tuple[Projector, ProjectorConfig]:
 
 def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> Path:
     """Judge the network on held-out crystals, write weights and card; returns the path of the card."""
-    from ml_phaser.evaluation.one_pass import Plan, brief, evaluate, write_report
+    from ml_phaser.evaluation.one_pass import Plan, evaluate
+    from ml_phaser.evaluation.one_pass_report import brief, write_report
     from ml_phaser.networks.store import save_projector
     from ml_phaser.training.loop import CHECKPOINT, read_checkpoint
     from ml_phaser.training.record import claims, model_card, read_record

@@ -7,28 +7,17 @@ import pytest
 import torch
 from made_library import made_library
 
-from ml_phaser.evaluation.one_pass import (
+from ml_phaser.evaluation.held_out import TOLERANCE, held_out_crystals, partial_start, start_at, start_correlation
+from ml_phaser.evaluation.one_pass import Beats, Plan, Report, evaluate, measure, summarise
+from ml_phaser.evaluation.one_pass_report import brief, markdown, write_report
+from ml_phaser.evaluation.rivals import (
     ENTRANTS,
     IDENTITY,
     NETWORK,
-    TOLERANCE,
-    Beats,
     Entrant,
     Group,
-    Plan,
-    Report,
-    brief,
-    evaluate,
-    held_out_crystals,
     low_density_elimination,
-    markdown,
-    measure,
-    partial_start,
     solvent_flattening,
-    start_at,
-    start_correlation,
-    summarise,
-    write_report,
 )
 from ml_phaser.networks.projector import Projector, ProjectorConfig
 from ml_phaser.phasing.projections import inverse
