@@ -46,8 +46,8 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         seeds = None if self.seeds is None else self.seeds.to(device)
-        measured = (t.to(device) for t in (self.amplitude, self.known, self.inside, self.to_e))
-        return Target(*measured, seeds)
+        amplitude, known, inside, to_e = (t.to(device) for t in (self.amplitude, self.known, self.inside, self.to_e))
+        return Target(amplitude, known, inside, to_e, seeds)
 
 
 def forward(rho: torch.Tensor) -> torch.Tensor:
