@@ -73,7 +73,7 @@ _PAPER = {**EXACT, "rotate": False}
 _IDEAL = {"sequence": None, "spacegroup": "P212121", "d_min": 1.0, "noise": 0.05, "completeness": 0.97, "b": 8.0}
 _PEPTIDE = {
     "residues": (2, 15), "sequence": None, "atoms": None, "spacegroup": None, "volume_per_atom": None,
-    "waters": (0.0, 0.5), "starts": 4,
+    "waters": (0.3, 1.0), "starts": 4,
 }  # fmt: skip
 FAMILIES: dict[str, Family] = {
     f.name: f

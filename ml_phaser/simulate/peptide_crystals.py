@@ -19,7 +19,7 @@ from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.packing import Packed, operators, pack
 from ml_phaser.simulate.peptides import checked_sequence, random_peptide
 from ml_phaser.simulate.recipes import draw_fragment, needed
-from ml_phaser.simulate.rigid import Bodies, Placed, pack_rigid
+from ml_phaser.simulate.rigid import Bodies, Placed, pack_rigid, press, voids
 from ml_phaser.simulate.simulated import Built
 
 # Groups that peptides crystallise in, by their shares.
@@ -28,7 +28,9 @@ GROUPS: Mapping[str, float] = {
     "P 32": 0.02, "P 61": 0.02,
 }  # fmt: skip
 LARGEST = 118  # atoms of one molecule: 15 residues
-WATER_VOLUME = 20.0  # A^3
+DENSE = 17.5  # A^3 an atom of a molecule takes; what is left can be filled with waters
+WATER_VOLUME = 28.0  # A^3 of void to put a water in
+WET = 0.25  # waters for each atom of the molecules, at most, where the number of atoms is asked for
 FEWEST, MOST = 30, 300_000  # reflections
 RESIDUE_VOLUME = 165.0  # A^3, of an average residue in a dense crystal
 
@@ -75,14 +77,18 @@ def build_peptide(rng: np.random.Generator, chosen: Mapping[str, Any], library: 
         a group that is none, settings that contradict each other, no packing without clashes
     """
     group = _group(rng, chosen["spacegroup"])
-    molecules, waters = _contents(rng, chosen, library, len(operators(group)[0]))
-    xyz = [m.xyz for m in molecules] + [np.zeros((1, 3))] * waters
-    bodies = Bodies.of(xyz, [m.elements for m in molecules] + [("O",)] * waters)
-    best = pack_rigid(rng, bodies, group, int(chosen["starts"]))
-    order, n = len(operators(group)[0]), len(bodies.local)
+    order = len(operators(group)[0])
+    molecules, waters = _contents(rng, chosen, library, order)
+    bodies = Bodies.of([m.xyz for m in molecules], [m.elements for m in molecules])
+    placed = pack_rigid(rng, bodies, group, int(chosen["starts"]))
+    if waters is None:
+        free = placed.volume / order - DENSE * len(bodies.local)
+        waters = round(chosen["waters"] * max(0.0, free) / WATER_VOLUME)
+    placed, bodies = with_waters(rng, placed, bodies, group, waters)
+    n = len(bodies.local)
     if chosen["volume_per_atom"] is not None:
-        best = best.scaled(max(1.0, (chosen["volume_per_atom"] * n * order / best.volume) ** (1 / 3)))
-    cell, frac = standard(best, bodies)
+        placed = placed.scaled(max(1.0, (chosen["volume_per_atom"] * n * order / placed.volume) ** (1 / 3)))
+    cell, frac = standard(placed, bodies)
     letters = "ABCDEFGHIJKLMNOPQRSTUVXYZ"
     sites = Sites(
         frac, tuple(e for m in molecules for e in m.elements) + ("O",) * waters, np.zeros(n), np.ones(n),
@@ -103,22 +109,43 @@ def _group(rng: np.random.Generator, name: str | None) -> gemmi.SpaceGroup:
 
 def _contents(
     rng: np.random.Generator, chosen: Mapping[str, Any], library: Library | None, order: int
-) -> tuple[list[Fragment], int]:
-    """Molecules and number of waters of the asymmetric unit."""
+) -> tuple[list[Fragment], int | None]:
+    """Molecules and number of waters of the asymmetric unit; None: as many as fill the voids."""
     if chosen["sequence"]:
         if chosen["atoms"] is not None:
             raise UserError("cannot be had together with a sequence", "atoms", "atoms or sequence")
         molecules = [ideal_fragment(rng, chosen["sequence"])]
     elif chosen["atoms"] is not None:
         wanted = max(5, round(chosen["atoms"] / order))
-        count = -(-wanted // LARGEST)
-        sizes = np.diff(np.round(np.linspace(0, wanted, count + 1)).astype(int))
+        dry = max(5, round(wanted / (1 + WET * chosen["waters"])))
+        count = -(-dry // LARGEST)
+        sizes = np.diff(np.round(np.linspace(0, dry, count + 1)).astype(int))
         molecules = [terminated(fragment_of_size(rng, needed(library, "peptide"), int(n) - 1)) for n in sizes]
         return molecules, wanted - sum(len(m.names) for m in molecules)
     else:
         molecules = [terminated(draw_fragment(rng, needed(library, "peptide"), round(chosen["residues"])))]
-    residues = sum(len(m.sequence) for m in molecules)
-    return molecules, int(rng.binomial(residues, min(1.0, chosen["waters"])))
+    return molecules, None
+
+
+def with_waters(
+    rng: np.random.Generator, placed: Placed, bodies: Bodies, spacegroup: gemmi.SpaceGroup, count: int
+) -> tuple[Placed, Bodies]:
+    """Waters put into voids and everything pressed once more. Raises UserError where they find no place."""
+    if not count:
+        return placed, bodies
+    for attempt in range(6):
+        wider, points = voids(rng, placed.scaled(1 + 0.01 * attempt), bodies, spacegroup, count)
+        both = Bodies(
+            np.concatenate([bodies.local, np.zeros((count, 3))]),
+            np.concatenate([bodies.body, bodies.count + np.arange(count)]),
+            np.concatenate([bodies.polar, np.ones(count, dtype=bool)]),
+        )
+        turn = np.concatenate([wider.turn, np.broadcast_to(np.eye(3), (count, 3, 3))])
+        wet = Placed(wider.orth, np.concatenate([wider.centre, points]), turn)
+        pressed = press(wet, both, spacegroup, 200, (0.02, 0.002))
+        if pressed is not None:
+            return pressed, both
+    raise UserError("no packing without clashes was found", "waters", "another seed, or fewer waters")
 
 
 def ideal_fragment(rng: np.random.Generator, sequence: str) -> Fragment:

@@ -23,9 +23,12 @@ from ml_phaser.simulate.packing import SHORTEST_AXIS, operators, tied
 POLAR, MIXED, APOLAR = 2.75, 3.1, 3.4
 SKIN = 1.0  # A a molecule may move before its neighbours are looked for again, both together
 PRESSURE = (0.2, 0.002)  # price of a volume, in squared overlaps (A^2) for each A^3: at the beginning and at the end
-STEPS, DRAWS = 400, 12
-START_VOLUME = 40.0  # A^3 an atom
-ANGLES = (65.0, 115.0)  # degrees
+STEPS, RELEASE, DRAWS = 350, 150, 12
+START_VOLUME = 100.0  # A^3 an atom
+MARGIN = 0.02  # A kept beyond the shortest distances while pressing
+ROOM = 2.3  # A around a water put into a void, before it is pressed
+REACH = APOLAR + MARGIN + SKIN
+ANGLES = (59.9, 122.0)  # degrees
 _DIGITS = 9
 
 Symmetry = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -56,24 +59,29 @@ def neighbours(
     frac : (n, 3); body : (n,) which molecule of the asymmetric unit an atom belongs to
     orth : (3, 3) orthogonalisation matrix; symmetry : rotations (g, 3, 3) and translations (g, 3), the identity first
     """
-    home = np.floor(frac)
-    images = np.einsum("gab,nb->gna", symmetry[0], frac) + symmetry[1][:, None]
-    away = np.floor(images)
     margin = cutoff * np.linalg.norm(np.linalg.inv(orth), axis=1) + 1e-9
-    around = [np.arange(-r, r + 1) for r in np.ceil(margin).astype(int)]
+    low, high = frac.min(axis=0) - margin, frac.max(axis=0) + margin
+    several = bool(body.min() != body.max())
     places, labels = [], []
-    for step in np.stack(np.meshgrid(*around, indexing="ij"), axis=-1).reshape(-1, 3):
-        place = images - away + step
-        g, j = np.nonzero(np.all((place > -margin) & (place < 1 + margin), axis=-1))
-        places.append(place[g, j])
-        labels.append(np.column_stack([g, j, (step - away)[g, j]]))
+    for g, (rotation, translation) in enumerate(zip(*symmetry, strict=True)):
+        image = frac @ rotation.T + translation
+        first = np.ceil(low - image.max(axis=0)).astype(int)
+        last = np.floor(high - image.min(axis=0)).astype(int)
+        axes = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
+        lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        if g == 0 and not several:
+            lattice = lattice[np.any(lattice != 0, axis=1)]  # not the molecule itself
+        place = image + lattice[:, None]
+        k, j = np.nonzero(np.all((place > low) & (place < high), axis=-1))
+        places.append(place[k, j])
+        labels.append(np.column_stack([np.full(len(k), g), j, lattice[k]]))
     label = np.concatenate(labels).astype(np.int64)
-    near = cKDTree((frac - home) @ orth.T).query_ball_tree(cKDTree(np.concatenate(places) @ orth.T), cutoff)
+    near = cKDTree(frac @ orth.T).query_ball_tree(cKDTree(np.concatenate(places) @ orth.T), cutoff)
     i = np.repeat(np.arange(len(frac)), [len(x) for x in near])
-    g, j, *shift = label[np.concatenate([np.array(x, dtype=np.int64) for x in near])].T
-    moved = np.column_stack(shift) + home[i].astype(np.int64)
-    own = (g == 0) & np.all(moved == 0, axis=1) & (body[i] == body[j])
-    return Pairs(i[~own], j[~own], g[~own], moved[~own])
+    label = label[np.concatenate([np.array(x, dtype=np.int64) for x in near])]
+    g, j, shift = label[:, 0], label[:, 1], label[:, 2:]
+    other = ~((g == 0) & np.all(shift == 0, axis=1) & (body[i] == body[j]))
+    return Pairs(i[other], j[other], g[other], shift[other])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,54 +173,84 @@ def _forces(bodies: Bodies, placed: Placed, symmetry: Symmetry, pairs: Pairs, le
     )  # fmt: skip
 
 
-def press(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, steps: int = STEPS) -> Placed | None:
-    """One packing: molecules thrown into a wide cell, pressed together, and let go until nothing overlaps;
-    None where they are tangled."""
+def thrown(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup) -> Placed:
+    """Molecules in a wide cell at random, those of some draws that overlap least."""
     symmetry = operators(spacegroup)
-    order, n = len(symmetry[0]), len(bodies.local)
-    volume = START_VOLUME * n * order
+    volume = START_VOLUME * len(symmetry[0]) * len(bodies.local)
     trials = [_begin(rng, bodies, spacegroup, volume) for _ in range(DRAWS)]
     costs = []
     for trial in trials:
         pairs = neighbours(trial.fractional(bodies), bodies.body, trial.orth, symmetry, APOLAR)
         costs.append(round(_forces(bodies, trial, symmetry, pairs, bodies.least(pairs)).overlap, 6))
-    placed = trials[int(np.argmin(costs))]
+    return trials[int(np.argmin(costs))]
 
+
+def press(
+    placed: Placed, bodies: Bodies, spacegroup: gemmi.SpaceGroup, steps: int = STEPS,
+    pressure: tuple[float, float] = PRESSURE,
+) -> Placed | None:  # fmt: skip
+    """Molecules pressed together at falling pressure, then let go until nothing overlaps; None where they are tangled
+    or the cell becomes too oblique."""
+    symmetry = operators(spacegroup)
+    order, n = len(symmetry[0]), len(bodies.local)
     cartesian = placed.orth @ symmetry[0] @ np.linalg.inv(placed.orth)
     counts = np.bincount(bodies.body).astype(float)[:, None]
     inertia = np.maximum(np.bincount(bodies.body, np.sum(bodies.local**2, axis=1))[:, None] * 2 / 3, 1.0)
-    weight = n * volume ** (2 / 3) / 4
+    masses = (counts, inertia, n * placed.volume ** (2 / 3) / 4)
     pace, mixing, since = 0.15, 0.1, 0
-    v_centre, v_turn, v_strain = np.zeros_like(placed.centre), np.zeros_like(placed.centre), np.zeros((3, 3))
-    pairs = neighbours(placed.fractional(bodies), bodies.body, placed.orth, symmetry, APOLAR + SKIN)
-    reference, least = (placed.fractional(bodies) @ placed.orth.T, placed.orth), bodies.least(pairs)
-    for k in range(steps):
+    still = np.zeros_like(placed.centre)
+    velocities = [still, still, np.zeros((3, 3))]
+    pairs = neighbours(placed.fractional(bodies), bodies.body, placed.orth, symmetry, REACH)
+    reference, least = (placed.fractional(bodies) @ placed.orth.T, placed.orth), bodies.least(pairs) + MARGIN
+    for k in range(steps + RELEASE):
         frac = placed.fractional(bodies)
-        atoms = frac @ placed.orth.T
-        if _moved(atoms, placed.orth, *reference) > SKIN / 2:
-            pairs = neighbours(frac, bodies.body, placed.orth, symmetry, APOLAR + SKIN)
-            least, reference = bodies.least(pairs), (atoms, placed.orth)
+        if _moved(frac @ placed.orth.T, placed.orth, *reference) > SKIN / 2:
+            pairs = neighbours(frac, bodies.body, placed.orth, symmetry, REACH)
+            reference, least = (frac @ placed.orth.T, placed.orth), bodies.least(pairs) + MARGIN
         f = _forces(bodies, placed, symmetry, pairs, least)
-        price = PRESSURE[0] * (PRESSURE[1] / PRESSURE[0]) ** (k / steps)
+        if k >= steps and f.overlap < 1e-4:
+            break
+        price = pressure[0] * (pressure[1] / pressure[0]) ** (k / steps) if k < steps else 0.0
         strain = f.strain - price * placed.volume / order * np.eye(3)
         strain = np.mean(cartesian @ ((strain + strain.T) / 2) @ np.swapaxes(cartesian, 1, 2), axis=0)
-        forces = (f.centre / counts, f.turn / inertia, strain / weight)
-        masses = (counts, inertia, weight)
-        velocities = [v_centre, v_turn, v_strain]
-        power = sum(float(np.sum(a * v * w)) for a, v, w in zip(forces, velocities, masses, strict=True))
-        speed = np.sqrt(sum(float(np.sum(v * v * w)) for v, w in zip(velocities, masses, strict=True)))
-        size = np.sqrt(sum(float(np.sum(a * a * w)) for a, w in zip(forces, masses, strict=True))) + 1e-12
+        forces = [f.centre / masses[0], f.turn / masses[1], strain / masses[2]]
+        power, speed, size = (
+            sum(float(np.sum(x * y * w)) for x, y, w in zip(u, v, masses, strict=True))
+            for u, v in ((forces, velocities), (velocities, velocities), (forces, forces))
+        )
         if power > 0:
-            velocities = [(1 - mixing) * v + mixing * speed / size * a for v, a in zip(velocities, forces, strict=True)]
+            pull = mixing * np.sqrt(speed / (size + 1e-20))
+            velocities = [(1 - mixing) * v + pull * a for v, a in zip(velocities, forces, strict=True)]
             since += 1
             if since > 5:
                 pace, mixing = min(pace * 1.1, 0.6), mixing * 0.99
         else:
-            velocities, since, pace, mixing = [v * 0 for v in velocities], 0, pace * 0.6, 0.1
-            pace = max(pace, 0.05)
-        v_centre, v_turn, v_strain = (v + pace * a for v, a in zip(velocities, forces, strict=True))
-        placed = _advance(placed, v_centre * pace, v_turn * pace, v_strain * pace)
-    return opened(placed, bodies, symmetry)
+            velocities, since, pace, mixing = [v * 0 for v in velocities], 0, max(pace * 0.6, 0.05), 0.1
+        velocities = [v + pace * a for v, a in zip(velocities, forces, strict=True)]
+        placed = _advance(placed, *(v * pace for v in velocities))
+    return opened(reduced(placed, spacegroup), bodies, symmetry)
+
+
+def reduced(placed: Placed, spacegroup: gemmi.SpaceGroup) -> Placed:
+    """The same crystal in a less oblique cell, where the group has no centring or glide to mind: axes shortened by
+    each other (all in P1, a and c in P2 and P21); a monoclinic angle is obtuse by convention."""
+    name = spacegroup.xhm()
+    between = {"P 1": [(0, 1), (0, 2), (1, 2)], "P 1 2 1": [(0, 2)], "P 1 21 1": [(0, 2)]}.get(name, [])
+    change, again = np.eye(3), True
+    while again:
+        again = False
+        for i, j in [*between, *((j, i) for i, j in between)]:
+            axes = placed.orth @ change
+            steps = np.round(axes[:, i] @ axes[:, j] / (axes[:, i] @ axes[:, i]))
+            if steps:
+                change[:, j] -= steps * change[:, i]
+                again = True
+    axes = placed.orth @ change
+    if spacegroup.monoclinic_unique_axis() == "b" and axes[:, 0] @ axes[:, 2] > 0:
+        change[:, :2] *= -1
+    if np.linalg.det(change) < 0:
+        change[:, 2] *= -1
+    return replace(placed, orth=placed.orth @ change, centre=placed.centre @ np.linalg.inv(change).T)
 
 
 def _moved(atoms: NDArray, orth: NDArray, before: NDArray, orth_before: NDArray) -> float:
@@ -234,9 +272,14 @@ def _advance(placed: Placed, shift: NDArray, turn: NDArray, strain: NDArray) -> 
 
 
 def opened(placed: Placed, bodies: Bodies, symmetry: Symmetry) -> Placed | None:
-    """The cell widened until no contact is too short (with 0.002 A for rounding); None where that takes more than
-    twice its volume, as with molecules threaded through each other."""
-    for factor in 1 + np.arange(0, 105) * 0.0025:
+    """The cell widened until no contact is too short (with 0.002 A for rounding); None where that takes a third of its
+    volume, as with molecules threaded through each other, or where an angle lies outside ANGLES."""
+    unit = placed.orth / np.linalg.norm(placed.orth, axis=0)
+    cosines = (unit.T @ unit)[[1, 0, 0], [2, 2, 1]]
+    right, left = np.cos(np.deg2rad(ANGLES))
+    if np.any((cosines > right) | (cosines < left)):
+        return None
+    for factor in 1 + np.arange(0, 40) * 0.0025:
         wider = placed.scaled(float(factor))
         frac = wider.fractional(bodies)
         pairs = neighbours(frac, bodies.body, wider.orth, symmetry, APOLAR + 0.01)
@@ -247,11 +290,60 @@ def opened(placed: Placed, bodies: Bodies, symmetry: Symmetry) -> Placed | None:
 
 
 def pack_rigid(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, starts: int) -> Placed:
-    """The densest of ``starts`` packings. Raises UserError if five times as many give none."""
-    found = [press(rng, bodies, spacegroup) for _ in range(starts)]
-    while all(p is None for p in found) and len(found) < 5 * starts:
-        found.append(press(rng, bodies, spacegroup))
-    good = [p for p in found if p is not None]
-    if not good:
+    """The densest of ``starts`` packings. Raises UserError if eight times as many give none."""
+    found: list[Placed] = []
+    for k in range(8 * starts):
+        if k >= starts and found:
+            break
+        placed = press(thrown(rng, bodies, spacegroup), bodies, spacegroup)
+        if placed is not None:
+            found.append(placed)
+    if not found:
         raise UserError("no packing without clashes was found", "peptide", "another seed or space group")
-    return min(good, key=lambda p: round(p.volume, 3))
+    return min(found, key=lambda p: round(p.volume, 3))
+
+
+def voids(
+    rng: np.random.Generator, placed: Placed, bodies: Bodies, spacegroup: gemmi.SpaceGroup, count: int
+) -> tuple[Placed, NDArray[np.float64]]:
+    """``count`` fractional positions (count, 3) in the widest voids, at least ROOM from everything; the cell grows
+    where there are too few."""
+    symmetry = operators(spacegroup)
+    while True:
+        trial = rng.random((max(200, int(placed.volume / len(symmetry[0]) * 2)), 3))
+        room = clearance(trial, placed.fractional(bodies), placed.orth, symmetry)
+        own = clearance(trial, None, placed.orth, symmetry)
+        room = np.minimum(room, own)
+        chosen: list[int] = []
+        while len(chosen) < count:
+            best = int(np.argmax(np.round(room, 6)))
+            if room[best] < ROOM:
+                break
+            chosen.append(best)
+            room = np.minimum(room, clearance(trial, trial[best][None], placed.orth, symmetry))
+        if len(chosen) == count:
+            return placed, trial[chosen]
+        placed = placed.scaled(1.015)
+
+
+def clearance(
+    points: NDArray[np.float64], frac: NDArray[np.float64] | None, orth: NDArray[np.float64], symmetry: Symmetry
+) -> NDArray[np.float64]:
+    """Distances (k,) in A, up to 4, from fractional points (k, 3) to the nearest image of atoms (n, 3), or of the point
+    itself where those are None."""
+    shifts = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    if frac is None:
+        images = np.einsum("gab,kb->gka", symmetry[0], points) + symmetry[1][:, None]
+        apart = images - points
+        apart = (apart - np.round(apart))[:, :, None] + shifts
+        length = np.linalg.norm(apart @ orth.T, axis=-1)
+        length[0][:, np.all(shifts == 0, axis=1)] = 4.0
+        return np.minimum(length.min(axis=(0, 2)), 4.0)
+    margin = 4.0 * np.linalg.norm(np.linalg.inv(orth), axis=1)
+    images = ((np.einsum("gab,nb->gna", symmetry[0], frac) + symmetry[1][:, None]) % 1.0).reshape(-1, 3)
+    reach = [np.arange(-r, r + 1) for r in np.ceil(margin).astype(int)]
+    lattice = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
+    around = (images[:, None] + lattice).reshape(-1, 3)
+    around = around[np.all((around > -margin) & (around < 1 + margin), axis=1)]
+    distance, _ = cKDTree(around @ orth.T).query((points % 1.0) @ orth.T, distance_upper_bound=4.0)
+    return np.minimum(distance, 4.0)
