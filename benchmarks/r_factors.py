@@ -228,8 +228,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             near = sum(x <= 0.01 for x in away)
             lines.append(
                 f"R_{name}, ours less mmtbx's on the same reflections, {len(values)} sets: "
-                f"median {median(values):+.4f}, median absolute {median(away):.4f}, largest {max(away):.4f}; within 0.01 on {near}; "
-                f"not above mmtbx's by more than 0.001 on {sum(x <= 0.001 for x in values)}."
+                f"median {median(values):+.4f}, median absolute {median(away):.4f}, largest {max(away):.4f}; "
+                f"within 0.01 on {near}; not above mmtbx's by more than 0.001 on {sum(x <= 0.001 for x in values)}."
             )
     wet = [r for r in good if "masks" in r]
     for kind, sets in (("protein", [r for r in wet if r["cls"].startswith("protein")]), ("all", wet)):
