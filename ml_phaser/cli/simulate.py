@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,57 @@ if TYPE_CHECKING:
     from ml_phaser.simulate.simulated import Simulated
 
 PROGRAM = "ml_phaser simulate"
+FAMILIES = (
+    "ideal", "dialanine-1a", "dialanine-1b", "dipeptide-12", "dipeptide-minimal", "residues-15", "peptide", "box",
+    "protein",
+)  # fmt: skip
 PARAMETERS = (
     Parameter("hklout", "output", "MTZ with I, SIGI and FreeR_flag"),
     Parameter("xyzout", "output", "the model (PDB)"),
     Parameter("mapout", "output", "the true density at the data's resolution, without F(000) (CCP4)"),
     Parameter("jsonout", "output", "what was made (JSON)"),
-    Parameter("sequence", "text", "one-letter codes, e.g. ACDEF; L residues"),
-    Parameter("spacegroup", "text", 'e.g. P212121, "P 21 21 21" or 19', default="P212121"),
-    Parameter("resolution", "float", "high-resolution limit", default=1.0, low=0.5, high=4.0, unit="A"),
-    Parameter("noise", "float", "mean sigma(I) over mean I", default=0.05, low=0.0, high=1.0),
-    Parameter("completeness", "float", "fraction of the unique reflections measured", default=0.97, low=0.2, high=1.0),
-    Parameter("b", "float", "mean displacement parameter", default=8.0, low=0.5, high=100.0, unit="A^2"),
+    Parameter("family", "choice", "kind of crystal", default="ideal", choices=FAMILIES),
     Parameter("seed", "int", "another seed, another crystal", default=0, low=0, high=2**31 - 1),
+    Parameter("data", "text", "protein coordinates to build from: their folder, or a file made by train pack"),
+    Parameter(
+        "split", "choice", "which entries of them", default="holdout", choices=("holdout", "train", "crysformer")
+    ),
+    Parameter("sequence", "text", "one-letter codes, e.g. ACDEF; L residues"),
+    Parameter("spacegroup", "text", 'e.g. P212121, "P 21 21 21" or 19'),
+    Parameter("resolution", "float", "high-resolution limit", low=0.5, high=4.0, unit="A"),
+    Parameter("noise", "float", "mean sigma(I) over mean I", low=0.0, high=1.0),
+    Parameter("completeness", "float", "fraction of the unique reflections measured", low=0.2, high=1.0),
+    Parameter("b", "float", "mean displacement parameter", low=0.5, high=200.0, unit="A^2"),
+    Parameter("b_spread", "float", "standard deviation of ln B", low=0.0, high=1.5),
+    Parameter("b_correlation", "float", "correlation of B between neighbouring residues", low=0.0, high=0.99),
+    Parameter(
+        "anisotropy", "float", "r.m.s. principal B of the anisotropy of the data", low=0.0, high=50.0, unit="A^2"
+    ),
+    Parameter("low", "float", "no reflections beyond this spacing", low=3.0, high=10000.0, unit="A"),
+    Parameter("cone", "float", "half angle of the blind cone about the spindle", low=0.0, high=60.0, unit="degrees"),
+    Parameter("wedge", "float", "part of the half turn not measured", low=0.0, high=170.0, unit="degrees"),
+    Parameter("shell", "float", "share lost of the outer fifth of the reflections", low=0.0, high=0.5),
+    Parameter("sigma_error", "float", "relative error of the sigmas", low=0.0, high=2.0),
+    Parameter("sigma_scale", "float", "factor by which all sigmas are wrong", low=0.1, high=10.0),
+    Parameter("residues", "int", "length of the chain", low=1, high=2000),
+    Parameter("atoms", "int", "atoms in the cell, waters counted", low=20, high=2000),
+    Parameter("waters", "float", "share of the voids filled with waters", low=0.0, high=1.0),
+    Parameter(
+        "volume_per_atom", "float", "cell for each atom, if it packs as densely", low=12.0, high=1000.0, unit="A^3"
+    ),
+    Parameter("edge", "float", "cell edge of boxes", low=8.0, high=60.0, unit="A"),
+    Parameter("fragment", "text", "published 15-residue fragment, e.g. 1A1X_1_12 (with split crysformer)"),
+    Parameter("solvent", "float", "share of the cell for bulk solvent, at least", low=0.1, high=0.9),
+    Parameter("k_sol", "float", "density of the solvent", low=0.0, high=1.0, unit="electrons/A^3"),
+    Parameter("b_sol", "float", "B of the solvent", low=0.0, high=300.0, unit="A^2"),
     Parameter("overwrite", "flag", "replace output files that exist", default=False),
 )
 BY_NAME = {p.name: p for p in PARAMETERS}
 OUTPUTS = tuple(p.name for p in PARAMETERS if p.kind == "output")
 SUFFIX = {"hklout": ".mtz", "xyzout": ".pdb", "mapout": ".map", "jsonout": ".json"}
+# Everything else is a setting of the family, under this name.
+NOT_SETTINGS = (*OUTPUTS, "family", "seed", "data", "split", "overwrite")
+SETTING = {"resolution": "d_min"}
 EXAMPLE = f"{PROGRAM} sequence ACDEF hklout sim.mtz xyzout sim.pdb"
 
 
@@ -39,17 +74,19 @@ def usage() -> str:
     """The answer to ``--help``."""
     lines = [
         f"usage: {PROGRAM} sequence ACDEF hklout sim.mtz xyzout sim.pdb [mapout true.map] [name value ...]",
+        f"       {PROGRAM} family NAME data COORDINATES hklout sim.mtz [name value ...]",
         "",
-        "A peptide of ideal geometry packed into a crystal, and intensities as an experiment would give them.",
-        "The files say that they are simulated. Same seed, same files. Names in any case, with or without --.",
+        "A crystal of known structure, and intensities as an experiment would give them; without a family, a peptide",
+        "of ideal geometry. The files say that they are simulated. Same seed, same files. Names in any case, with or",
+        "without --. What is not given is the family's own choice (docs/simulation.md).",
         "",
     ]
     for p in PARAMETERS:
-        value = {"output": "FILE", "text": "TEXT", "int": "N", "float": "X", "flag": ""}[p.kind]
+        value = {"output": "FILE", "text": "TEXT", "int": "N", "float": "X", "flag": "", "choice": "NAME"}[p.kind]
         default = "" if p.default is None or p.kind == "flag" else f" [{p.default}]"
         unit = f" in {p.unit}" if p.unit else ""
         lines.append(f"  {p.name + ' ' + value:<18}{p.help}{unit}{default}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Families: {', '.join(FAMILIES[:5])},", f"  {', '.join(FAMILIES[5:])}"])
 
 
 def parse(argv: list[str]) -> dict[str, str]:
@@ -80,7 +117,7 @@ def parse(argv: list[str]) -> dict[str, str]:
 
 def options_from(given: dict[str, str]) -> dict[str, Any]:
     """Checked values of all parameters, defaults filled in; outputs not asked for are None. Raises UserError."""
-    if "sequence" not in given:
+    if "sequence" not in given and given.get("family", "ideal").lower() == "ideal":
         raise UserError("sequence is missing", "command line", EXAMPLE)
     if not any(name in given for name in OUTPUTS):
         raise UserError("no output file is named", "command line", EXAMPLE)
@@ -115,18 +152,30 @@ def check_outputs(options: dict[str, Any]) -> None:
         seen[full] = name
 
 
+def check_settings(family: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Before any coordinates are read. Raises UserError for an option that means nothing in this family."""
+    names = {setting: name for name, setting in SETTING.items()}
+    fitting = sorted(names.get(n, n) for n in known if names.get(n, n) in BY_NAME)
+    for name in given:
+        if name not in known:
+            raise UserError(f"means nothing in family {family}", names.get(name, name), f"one of {', '.join(fitting)}")
+
+
 def report(data: Simulated, written: list[str]) -> str:
     """What is printed."""
     from ml_phaser.simulate.data_set import record
 
     r = record(data)
     lines = [
-        f" SIMULATED crystal : {r['request']['sequence']} in {r['request']['spacegroup']}, seed {r['request']['seed']}",
+        f" SIMULATED crystal : {r['request'].get('sequence') or data.family} in {r['request']['spacegroup']}, "
+        f"seed {r['request']['seed']}",
         f" Cell              : {' '.join(f'{x:g}' for x in r['cell'])}",
         f" Contents          : {r['atoms']} atoms and {r['waters']} waters in the asymmetric unit, "
         f"{r['volume_per_atom']:g} A^3 an atom, no contact under {r['shortest_contact']:.2f} A",
         f" Reflections       : {r['reflections']} of {r['possible']} to {r['request']['resolution']:g} A, "
         f"{r['free']} free; sigma(I)/I {r['mean_sigma_over_mean_i']:.3f}",
+        *([f" Coordinates of    : {', '.join(data.source)}"] if data.source else []),
+        *([f" Bulk solvent      : {data.solvent.fraction:.2f} of the cell"] if data.solvent else []),
         "",
         "   d_max   d_min      n  completeness  I/sigma",
     ]
@@ -141,10 +190,14 @@ def run(argv: list[str]) -> str:
     options = options_from(parse(argv))
 
     from ml_phaser.simulate.data_set import write
+    from ml_phaser.simulate.families import FAMILIES as KINDS
     from ml_phaser.simulate.families import make
+    from ml_phaser.simulate.fragments import load_library
 
-    names = {"d_min": "resolution"} | {n: n for n in ("sequence", "spacegroup", "noise", "completeness", "b")}
-    data = make("ideal", options["seed"], **{setting: options[name] for setting, name in names.items()})
+    settings = {SETTING.get(n, n): v for n, v in options.items() if n not in NOT_SETTINGS and v is not None}
+    check_settings(options["family"], settings, KINDS[options["family"]].settings)
+    library = load_library(Path(options["data"]).expanduser(), options["split"]) if options["data"] else None
+    data = make(options["family"], options["seed"], library, **settings)
     files = {name: options[name] for name in OUTPUTS}
     write(data, **files)
     return report(data, [str(path) for path in files.values() if path is not None])

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from ml_phaser.crystal.maps import symmetric_shape
+from ml_phaser.errors import UserError
 from ml_phaser.simulate.fragments import ELEMENTS, Library
+from ml_phaser.simulate.measure import Sites
+from ml_phaser.simulate.recipes import needed
+from ml_phaser.simulate.simulated import Built
+
+FEWEST_ATOMS, LOOSEST, TRIES = 25, 25.5, 60  # LOOSEST in A^3 an atom
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """Atoms of a P1 cell: fractional xyz (m, 3), element (m,) index into ELEMENTS, b (m,) A^2, occupancy (m,)."""
+    """Atoms of a P1 cell: fractional xyz (m, 3), element (m,) index into ELEMENTS, b (m,) A^2, occupancy (m,); the
+    first ``dry`` are no waters; ``source`` : the entry they come from."""
 
     cell: gemmi.UnitCell
     xyz: NDArray[np.float64]
     element: NDArray[np.int64]
     b: NDArray[np.float64]
     occupancy: NDArray[np.float64]
+    dry: int = 0
+    source: str = ""
 
 
 def wrapped_distances(a: NDArray, b: NDArray, cell: gemmi.UnitCell) -> NDArray[np.float64]:
@@ -38,12 +50,19 @@ def random_cell(rng: np.random.Generator, shape: tuple[int, int, int], spacing: 
 
 
 def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) -> Contents:
-    """Cut a box out of a protein at random orientation and repeat it.
+    """A box cut out of a random protein: see ``cut_box``."""
+    chain = library.draw(rng)
+    return cut_box(rng, *library.chain(chain), cell, str(library.entry[chain]))
+
+
+def cut_box(
+    rng: np.random.Generator, atoms: NDArray, element: NDArray, b: NDArray, cell: gemmi.UnitCell, source: str = ""
+) -> Contents:
+    """Cut a box out of a cloud of atoms (n, 3) in A at random orientation and repeat it.
 
     Atoms that would clash (< 2.3 A) with a lattice image are removed, and part of what is left empty is filled with
     waters at hydrogen-bonding distance, as in a real crystal.
     """
-    atoms, element, b = library.chain(library.draw(rng))
     turned = (atoms - atoms[rng.integers(len(atoms))]).astype(np.float64) @ Rotation.random(rng=rng).as_matrix().T
     frac = turned @ np.array(cell.frac.mat).T + rng.uniform(-0.2, 0.2, 3) + 0.5
     inside = np.all((frac >= 0) & (frac < 1), axis=1)
@@ -66,7 +85,34 @@ def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) 
     kind = np.concatenate([element, np.full(len(waters), ELEMENTS.index("O"))])
     occupancy = np.ones(len(xyz))
     occupancy[len(frac) :] = rng.uniform(0.5, 1.0, len(waters))
-    return Contents(cell, (xyz + rng.random(3)) % 1.0, kind, b, occupancy)
+    return Contents(cell, (xyz + rng.random(3)) % 1.0, kind, b, occupancy, len(frac), source)
+
+
+def build_box(rng: np.random.Generator, chosen: Mapping[str, Any], library: Library | None) -> Built:
+    """A dense box as a crystal of its own, edges about ``edge`` (A)."""
+    edge = chosen["edge"]
+    cell = random_cell(rng, (1, 1, 1), (0.85 * edge, 1.15 * edge))
+    cell = gemmi.UnitCell(*np.round(cell.parameters[:3], 3), *np.round(cell.parameters[3:], 2))
+    for _ in range(TRIES):
+        contents = dense_box(rng, needed(library), cell)
+        n = len(contents.xyz)
+        if n >= FEWEST_ATOMS and cell.volume / n < LOOSEST:
+            break
+    else:
+        raise UserError("no piece of a protein was found that fills it", "family box", "another seed, or another edge")
+    waters = len(contents.xyz) - contents.dry
+    elements = tuple(ELEMENTS[k] for k in contents.element)
+    group = gemmi.SpaceGroup("P 1")
+    orth = np.array(cell.orth.mat)
+    sites = Sites(
+        np.round(contents.xyz @ orth.T, 3) @ np.linalg.inv(orth).T, elements, np.round(contents.b, 2),
+        np.round(contents.occupancy, 2), (*(f"{e}{k}" for k, e in enumerate(elements[: n - waters])), *("O",) * waters),
+        (*("UNL",) * (n - waters), *("HOH",) * waters),
+        np.concatenate([np.ones(n - waters, dtype=int), np.arange(waters) + 1]),
+        (*("A",) * (n - waters), *("W",) * waters),
+    )  # fmt: skip
+    source = (str(contents.source),) if contents.source else ()
+    return Built(cell, group, sites, symmetric_shape(cell, group, chosen["d_min"], chosen["d_min"] / 3), source)
 
 
 def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill: float) -> NDArray[np.float64]:

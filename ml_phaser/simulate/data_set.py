@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from ml_phaser import __version__
 from ml_phaser.atomic import atomic
 from ml_phaser.crystal.maps import density, write_map
-from ml_phaser.simulate.measure import U_TO_B, Sites
+from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.packing import operators
 from ml_phaser.simulate.rigid import neighbours
-from ml_phaser.simulate.simulated import LABELS, Simulated, table
+from ml_phaser.simulate.simulated import LABELS, Simulated, structure, table
 
 SHELLS = 10
 _HISTORY_WIDTH = 80
@@ -79,7 +79,7 @@ def remarks(data: Simulated) -> list[str]:
         )
     lines.append(
         f"Resolution {data.d_min:g} A, noise {made['noise']:g} (mean sigma(I) / mean I), "
-        f"completeness {made['completeness']:g}, mean B {made['b']:g} A^2."
+        f"completeness {made['completeness']:g}, mean B {made.get('b', round(mean_b(sites), 1)):g} A^2."
     )
     return lines
 
@@ -102,40 +102,11 @@ def as_mtz(data: Simulated) -> gemmi.Mtz:
 
 def as_pdb(data: Simulated) -> str:
     """The model, with anisotropic displacement parameters."""
-    sites = data.sites
-    structure = gemmi.Structure()
-    structure.cell, structure.spacegroup_hm = data.cell, data.spacegroup.xhm()
-    structure.info["_struct.title"] = title(data)
-    structure.raw_remarks = [f"REMARK   3 {line}" for remark in remarks(data) for line in textwrap.wrap(remark, 68)]
-    model = gemmi.Model(1)
-    xyz = sites.xyz @ np.array(data.cell.orth.mat).T
-    residues: dict[tuple[str, int], list[int]] = {}  # in order; side chains follow the backbone
-    for i, key in enumerate(zip(sites.chain, sites.number.tolist(), strict=True)):
-        residues.setdefault(key, []).append(i)
-    for (name, number), rows in residues.items():
-        if not len(model) or model[-1].name != name:
-            model.add_chain(gemmi.Chain(name))
-        residue = gemmi.Residue()
-        residue.name, residue.seqid = sites.residue[rows[0]], gemmi.SeqId(str(number))
-        water = residue.name == "HOH"
-        residue.het_flag = "H" if water else "A"
-        residue.entity_type = gemmi.EntityType.Water if water else gemmi.EntityType.Polymer
-        for i in rows:
-            residue.add_atom(_atom(sites, i, xyz[i]))
-        model[-1].add_residue(residue)
-    structure.add_model(model)
-    structure.setup_entities()
-    return structure.make_pdb_string()
-
-
-def _atom(sites: Sites, i: int, xyz: NDArray[np.float64]) -> gemmi.Atom:
-    atom = gemmi.Atom()
-    atom.name, atom.element = sites.name[i], gemmi.Element(sites.element[i])
-    atom.pos = gemmi.Position(*xyz)
-    u = sites.u_overall + np.eye(3) * (sites.b[i] / U_TO_B)
-    atom.aniso = gemmi.SMat33f(u[0, 0], u[1, 1], u[2, 2], u[0, 1], u[0, 2], u[1, 2])
-    atom.b_iso, atom.occ = float(sites.b[i]), float(sites.occupancy[i])
-    return atom
+    model = structure(data.sites, data.cell, data.spacegroup)
+    model.info["_struct.title"] = title(data)
+    model.raw_remarks = [f"REMARK   3 {line}" for remark in remarks(data) for line in textwrap.wrap(remark, 68)]
+    model.setup_entities()
+    return model.make_pdb_string()
 
 
 def true_map(data: Simulated) -> NDArray[np.float64]:
@@ -170,13 +141,18 @@ def record(data: Simulated) -> dict[str, Any]:
         "source": list(data.source), "cell": [round(float(x), 3) for x in data.cell.parameters],
         "atoms": len(sites) - water, "waters": water, "molecules": molecules(sites),
         "volume_per_atom": round(data.volume_per_atom, 2), "shortest_contact": round(shortest_contact(data), 3),
-        "mean_b": round(float(sites.b[~sites.water].mean()), 2), "map_grid": list(data.shape),
+        "mean_b": round(mean_b(sites), 2), "map_grid": list(data.shape),
         "solvent": None if data.solvent is None else asdict(data.solvent),
         "reflections": int(m.measured.sum()), "possible": len(m.hkl),
         "completeness": round(float(m.measured.mean()), 4), "free": int(np.sum(m.free[m.measured] == 0)),
         "mean_sigma_over_mean_i": round(float(m.sigma[m.measured].mean() / m.intensity[m.measured].mean()), 4),
         "shells": shells(data),
     }  # fmt: skip
+
+
+def mean_b(sites: Sites) -> float:
+    """Mean B in A^2 of all atoms but waters."""
+    return float(sites.b[~sites.water].mean())
 
 
 def molecules(sites: Sites) -> int:

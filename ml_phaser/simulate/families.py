@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ml_phaser.errors import UserError
+from ml_phaser.simulate.crystals import build_box
 from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.measure import (
     U_TO_B,
@@ -29,6 +30,7 @@ from ml_phaser.simulate.measure import (
 )
 from ml_phaser.simulate.peptide_crystals import build_ideal, build_peptide
 from ml_phaser.simulate.peptides import checked_sequence
+from ml_phaser.simulate.protein_crystals import build_protein, solvent_factors
 from ml_phaser.simulate.recipes import build_dialanine, build_dipeptide, build_fifteen, build_minimal
 from ml_phaser.simulate.simulated import Built, Simulated
 
@@ -58,6 +60,11 @@ def _displaced_ideal(rng: np.random.Generator, built: Built, chosen: Mapping[str
     return displace(rng, built.sites, built.cell, built.spacegroup, chosen["b"])
 
 
+def _displaced_box(rng: np.random.Generator, built: Built, chosen: Mapping[str, Any]) -> Sites:
+    tensor = overall_anisotropy(rng, built.cell, built.spacegroup) * chosen["anisotropy"] / U_TO_B
+    return replace(built.sites, u_overall=np.round(tensor, 4))
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """One kind of crystal: what it is, the function that builds one, and all its settings with their defaults."""
@@ -72,8 +79,12 @@ class Family:
 _PAPER = {**EXACT, "rotate": False}
 _IDEAL = {"sequence": None, "spacegroup": "P212121", "d_min": 1.0, "noise": 0.05, "completeness": 0.97, "b": 8.0}
 _PEPTIDE = {
-    "residues": (2, 15), "sequence": None, "atoms": None, "spacegroup": None, "volume_per_atom": None,
-    "waters": (0.3, 1.0), "starts": 4,
+    "residues": (2, 15), "sequence": None, "atoms": None, "spacegroup": None, "volume_per_atom": (17.0, 20.0),
+    "waters": (0.4, 1.0), "starts": 4,
+}  # fmt: skip
+_PROTEIN = {
+    "residues": (60.0, 250.0), "spacegroup": None, "starts": 2, "solvent": (0.3, 0.75), "k_sol": (0.30, 0.40),
+    "b_sol": (25.0, 80.0), "d_min": (1.5, 3.0), "b": (15.0, 50.0), "low": (20.0, 100.0),
 }  # fmt: skip
 FAMILIES: dict[str, Family] = {
     f.name: f
@@ -92,6 +103,10 @@ FAMILIES: dict[str, Family] = {
                {**_PAPER, "spacing": 0.5, "fragment": None}),
         Family("peptide", "2-15 residues with their side chains as deposited, packed in many groups", build_peptide,
                {**VARIED, **_PEPTIDE}),
+        Family("box", "a box cut out of a protein and repeated in P1, with waters", build_box,
+               {**{k: v for k, v in VARIED.items() if not k.startswith("b")}, "edge": (13.0, 24.0)}, _displaced_box),
+        Family("protein", "a protein chain packed in a common group, with flat bulk solvent", build_protein,
+               {**VARIED, **_PROTEIN}),
     )
 }  # fmt: skip
 
@@ -125,11 +140,13 @@ def make(family: str, seed: int, library: Library | None = None, **settings: Set
     sites = kind.displace(stream(family, seed, "displacement"), built, chosen)
     hkl = unique_reflections(built.cell, built.spacegroup, chosen["d_min"])
     f = calculate(sites, built.cell, built.spacegroup, hkl)
+    if built.solvent is not None:
+        f = f + solvent_factors(sites, built.cell, built.spacegroup, built.solvent, hkl)
     flaws = Flaws(**{name: chosen[name] for name in Flaws.__dataclass_fields__ if name in chosen})
     m = measure(stream(family, seed, "measurement"), hkl, f, built.cell, built.spacegroup, flaws)
     return Simulated(
         family, seed, chosen, built.cell, built.spacegroup, sites, chosen["d_min"], built.shape, f, m,
-        source=built.source,
+        built.solvent, built.source,
     )  # fmt: skip
 
 

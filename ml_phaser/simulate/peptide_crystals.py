@@ -20,7 +20,7 @@ from ml_phaser.simulate.packing import Packed, operators, pack
 from ml_phaser.simulate.peptides import checked_sequence, random_peptide
 from ml_phaser.simulate.recipes import draw_fragment, needed
 from ml_phaser.simulate.rigid import Bodies, Placed, pack_rigid, press, voids
-from ml_phaser.simulate.simulated import Built
+from ml_phaser.simulate.simulated import Built, standard
 
 # Groups that peptides crystallise in, by their shares.
 GROUPS: Mapping[str, float] = {
@@ -120,10 +120,10 @@ def _contents(
         dry = max(5, round(wanted / (1 + WET * chosen["waters"])))
         count = -(-dry // LARGEST)
         sizes = np.diff(np.round(np.linspace(0, dry, count + 1)).astype(int))
-        molecules = [terminated(fragment_of_size(rng, needed(library, "peptide"), int(n) - 1)) for n in sizes]
+        molecules = [terminated(fragment_of_size(rng, needed(library), int(n) - 1)) for n in sizes]
         return molecules, wanted - sum(len(m.names) for m in molecules)
     else:
-        molecules = [terminated(draw_fragment(rng, needed(library, "peptide"), round(chosen["residues"])))]
+        molecules = [terminated(draw_fragment(rng, needed(library), round(chosen["residues"])))]
     return molecules, None
 
 
@@ -200,23 +200,3 @@ def dihedral(a: NDArray, b: NDArray, c: NDArray, d: NDArray) -> float:
     axis = (c - b) / np.linalg.norm(c - b)
     u, v = (a - b) - axis * ((a - b) @ axis), (d - c) - axis * ((d - c) @ axis)
     return float(np.rad2deg(np.arctan2(np.cross(axis, u) @ v, u @ v)))
-
-
-def standard(placed: Placed, bodies: Bodies) -> tuple[gemmi.UnitCell, NDArray[np.float64]]:
-    """Cell with rounded parameters and fractional coordinates (n, 3) as a PDB file holds them.
-
-    The molecules, rigid, are turned into the frame of the standard orthogonalisation.
-    """
-    a, b, c = placed.orth.T
-    lengths = [float(np.linalg.norm(x)) for x in (a, b, c)]
-
-    def angle(x: NDArray, y: NDArray) -> float:
-        return float(np.rad2deg(np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))))
-
-    angles = [angle(b, c), angle(a, c), angle(a, b)]
-    # Up, not down: rounding must not shorten contacts.
-    cell = gemmi.UnitCell(*np.ceil(np.array(lengths) * 1000 - 1e-3) / 1000, *np.round(angles, 2))
-    orth = np.array(cell.orth.mat)
-    left, _, right = np.linalg.svd(orth @ np.linalg.inv(placed.orth))
-    turned = replace(placed, orth=orth, turn=(left @ right) @ placed.turn)
-    return cell, np.round(turned.fractional(bodies) @ orth.T, 3) @ np.linalg.inv(orth).T

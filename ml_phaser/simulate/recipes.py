@@ -36,10 +36,10 @@ TRIES = 400
 P1 = gemmi.SpaceGroup("P 1")
 
 
-def needed(library: Library | None, family: str) -> Library:
+def needed(library: Library | None) -> Library:
     """The library. Raises UserError where there is none."""
     if library is None:
-        raise UserError("needs protein coordinates", f"family {family}", "data FOLDER")
+        raise UserError("this family is made of protein coordinates", "data", "data FOLDER")
     return library
 
 
@@ -113,12 +113,12 @@ def dialanine(fragment: Fragment) -> Fragment:
 
 def build_dialanine(rng: np.random.Generator, chosen: Mapping[str, Any], library: Library | None) -> Built:
     """Pan et al., data sets 1a and 1b."""
-    return _in_cube(rng, chosen, needed(library, "dialanine"), alanine=True)
+    return _in_cube(rng, chosen, needed(library), alanine=True)
 
 
 def build_dipeptide(rng: np.random.Generator, chosen: Mapping[str, Any], library: Library | None) -> Built:
     """Pan et al., data set 2."""
-    return _in_cube(rng, chosen, needed(library, "dipeptide-12"), alanine=False)
+    return _in_cube(rng, chosen, needed(library), alanine=False)
 
 
 def build_minimal(rng: np.random.Generator, chosen: Mapping[str, Any], library: Library | None) -> Built:
@@ -127,7 +127,7 @@ def build_minimal(rng: np.random.Generator, chosen: Mapping[str, Any], library: 
     The cell starts at the extent of the molecule along each axis. While a contact is too short, the axis along which
     its lattice translation is longest grows.
     """
-    library = needed(library, "dipeptide-minimal")
+    library = needed(library)
     for _ in range(TRIES):
         fragment = draw_fragment(rng, library, 2)
         xyz = _placed(rng, chosen, fragment)
@@ -166,7 +166,7 @@ def build_fifteen(rng: np.random.Generator, chosen: Mapping[str, Any], library: 
     UserError
         for a named fragment that the library does not hold whole, or that clashes
     """
-    library = needed(library, "residues-15")
+    library = needed(library)
     cell = gemmi.UnitCell(*FIFTEEN_CELL, 90, 90, 90)
     named = chosen["fragment"]
     for _ in range(1 if named else TRIES):

@@ -26,8 +26,8 @@ PRESSURE = (0.2, 0.002)  # price of a volume, in squared overlaps (A^2) for each
 STEPS, RELEASE, DRAWS = 350, 150, 12
 START_VOLUME = 100.0  # A^3 an atom
 MARGIN = 0.02  # A kept beyond the shortest distances while pressing
+OPENINGS = 40  # steps of 0.25 % by which a cell may be opened
 ROOM = 2.3  # A around a water put into a void, before it is pressed
-REACH = APOLAR + MARGIN + SKIN
 ANGLES = (59.9, 122.0)  # degrees
 _DIGITS = 9
 
@@ -86,11 +86,13 @@ def neighbours(
 
 @dataclass(frozen=True, eq=False)
 class Bodies:
-    """What is packed: local (n, 3) A about the centre of each molecule, body (n,) its number, polar (n,) N or O."""
+    """What is packed: local (n, 3) A about the centre of each molecule, body (n,) its number, polar (n,) N or O;
+    limits: shortest distances in A between two others, one of each, two polar ones."""
 
     local: NDArray[np.float64]
     body: NDArray[np.int64]
     polar: NDArray[np.bool_]
+    limits: tuple[float, float, float] = (APOLAR, MIXED, POLAR)
 
     @classmethod
     def of(cls, molecules: list[NDArray[np.float64]], elements: list[tuple[str, ...]]) -> Bodies:
@@ -102,9 +104,14 @@ class Bodies:
     def count(self) -> int:
         return int(self.body[-1]) + 1
 
+    @property
+    def reach(self) -> float:
+        """Distance in A within which neighbours are listed."""
+        return self.limits[0] + MARGIN + SKIN
+
     def least(self, pairs: Pairs) -> NDArray[np.float64]:
         """(k,) shortest allowed distance of each pair."""
-        return np.choose(self.polar[pairs.i].astype(int) + self.polar[pairs.j], [APOLAR, MIXED, POLAR])
+        return np.choose(self.polar[pairs.i].astype(int) + self.polar[pairs.j], self.limits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +180,16 @@ def _forces(bodies: Bodies, placed: Placed, symmetry: Symmetry, pairs: Pairs, le
     )  # fmt: skip
 
 
-def thrown(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup) -> Placed:
-    """Molecules in a wide cell at random, those of some draws that overlap least."""
+def thrown(
+    rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, volume_each: float = START_VOLUME
+) -> Placed:
+    """Molecules in a wide cell at random, those of some draws that overlap least; ``volume_each`` in A^3 an atom."""
     symmetry = operators(spacegroup)
-    volume = START_VOLUME * len(symmetry[0]) * len(bodies.local)
+    volume = volume_each * len(symmetry[0]) * len(bodies.local)
     trials = [_begin(rng, bodies, spacegroup, volume) for _ in range(DRAWS)]
     costs = []
     for trial in trials:
-        pairs = neighbours(trial.fractional(bodies), bodies.body, trial.orth, symmetry, APOLAR)
+        pairs = neighbours(trial.fractional(bodies), bodies.body, trial.orth, symmetry, bodies.limits[0])
         costs.append(round(_forces(bodies, trial, symmetry, pairs, bodies.least(pairs)).overlap, 6))
     return trials[int(np.argmin(costs))]
 
@@ -200,12 +209,12 @@ def press(
     pace, mixing, since = 0.15, 0.1, 0
     still = np.zeros_like(placed.centre)
     velocities = [still, still, np.zeros((3, 3))]
-    pairs = neighbours(placed.fractional(bodies), bodies.body, placed.orth, symmetry, REACH)
+    pairs = neighbours(placed.fractional(bodies), bodies.body, placed.orth, symmetry, bodies.reach)
     reference, least = (placed.fractional(bodies) @ placed.orth.T, placed.orth), bodies.least(pairs) + MARGIN
     for k in range(steps + RELEASE):
         frac = placed.fractional(bodies)
         if _moved(frac @ placed.orth.T, placed.orth, *reference) > SKIN / 2:
-            pairs = neighbours(frac, bodies.body, placed.orth, symmetry, REACH)
+            pairs = neighbours(frac, bodies.body, placed.orth, symmetry, bodies.reach)
             reference, least = (frac @ placed.orth.T, placed.orth), bodies.least(pairs) + MARGIN
         f = _forces(bodies, placed, symmetry, pairs, least)
         if k >= steps and f.overlap < 1e-4:
@@ -279,10 +288,10 @@ def opened(placed: Placed, bodies: Bodies, symmetry: Symmetry) -> Placed | None:
     right, left = np.cos(np.deg2rad(ANGLES))
     if np.any((cosines > right) | (cosines < left)):
         return None
-    for factor in 1 + np.arange(0, 40) * 0.0025:
+    for factor in 1 + np.arange(0, OPENINGS) * 0.0025:
         wider = placed.scaled(float(factor))
         frac = wider.fractional(bodies)
-        pairs = neighbours(frac, bodies.body, wider.orth, symmetry, APOLAR + 0.01)
+        pairs = neighbours(frac, bodies.body, wider.orth, symmetry, bodies.limits[0] + 0.01)
         length = np.linalg.norm(pairs.vectors(frac, wider.orth, symmetry), axis=1)
         if np.all(length >= bodies.least(pairs) + 0.002):
             return wider

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gemmi
@@ -14,9 +14,19 @@ from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.exchange import columns as col
 from ml_phaser.exchange.columns import Candidate, Table
 from ml_phaser.exchange.read import amplitudes_from
-from ml_phaser.simulate.measure import Measurement, Sites
+from ml_phaser.simulate.measure import U_TO_B, Measurement, Sites
+from ml_phaser.simulate.rigid import Bodies, Placed
 
 LABELS = ("I", "SIGI", "FreeR_flag")
+
+
+@dataclass(frozen=True)
+class Solvent:
+    """Flat bulk solvent: electrons/A^3, A^2, and the share of the cell it fills (0-1)."""
+
+    k_sol: float
+    b_sol: float
+    fraction: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +39,7 @@ class Built:
     sites: Sites
     shape: tuple[int, int, int]
     source: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Solvent:
-    """Flat bulk solvent: electrons/A^3, A^2, and the share of the cell it fills (0-1)."""
-
-    k_sol: float
-    b_sol: float
-    fraction: float
+    solvent: Solvent | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,3 +115,58 @@ def amplitudes(sim: Simulated) -> Amplitudes:
         ),
         f"{sim.family} {sim.seed}",
     )  # fmt: skip
+
+
+def structure(sites: Sites, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> gemmi.Structure:
+    """The asymmetric unit as gemmi's, with anisotropic displacements."""
+    whole = gemmi.Structure()
+    whole.cell, whole.spacegroup_hm = cell, spacegroup.xhm()
+    model = gemmi.Model(1)
+    xyz = sites.xyz @ np.array(cell.orth.mat).T
+    residues: dict[tuple[str, int], list[int]] = {}  # in order; side chains follow the backbone
+    for i, key in enumerate(zip(sites.chain, sites.number.tolist(), strict=True)):
+        residues.setdefault(key, []).append(i)
+    for (name, number), rows in residues.items():
+        if not len(model) or model[-1].name != name:
+            model.add_chain(gemmi.Chain(name))
+        residue = gemmi.Residue()
+        residue.name, residue.seqid = sites.residue[rows[0]], gemmi.SeqId(str(number))
+        water = residue.name == "HOH"
+        residue.het_flag = "H" if water else "A"
+        residue.entity_type = gemmi.EntityType.Water if water else gemmi.EntityType.Polymer
+        for i in rows:
+            residue.add_atom(_atom(sites, i, xyz[i]))
+        model[-1].add_residue(residue)
+    whole.add_model(model)
+    whole.setup_cell_images()
+    return whole
+
+
+def _atom(sites: Sites, i: int, xyz: NDArray[np.float64]) -> gemmi.Atom:
+    atom = gemmi.Atom()
+    atom.name, atom.element = sites.name[i], gemmi.Element(sites.element[i])
+    atom.pos = gemmi.Position(*xyz)
+    u = sites.u_overall + np.eye(3) * (sites.b[i] / U_TO_B)
+    atom.aniso = gemmi.SMat33f(u[0, 0], u[1, 1], u[2, 2], u[0, 1], u[0, 2], u[1, 2])
+    atom.b_iso, atom.occ = float(sites.b[i]), float(sites.occupancy[i])
+    return atom
+
+
+def standard(placed: Placed, bodies: Bodies) -> tuple[gemmi.UnitCell, NDArray[np.float64]]:
+    """Cell with rounded parameters and fractional coordinates (n, 3) as a PDB file holds them.
+
+    The molecules, rigid, are turned into the frame of the standard orthogonalisation.
+    """
+    a, b, c = placed.orth.T
+    lengths = [float(np.linalg.norm(x)) for x in (a, b, c)]
+
+    def angle(x: NDArray, y: NDArray) -> float:
+        return float(np.rad2deg(np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))))
+
+    angles = [angle(b, c), angle(a, c), angle(a, b)]
+    # Up, not down: rounding must not shorten contacts.
+    cell = gemmi.UnitCell(*np.ceil(np.array(lengths) * 1000 - 1e-3) / 1000, *np.round(angles, 2))
+    orth = np.array(cell.orth.mat)
+    left, _, right = np.linalg.svd(orth @ np.linalg.inv(placed.orth))
+    turned = replace(placed, orth=orth, turn=(left @ right) @ placed.turn)
+    return cell, np.round(turned.fractional(bodies) @ orth.T, 3) @ np.linalg.inv(orth).T
