@@ -246,7 +246,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 def tables(rows: list[dict[str, Any]]) -> list[str]:
     """The Markdown file's lines."""
     out = ["# R factors and solvent masks", "", *(f"- {line}" for line in summary(rows)), "", "## R factors", ""]
-    heads = (
+    heads: tuple[str, ...] = (
         "set",
         "class",
         "group",
