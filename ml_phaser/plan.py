@@ -29,8 +29,10 @@ FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separ
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
 WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are solved without
 WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
-WRAP_SHARES = (0.12, 0.25, 0.45)  # of the cell: how empty it is, is not known
+WRAP_SHARES = (0.25, 0.12, 0.45)  # of the cell: how empty it is, is not known; in order of success
+WRAP_BAR = 0.6  # held-out correlation: wrong maps of packed crystals reach 0.4, right ones of empty cells 0.8
 STARTS_POINTS = 400_000  # grid points cycled at once
+LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
 LEARNED_MOST = 4_000_000  # about 2 kB of memory a point
 FINISH_POINTS = 200_000
@@ -97,14 +99,11 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options, see
 
     ``seeds``, on all reflections, are what every start begins with.
     """
-    used = np.flatnonzero(~normalised.outlier)
+    board, whole, d_search = lay_out(data, normalised, options)
+    used = board.rows
     choices = []
     if len(used) < len(data):
         choices.append(f"{len(data) - len(used)} improbably strong reflections are left out of the phasing.")
-    d_search = search_resolution(data.d[used])
-    held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
-    board = Board(data, normalised, used, held, device(options))
-    whole = board.sharpened(used, data.d_min / 2)
     count = threads(options, whole.points)
     torch.set_num_threads(count)
     network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine)
@@ -122,7 +121,8 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options, see
         finishers.append(classical_finisher(whole, used))
     if network is not None:
         entrant = learned_entrant(board, network)
-        entrants.append(entrant)
+        first = sum("shrink-wrap" in e.method.name for e in entrants) if entrant.share > 1 else len(entrants)
+        entrants.insert(first, entrant)
         if data.d_min >= network.config.d_best and entrant.home is not None:
             finishers.append(entrant.home)
     if seeds is not None:
@@ -153,6 +153,15 @@ def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[En
     ]
 
 
+def lay_out(data: Amplitudes, normalised: Normalised, options: Options) -> tuple[Board, Problem, float]:
+    """The data with reflections held out, the problem of all that are used, and the search's resolution limit in A."""
+    used = np.flatnonzero(~normalised.outlier)
+    d_search = search_resolution(data.d[used])
+    held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
+    board = Board(data, normalised, used, held, device(options))
+    return board, board.sharpened(used, data.d_min / 2), d_search
+
+
 def shrink_wrap_entrants(board: Board) -> list[Entrant]:
     """Hybrid input-output for molecules in mostly empty cells, with supports of several sizes."""
     problem = board.smoothed(board.rows, board.data.d_min / 2.5)
@@ -165,7 +174,19 @@ def shrink_wrap_entrants(board: Board) -> list[Entrant]:
         home = Finisher(problem, board.rows, (("shrink-wrap", method.project),), cycles)
         core = sparse(atoms_share(problem.d_min, 0.25))
         entrants.append(
-            Entrant(method, problem, board.rows, batch, method.cycles, block, core, 0.3, home, finishers=(home,))
+            Entrant(
+                method,
+                problem,
+                board.rows,
+                batch,
+                method.cycles,
+                block,
+                core,
+                0.3,
+                home,
+                finishers=(home,),
+                bar=WRAP_BAR,
+            )
         )
     return entrants
 
@@ -186,8 +207,8 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     projection = density_projection(network.to(board.device), problem)
     home = Finisher(problem, rows, (("learned", projection),), affordable(20, problem, LEARNED_POINTS))
     method = Relaxed(problem, projection, 0.6, "learned projection", keep_mean=False)
-    batch = int(np.clip(LEARNED_POINTS // problem.points, 1, 8))
-    block = 10 if problem.points < SMALL_GRID else 2
+    batch = int(np.clip(LEARNED_STARTS // problem.points, 1, 8))
+    block = 5 if problem.points < SMALL_GRID else 2
     share = 1.0 if board.data.d_min < config.d_best else 4.0
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 

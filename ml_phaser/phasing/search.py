@@ -37,6 +37,8 @@ class Entrant:
     home : finisher at the method's own resolution, before those of the full data
     origin : the problem whose random starts are taken, where it is not ``problem``: that with seeds
     finishers : of this entrant's solutions, where they are not those of all
+    bar : held-out correlation a start must reach to be finished; a start of an entrant whose bar is above PROMISING
+        is not finished below it only because nothing else is
     """
 
     method: Method
@@ -50,6 +52,7 @@ class Entrant:
     home: Finisher | None = None
     origin: Problem | None = None
     finishers: tuple[Finisher, ...] = ()
+    bar: float = PROMISING
 
     def starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Maps (count, u, v, w) to begin with."""
@@ -235,6 +238,7 @@ def search(
     most_trials: int | None,
     seed: int,
     progress: Callable[[float, Trial | None], None],
+    now: Callable[[], float] = time.monotonic,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
 
@@ -242,25 +246,29 @@ def search(
     ----------
     whole : the problem with all data, on whose reflections solutions are compared
     n : number of unique reflections of the crystal
-    seconds : time for the whole search; at least one batch gets at least one block of cycles
+    seconds : time for the whole search; batches go on, a block of cycles each, until there is one solution
     most_trials : stop after so many starts
+    now : the clock, in seconds
     """
     hunt = Hunt(whole)
     generator = torch.Generator().manual_seed(seed)
-    began = time.monotonic()
+    began = now()
     spent = [0.0] * len(entrants)
 
     def elapsed() -> float:
-        return time.monotonic() - began
+        return now() - began
 
-    while not hunt.convinced and (not hunt.trials or elapsed() < seconds):
+    while not hunt.convinced and (not hunt.solutions or elapsed() < seconds):
         left = math.inf if most_trials is None else most_trials - len(hunt.trials)
         if left <= 0:
             break
         turn = min(range(len(entrants)), key=lambda i: spent[i] / entrants[i].share)
         before = elapsed()
-        _batch(entrants[turn], finishers, n, hunt, int(min(entrants[turn].batch, left)), seed, generator, before,
-               lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best))  # fmt: skip
+        count = int(min(entrants[turn].batch, left))
+        _batch(
+            entrants[turn], finishers, n, hunt, count, count == left, seed, generator, before, now,
+            lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best),
+        )  # fmt: skip
         spent[turn] += elapsed() - before
     return hunt
 
@@ -271,18 +279,23 @@ def _batch(
     n: int,
     hunt: Hunt,
     count: int,
+    final: bool,
     seed: int,
     generator: torch.Generator,
     spent_before: float,
+    now: Callable[[], float],
     time_left: Callable[[], float],
     tell: Callable[[], None],
 ) -> None:
-    """One batch of starts, finished as soon as one looks promising, the best of it in any case."""
+    """One batch of starts, finished as soon as one looks promising, the best of it in any case (but see ``bar``).
+
+    ``final``: no more starts are allowed
+    """
     first = len(hunt.trials)
     hunt.trials += [Trial(first + i, entrant.method.name, seed, 0, 0.0, -1.0, 1.0, float("nan")) for i in range(count)]
-    began = time.monotonic()
+    began = now()
     x = entrant.starts(count, generator)
-    bar = np.full(count, max(PROMISING, 2.5 / math.sqrt(max(1, int(entrant.problem.held.sum())))))
+    bar = np.full(count, max(entrant.bar, 2.5 / math.sqrt(max(1, int(entrant.problem.held.sum())))))
     finished = False
     done = 0
     while done < entrant.cycles:
@@ -291,7 +304,7 @@ def _batch(
         half = entrant.method.estimate(x)
         scores = np.nan_to_num(entrant.problem.scores(half).cpu().numpy().astype(float), nan=-1.0)
         residuals = entrant.problem.residuals(half).cpu().numpy().astype(float)
-        seconds = (time.monotonic() - began) / count
+        seconds = (now() - began) / count
         for i in range(count):
             trial = replace(hunt.trials[first + i], cycles=done, seconds=seconds)
             if not trial.finished:
@@ -301,14 +314,15 @@ def _batch(
         last = done >= entrant.cycles or out_of_time
         # The start furthest above its own bar: a start that was finished in vain must improve to be tried again.
         leader = int(np.argmax(scores - bar))
-        affordable = hunt.finishing <= FINISHING_SHARE * (spent_before + time.monotonic() - began)
+        affordable = hunt.finishing <= FINISHING_SHARE * (spent_before + now() - began)
         promising = scores[leader] > bar[leader] and affordable and not out_of_time
-        if promising or (last and not finished and (affordable or not hunt.solutions)):
+        wanted = entrant.bar <= PROMISING and (affordable or not hunt.solutions)
+        if promising or (last and not finished and (wanted or (final and not hunt.solutions))):
             bar[leader] = scores[leader] + 0.04
-            since = time.monotonic()
+            since = now()
             phases = entrant.problem.gather_p1(half[leader])
             hunt.add(finish(phases, entrant, entrant.finishers or finishers, n, first + leader))
-            hunt.finishing += time.monotonic() - since
+            hunt.finishing += now() - since
             finished = True
         tell()
         if last or hunt.convinced:
