@@ -13,6 +13,7 @@ Gaussians (Agarwal 1978).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -29,10 +30,12 @@ from ml_phaser.structure_factors.form_factors import RATIO_TERMS, Scatterer, for
 from ml_phaser.structure_factors.operators import Operators, Sphere, orthogonalisation
 
 OVERSAMPLING = 1.5  # of the shortest wavelength, beyond two grid points
-ALIASING = 1e-3  # of the sharpest atom at d_min
-TRUNCATION = 3e-4  # of a Gaussian, at the edge of its box, after unblurring
-RATIO_ERROR = 3e-4  # of a scattering factor
-POINTS = {"cpu": 2**19, "cuda": 2**25}  # grid points handled at once
+ALIASING = 4e-3  # of the sharpest atom at d_min
+TRUNCATION = 1e-3  # of a Gaussian, at the edge of its box, after unblurring
+RATIO_ERROR = 2e-4  # that the ratios of one element's scattering factors add to the amplitudes
+COST_POINT, COST_TERM, COST_GRID = 1.3, 0.3, 6.0  # ns on one core: of an atom's grid point, Gaussian at it; of the FFT
+SMALL_GRID = 2**18  # points, up to which every element has a grid of its own
+POINTS = {"cpu": 2**18, "cuda": 2**25}  # grid points handled at once
 _I, _J = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]  # order of a symmetric matrix's elements
 
 
@@ -246,21 +249,39 @@ class _Mixture:
         return np.maximum(np.count_nonzero(self.heights, axis=1), 1)
 
     @classmethod
-    def of(cls, kind: NDArray[np.int64], scatterers: tuple[Scatterer, ...], d_min: float) -> _Mixture:
-        """Elements join, the strongest first, the grid that they fit with fewest Gaussians, or open one."""
-        strength = np.bincount(kind, minlength=len(scatterers)) * [sum(gaussians(s)[0]) ** 2 for s in scatterers]
+    def of(cls, kind: NDArray[np.int64], b: NDArray, scatterers: tuple[Scatterer, ...], plan: _Plan) -> _Mixture:
+        """Elements, the strongest first, join the grid where they are quickest to spread, or open one.
+
+        kind (m,), b (m,) about what the atoms will have, blurred, A^2
+        """
+        many = np.bincount(kind, minlength=len(scatterers))
+        mean_b = np.bincount(kind, b, minlength=len(scatterers)) / np.maximum(many, 1)
+        step = plan.d_min / (2 * plan.oversampling)
+
+        def cost(k: int, heights: Sequence[float], widths: Sequence[float]) -> float:
+            side = 2 * np.sqrt(20 * max(mean_b[k] + max(widths), 1) / U_TO_B) / step
+            return float(many[k] * side**3 * (COST_POINT + COST_TERM * len(heights)))
+
+        strength = many * np.array([sum(gaussians(s)[0]) ** 2 for s in scatterers])
+        share = np.sqrt(strength / max(strength.sum(), 1e-9))  # of the amplitudes
+        points = int(np.prod(plan.grid.shape))
         references: list[Scatterer] = []
         grid = np.zeros(len(scatterers), dtype=np.int64)
         heights, widths = np.zeros((2, len(scatterers), RATIO_TERMS))
         for k in np.argsort(-strength, kind="stable"):
-            fits = {i: ratio(scatterers[k], r, 1 / d_min, RATIO_ERROR) for i, r in enumerate(references)}
-            found = {i: f for i, f in fits.items() if f is not None}
-            if not found:
+            tolerance = float(f"{RATIO_ERROR / max(share[k], 0.02):.1e}")
+            best: tuple[int, tuple[float, ...], tuple[float, ...]]
+            best, best_cost = (len(references), (1.0,), (0.0,)), np.inf
+            if many[k] and references:
+                best_cost = cost(k, *best[1:]) + COST_GRID * points
+            for i, reference in enumerate(references):
+                fit = ratio(scatterers[k], reference, 1 / plan.d_min, tolerance) if points > SMALL_GRID else None
+                if fit is not None and cost(k, *fit) < best_cost:
+                    best, best_cost = (i, *fit), cost(k, *fit)
+            if best[0] == len(references):
                 references.append(scatterers[k])
-                found = {len(references) - 1: ((1.0,), (0.0,))}
-            grid[k] = min(found, key=lambda i: len(found[i][0]))
-            a, b = found[int(grid[k])]
-            heights[k, : len(a)], widths[k, : len(b)] = a, b
+            grid[k] = best[0]
+            heights[k, : len(best[1])], widths[k, : len(best[2])] = best[1:]
         f2 = np.array([s.f_double_prime for s in scatterers])
         heavy = np.flatnonzero(f2[kind])
         imaginary = np.zeros((2, len(heavy), RATIO_TERMS))
@@ -292,30 +313,32 @@ def fft_sum(
     orth = orthogonalisation(cell, like, group)
     s = plan.hkl @ torch.linalg.inv(orth)
     stol2 = (s * s).sum(-1) / 4
-    mixture = _Mixture.of(atoms.kind.cpu().numpy(), atoms.scatterers, plan.d_min)
-    parts, blur = _spread(atoms, mixture, orth @ plan.basis, plan)
+    parts, mixture, blur = _spread(atoms, orth @ plan.basis, plan)
     parts = plan.sphere.gather(parts)
     known = form_factors(mixture.references, stol2) * torch.exp(blur * stol2)
     real = (parts[: len(known)] * known).sum(0)
     return real if len(parts) == len(known) else real + 1j * parts[-1] * torch.exp(blur * stol2)
 
 
-def _spread(atoms: Atoms, mixture: _Mixture, vectors: torch.Tensor, plan: _Plan) -> tuple[torch.Tensor, float]:
-    """Transforms (grids, m) of the mixture's Gaussians, blurred, on the sphere; and the blur, a B in A^2."""
+def _spread(atoms: Atoms, vectors: torch.Tensor, plan: _Plan) -> tuple[torch.Tensor, _Mixture, float]:
+    """Transforms (grids, m) of the atoms' Gaussians, blurred, on the sphere; and the blur, a B in A^2."""
     like = atoms.b_iso
     steps = like.new_tensor(plan.grid.shape)
     to_steps = steps[:, None] * torch.linalg.inv(vectors)
+    needed = plan.d_min**2 * np.log(1 / ALIASING) / (plan.oversampling * (plan.oversampling - 1))
+    sharpest = atoms.b_iso.detach().cpu().numpy()
+    if atoms.u_aniso is not None:
+        tensors = atoms.u_aniso.detach()[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].view(-1, 3, 3)
+        sharpest = sharpest + U_TO_B * torch.linalg.eigvalsh(tensors)[:, 0].cpu().numpy()
+    blurred = sharpest + max(0.0, needed - sharpest.min(initial=needed))
+    mixture = _Mixture.of(atoms.kind.cpu().numpy(), blurred, atoms.scatterers, plan)
+    narrowest = sharpest[mixture.owner] + mixture.widths.min(axis=1)
+    blur = float(max(0.0, needed - narrowest.min(initial=needed)))
+
+    i, j = _I, _J
     owner = torch.from_numpy(mixture.owner).to(like.device)
     heights, widths = (torch.from_numpy(a).to(like) for a in (mixture.heights, mixture.widths))
     own_b = atoms.b_iso[owner, None] + widths  # (k, terms)
-    smallest = own_b.detach().amin(dim=1)
-    if atoms.u_aniso is not None:
-        tensors = atoms.u_aniso.detach()[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].view(-1, 3, 3)
-        smallest = smallest + U_TO_B * torch.linalg.eigvalsh(tensors)[owner, 0]
-    needed = plan.d_min**2 * np.log(1 / ALIASING) / (plan.oversampling * (plan.oversampling - 1))
-    blur = max(0.0, needed - float(smallest.min())) if len(owner) else 0.0
-
-    i, j = _I, _J
     isotropic = (to_steps[i] * to_steps[j]).sum(-1)  # (6,), of unit U
     covariance = ((own_b + blur) / U_TO_B)[..., None] * isotropic
     if atoms.u_aniso is not None:
@@ -333,7 +356,7 @@ def _spread(atoms: Atoms, mixture: _Mixture, vectors: torch.Tensor, plan: _Plan)
     order, batches = _batches(mixture.grid, mixture.terms, widest, POINTS.get(like.device.type, POINTS["cuda"]))
     rows = torch.from_numpy(order).to(like.device)
     grids = int(mixture.grid.max(initial=len(mixture.references) - 1)) + 1
-    return _Transform.apply(weight[rows], place[rows], precision[rows], batches, grids, plan.grid), blur
+    return _Transform.apply(weight[rows], place[rows], precision[rows], batches, grids, plan.grid), mixture, blur
 
 
 def _inverse(m: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

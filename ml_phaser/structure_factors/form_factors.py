@@ -88,12 +88,13 @@ def ratio(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The ratio of two scattering factors f0 + f' as sum a exp(-b s^2 / 4), for s up to ``s_max`` (1/A).
 
-    Heights a by least squares; widths b by trying all sets of ``WIDTHS``, then shifting them while the largest error
-    falls.
+    Heights a by least squares; widths b by trying all sets of ``WIDTHS``, then shifting the best while its largest
+    error falls.
 
     Returns
     -------
-    a, b : one to four each, as few as keep the error below ``tolerance`` of the larger factor at every s; or None
+    a, b : one to four each, as few as keep the error below ``tolerance`` of the larger factor at every s, and of
+        those the narrowest; or None
     """
     if scatterer == reference:
         return (1.0,), (0.0,)
@@ -105,19 +106,20 @@ def ratio(
     target = own / other * scale
 
     def judge(widths: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Smallest of the largest errors of sets of widths (k, r), with its widths and heights."""
+        """Of sets of widths (k, r) the narrowest that will do, or the best: its largest error, widths and heights."""
         waves = np.exp(-widths[:, :, None] * s2 / 4) * scale
         gram = waves @ waves.transpose(0, 2, 1) + 1e-8 * np.eye(widths.shape[1])
         heights = np.linalg.solve(gram, (waves @ target)[..., None])[..., 0]
         error = np.abs(np.einsum("kr,krs->ks", heights, waves) - target).max(axis=1)
         error[np.abs(heights).sum(axis=1) > CANCELLING * np.abs(own[0] / other[0])] = np.inf
-        i = int(np.argmin(error))
+        will_do = error < tolerance
+        i = int(np.argmin(np.where(will_do, widths.max(axis=1), np.inf) if will_do.any() else error))
         return float(error[i]), widths[i], heights[i]
 
     for terms in range(1, RATIO_TERMS + 1):
         best = judge(np.array(list(combinations(WIDTHS, terms))))
         moves, step = np.array(list(product((-1.0, 0.0, 1.0), repeat=terms))), 1.0
-        for _ in range(8):
+        for _ in range(8 if best[0] > tolerance else 0):
             trial = judge(np.maximum(best[1] + moves * step * (1 + np.abs(best[1]) / 8), WIDTHS[0]))
             best, step = (trial, step) if trial[0] < best[0] else (best, step / 2)
         if best[0] < tolerance:
