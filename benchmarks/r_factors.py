@@ -234,7 +234,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     wet = [r for r in good if "masks" in r]
     for kind, sets in (("protein", [r for r in wet if r["cls"].startswith("protein")]), ("all", wet)):
         for limit in ("4", "2.5"):
-            values = sorted((r["masks"]["smooth"]["to"][limit], r["set"]) for r in sets)
+            found = [(r["masks"]["smooth"]["to"][limit], r["set"]) for r in sets]
+            values = sorted((x, name) for x, name in found if x is not None)
             if values:
                 lines.append(
                     f"|F_mask| to {limit} A, smooth against exact, {len(values)} {kind} sets: median "
