@@ -54,9 +54,15 @@ def run(units: list[Unit], who: dict[str, Entrant], path: Path, *, jobs: int, se
     waiting = list(reversed(todo))
     part = path.with_name(path.name + ".units")
     part.mkdir(parents=True, exist_ok=True)
+    stopped: list[int] = []  # an exception out of a signal can get lost in a destructor; a note cannot
+    handlers = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with path.open("a", encoding="utf-8") as out:
+        with path.open("a+", encoding="utf-8") as out:
+            if out.tell() and not path.read_bytes().endswith(b"\n"):  # a line cut off must not spoil the next
+                out.write("\n")
             while waiting or running:
+                if stopped:
+                    raise KeyboardInterrupt
                 while waiting and len(running) < jobs:
                     unit = _next(waiting, [u for _, u, _, _ in running.values()])
                     if unit is None:
@@ -82,6 +88,8 @@ def run(units: list[Unit], who: dict[str, Entrant], path: Path, *, jobs: int, se
         for process, _, _, _ in running.values():
             _end(process)
             process.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for left in part.glob("*"):
             left.unlink()
         part.rmdir()
@@ -102,7 +110,8 @@ def _next(waiting: list[Unit], busy: list[Unit]) -> Unit | None:
 def _work(unit: Unit, entrant: Entrant, seed: int, result: Path) -> None:
     """In the child: phase, judge, write the row."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     import torch
 
     torch.set_num_threads(1)
