@@ -1,7 +1,7 @@
 """What is known of geometry before any measurement, as one energy of coordinates and one of B.
 
     E(x) = 1/2 sum ((bond - ideal) / sigma)^2 + the same of angles, volumes of chiral centres, distances from planes,
-           and of contacts that are too short
+           and of contacts that are too short + (1 + cos 3 chi) / (9 sigma^2) of torsions that like to be staggered
 
 so that exp(-E) is the prior probability that a likelihood is multiplied with (Konnert & Hendrickson, Acta Cryst. A36,
 344, 1980). All in double precision; coordinates in A, Cartesian. ``topology`` finds the restraints of a model.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 
@@ -53,6 +54,7 @@ class Contacts:
 
 
 REPULSION = 0.2  # A, standard deviation of contacts below the least distance
+TORSION = np.deg2rad(15)  # standard deviation near a minimum
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,7 @@ class Restraints:
     """All restraints of a model.
 
     bonds, angles, volumes : of 2, 3 and 4 atoms (of a volume, the centre first); A, radians, A^3
+    staggered : (k, 4) atoms of torsions with minima at 60, 180 and 300 degrees
     similar : pairs whose ln B should differ little; ideal values are 0
     notes : sentences for the log
     """
@@ -67,6 +70,7 @@ class Restraints:
     bonds: Term
     angles: Term
     volumes: Term
+    staggered: torch.Tensor
     planes: Planes
     similar: Term
     notes: tuple[str, ...] = field(default=())
@@ -76,6 +80,7 @@ class Restraints:
         total = _half_squares(bond_lengths(xyz, self.bonds.atoms), self.bonds)
         total = total + _half_squares(bond_angles(xyz, self.angles.atoms), self.angles)
         total = total + _half_squares(volumes(xyz, self.volumes.atoms), self.volumes)
+        total = total + (1 + torch.cos(3 * torsions(xyz, self.staggered))).sum() / (9 * TORSION**2)
         total = total + 0.5 * (off_plane(xyz, self.planes) / self.planes.sigma**2).sum()
         return total if contacts is None else total + repulsion(xyz, contacts)
 
@@ -89,6 +94,13 @@ class Restraints:
         bond = bond_lengths(xyz, self.bonds.atoms) - self.bonds.ideal
         angle = torch.rad2deg(bond_angles(xyz, self.angles.atoms) - self.angles.ideal)
         return _rms(bond), _rms(angle)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each kind."""
+        return {
+            "bonds": len(self.bonds), "angles": len(self.angles), "volumes": len(self.volumes),
+            "staggered": len(self.staggered), "planes": len(self.planes.sigma),
+        }  # fmt: skip
 
 
 def _rms(values: torch.Tensor) -> float:
@@ -118,6 +130,13 @@ def volumes(xyz: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
     """(k,) a . (b x c) of the vectors from the first atom to the others, in A^3; the sign tells the hand."""
     a, b, c = (xyz[atoms[:, i]] - xyz[atoms[:, 0]] for i in (1, 2, 3))
     return (a * torch.linalg.cross(b, c)).sum(-1)
+
+
+def torsions(xyz: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    """(k,) torsions of four atoms, in radians, -pi to pi."""
+    u, v, w = (xyz[atoms[:, i + 1]] - xyz[atoms[:, i]] for i in range(3))
+    m, n = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
+    return torch.atan2((u * n).sum(-1) * _length(v), (m * n).sum(-1))
 
 
 def off_plane(xyz: torch.Tensor, planes: Planes) -> torch.Tensor:

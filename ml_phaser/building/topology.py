@@ -28,6 +28,7 @@ from ml_phaser.crystal.amino_acids import (
     PROLINE_LINK,
     RINGS,
     S_S,
+    STAGGERED,
     THREE_LETTERS,
     build_chain,
     side_chain,
@@ -39,7 +40,7 @@ BOND, ANGLE, VOLUME = 0.02, np.deg2rad(2.5), 0.2  # standard deviations: A, radi
 FLAT, PEPTIDE_FLAT = 0.02, 0.06  # A
 LOOSE = 2.0  # standard deviations of what is held to its start, in those of amino acids
 METAL_BOND = 0.1  # A
-SIMILAR_B, SIMILAR_B_ANGLE = 0.2, 0.35  # of ln B, of atoms one and two bonds apart
+SIMILAR_B, SIMILAR_B_ANGLE = 0.35, 0.6  # of ln B, of atoms one and two bonds apart
 LINK_REACH, S_S_REACH = 2.5, 2.8  # A: further apart, C and N or two sulphurs are not bonded
 STRETCH = 0.4  # A beyond the sum of the covalent radii
 SHORTER, LONGER = 0.28, 0.1  # A from that sum: the range of ideal lengths taken from the start
@@ -126,6 +127,7 @@ class _Found:
     bonds: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
     angles: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
     volumes: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
+    staggered: list[tuple[int, ...]] = field(default_factory=list)
     planes: list[tuple[tuple[int, ...], float]] = field(default_factory=list)
 
 
@@ -189,6 +191,8 @@ def restraints_of(model: gemmi.Model) -> Restraints:
     for name, here, k in zip(sites.names, sites.of, known, strict=True):
         if k:
             _apply(ideal_residue(LETTERS[name], "OXT" in here), here, sites, found, FLAT)
+            for torsion in STAGGERED.get(LETTERS[name], ()):
+                found.staggered += sites.sets(torsion.split(), here)
     for groups in sites.groups:
         for before, after in pairwise(groups):
             for one, other in product(before, after):
@@ -295,7 +299,9 @@ def _gather(found: _Found) -> Restraints:
         torch.tensor(there, dtype=torch.float64).reshape(-1, longest),
         torch.tensor([sigma for _, sigma in found.planes], dtype=torch.float64),
     )
-    return Restraints(_term(found.bonds, 2), _term(found.angles, 3), _term(found.volumes, 4), planes, _similar(found))
+    staggered = torch.tensor(found.staggered, dtype=torch.int64).reshape(-1, 4)
+    terms = _term(found.bonds, 2), _term(found.angles, 3), _term(found.volumes, 4)
+    return Restraints(*terms, staggered, planes, _similar(found))
 
 
 def _term(table: dict[tuple[int, ...], tuple[float, float]], j: int) -> Term:

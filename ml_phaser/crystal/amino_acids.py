@@ -79,6 +79,16 @@ PLANES = {
     "R": ("CD NE CZ NH1 NH2",), "F": ("CB CG CD1 CD2 CE1 CE2 CZ",), "Y": ("CB CG CD1 CD2 CE1 CE2 CZ OH",),
     "H": ("CB CG ND1 CD2 CE1 NE2",), "W": ("CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",),
 }  # fmt: skip
+# Side-chain torsions between tetrahedral atoms, which prefer 60, 180 and 300 degrees
+STAGGERED = {
+    letter: tuple(" ".join(path.split()[k : k + 4]) for k in range(len(path.split()) - 3))
+    for letter, path in {
+        "S": "N CA CB OG", "C": "N CA CB SG", "T": "N CA CB OG1", "V": "N CA CB CG1", "I": "N CA CB CG1 CD1",
+        "L": "N CA CB CG CD1", "M": "N CA CB CG SD CE", "K": "N CA CB CG CD CE NZ", "R": "N CA CB CG CD NE",
+        "E": "N CA CB CG CD", "Q": "N CA CB CG CD", "D": "N CA CB CG", "N": "N CA CB CG", "F": "N CA CB CG",
+        "Y": "N CA CB CG", "W": "N CA CB CG", "H": "N CA CB CG",
+    }.items()
+}  # fmt: skip
 # Centres whose hand, or whose labels, must not change: centre and three neighbours
 CENTRES = {"I": ("CB CA CG1 CG2",), "T": ("CB CA OG1 CG2",), "V": ("CB CA CG1 CG2",), "L": ("CG CB CD1 CD2",)}
 ALPHA = "CA N C CB"  # that of every residue but glycine
