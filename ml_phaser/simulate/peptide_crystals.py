@@ -19,7 +19,7 @@ from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.packing import Packed, operators, pack
 from ml_phaser.simulate.peptides import checked_sequence, random_peptide
 from ml_phaser.simulate.recipes import draw_fragment, needed
-from ml_phaser.simulate.rigid import Bodies, Placed, pack_rigid, press, voids
+from ml_phaser.simulate.rigid import Bodies, Placed, pack_rigid, press, voids, widened
 from ml_phaser.simulate.simulated import Built, standard
 
 # Groups that peptides crystallise in, by their shares.
@@ -87,7 +87,7 @@ def build_peptide(rng: np.random.Generator, chosen: Mapping[str, Any], library: 
     placed, bodies = with_waters(rng, placed, bodies, group, waters)
     n = len(bodies.local)
     if chosen["volume_per_atom"] is not None:
-        placed = placed.scaled(max(1.0, (chosen["volume_per_atom"] * n * order / placed.volume) ** (1 / 3)))
+        placed = widened(placed, bodies, group, chosen["volume_per_atom"] * n * order)
     cell, frac = standard(placed, bodies)
     letters = "ABCDEFGHIJKLMNOPQRSTUVXYZ"
     sites = Sites(

@@ -18,7 +18,7 @@ from ml_phaser.exchange.spacegroup import parse_spacegroup
 from ml_phaser.simulate.fragments import Fragment, Library
 from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.recipes import needed
-from ml_phaser.simulate.rigid import Bodies, Placed, press, thrown
+from ml_phaser.simulate.rigid import Bodies, Placed, press, thrown, widened
 from ml_phaser.simulate.simulated import Built, Solvent, standard, structure
 
 # Groups that proteins crystallise in, by rounded shares of the Protein Data Bank.
@@ -31,6 +31,7 @@ BEAD_VOLUME = 900.0  # A^3 of cell a residue, to begin with
 CROWDED = 40  # neighbours within 6 A of an atom that no other molecule can touch
 FEWEST_RESIDUES = 20
 TRIES = 30
+INTERLOCKED = 4  # packings whose molecules may turn out to be impossible to draw apart
 
 
 def build_protein(rng: np.random.Generator, chosen: Mapping[str, Any], library: Library | None) -> Built:
@@ -46,19 +47,19 @@ def build_protein(rng: np.random.Generator, chosen: Mapping[str, Any], library: 
     group = group or parse_spacegroup(name, where="spacegroup")
     protein = draw_chain(rng, needed(library), chosen["residues"])
     atoms = Bodies.of([protein.xyz], [protein.elements])
-    placed = _packed(rng, protein, atoms, group, int(chosen["starts"]))
-    shape_at = chosen["d_min"] / 3
     sites = _sites(protein)
-    cell, frac = standard(placed, atoms)
-    for _ in range(3):
-        filled = solvent_fraction(replace(sites, xyz=frac), cell, group)
-        if filled >= chosen["solvent"] - 0.01:
-            break
-        placed = placed.scaled(((1 - filled) / (1 - chosen["solvent"])) ** (1 / 3))
+    for _ in range(INTERLOCKED):
+        placed = _packed(rng, protein, atoms, group, int(chosen["starts"]))
+        for _ in range(3):
+            cell, frac = standard(placed, atoms)
+            filled = solvent_fraction(replace(sites, xyz=frac), cell, group)
+            placed = widened(placed, atoms, group, placed.volume * (1 - filled) / (1 - chosen["solvent"]))
         cell, frac = standard(placed, atoms)
-    filled = solvent_fraction(replace(sites, xyz=frac), cell, group)
+        filled = solvent_fraction(replace(sites, xyz=frac), cell, group)
+        if filled > chosen["solvent"] - 0.03:
+            break
     solvent = Solvent(chosen["k_sol"], chosen["b_sol"], round(filled, 4))
-    shape = symmetric_shape(cell, group, chosen["d_min"], shape_at)
+    shape = symmetric_shape(cell, group, chosen["d_min"], chosen["d_min"] / 3)
     return Built(cell, group, replace(sites, xyz=frac), shape, (protein.source,), solvent)
 
 
@@ -95,6 +96,8 @@ def _packed(rng: np.random.Generator, protein: Fragment, atoms: Bodies, group: g
         placed = press(thrown(rng, coarse, group, BEAD_VOLUME), coarse, group)
         if placed is not None:
             placed = press(placed.scaled(1.03), outer, group, 100, (0.02, 0.002))
+        if placed is not None:  # also atoms that do not seem to lie at the surface
+            placed = press(placed, atoms, group, steps=0)
         if placed is not None:
             found.append(placed)
     if not found:

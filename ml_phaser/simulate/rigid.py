@@ -26,6 +26,8 @@ PRESSURE = (0.2, 0.002)  # price of a volume, in squared overlaps (A^2) for each
 STEPS, RELEASE, DRAWS = 350, 150, 12
 START_VOLUME = 100.0  # A^3 an atom
 MARGIN = 0.02  # A kept beyond the shortest distances while pressing
+CLEAR = 0.008  # A kept beyond the shortest distances for the rounding of cell and coordinates
+WIDENING = 1.05  # factor on cell edges in one step
 OPENINGS = 40  # steps of 0.25 % by which a cell may be opened
 ROOM = 2.3  # A around a water put into a void, before it is pressed
 ANGLES = (59.9, 122.0)  # degrees
@@ -281,7 +283,7 @@ def _advance(placed: Placed, shift: NDArray, turn: NDArray, strain: NDArray) -> 
 
 
 def opened(placed: Placed, bodies: Bodies, symmetry: Symmetry) -> Placed | None:
-    """The cell widened until no contact is too short (with 0.002 A for rounding); None where that takes a third of its
+    """The cell widened until no contact is too short (with CLEAR for rounding); None where that takes a third of its
     volume, as with molecules threaded through each other, or where an angle lies outside ANGLES."""
     unit = placed.orth / np.linalg.norm(placed.orth, axis=0)
     cosines = (unit.T @ unit)[[1, 0, 0], [2, 2, 1]]
@@ -293,9 +295,21 @@ def opened(placed: Placed, bodies: Bodies, symmetry: Symmetry) -> Placed | None:
         frac = wider.fractional(bodies)
         pairs = neighbours(frac, bodies.body, wider.orth, symmetry, bodies.limits[0] + 0.01)
         length = np.linalg.norm(pairs.vectors(frac, wider.orth, symmetry), axis=1)
-        if np.all(length >= bodies.least(pairs) + 0.002):
+        if np.all(length >= bodies.least(pairs) + CLEAR):
             return wider
     return None
+
+
+def widened(placed: Placed, bodies: Bodies, spacegroup: gemmi.SpaceGroup, volume: float) -> Placed:
+    """The cell scaled to ``volume`` (A^3) if it is smaller, in small steps: molecules that interlock are let go, or
+    stop it short of that."""
+    while volume > placed.volume * 1.0001:
+        step = min((volume / placed.volume) ** (1 / 3), WIDENING)
+        wider = press(placed.scaled(step), bodies, spacegroup, steps=0)
+        if wider is None or wider.volume <= placed.volume:
+            break
+        placed = wider
+    return placed
 
 
 def pack_rigid(rng: np.random.Generator, bodies: Bodies, spacegroup: gemmi.SpaceGroup, starts: int) -> Placed:

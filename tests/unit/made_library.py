@@ -3,7 +3,7 @@
 import numpy as np
 
 from ml_phaser.simulate.fragments import ATOMS, ELEMENTS, RESIDUES, Residues, _library
-from ml_phaser.simulate.peptides import random_peptide
+from ml_phaser.simulate.peptides import REGIONS, _random_residue, build
 
 
 def made_library(chains=3, seed=0):
@@ -20,13 +20,17 @@ def made_library(chains=3, seed=0):
 
 
 def peptide_library(chains=4, length=30, seed=0):
-    """Chains of ideal geometry with all residues named; the second residue of the first lacks its last atom, and its
-    tenth is cut from the eleventh by 5 A."""
+    """Helices with bends, of ideal geometry, residues named. In the first chain the second residue lacks its last atom,
+    and the tenth is cut from the eleventh by 5 A."""
     rng = np.random.default_rng(seed)
     xyz, aa, mask, sizes = [], [], [], []
     for chain in range(chains):
         sequence = "MK" + "".join(rng.choice(list("AVLIGSTDEKNFYWHRQPMC"), length - 2))
-        peptide = random_peptide(rng, sequence)
+        torsions = [_random_residue(rng, sequence, k, "helix") for k in range(length)]
+        bends = np.array([REGIONS["helix" if k % 12 else "turn"] for k in range(length)]) + rng.normal(
+            0, 6, (length, 2)
+        )
+        peptide = build(sequence, bends, [t.chi for t in torsions], [180.0] * length)
         count = 0
         for k, letter in enumerate(sequence):
             at = {n: x for n, r, x in zip(peptide.names, peptide.residue, peptide.xyz, strict=True) if r == k}
