@@ -23,8 +23,8 @@ from measured import LABIN, NOT_FINAL, ROOT, DataSet, finite, first_line, number
 
 RESULTS = ROOT / "benchmarks" / "results"
 MASK_LIMITS = (8.0, 6.0, 4.0, 3.0, 2.5)  # A
-FINE, FINE_POINTS = (0.15, 0.3), 40_000_000  # A between points of the mask taken for the truth: the first if few enough
-USUAL = 0.6  # A, mmtbx's
+FINE, FINE_POINTS = (0.15, 0.3), 15_000_000  # A between points of the mask taken for the truth: the first if few enough
+USUAL = 0.6, 0.9  # A, mmtbx's grid and what it shrinks by
 
 
 def ours(item: DataSet) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,7 +154,7 @@ def masks(job: dict[str, Any]) -> dict[str, Any]:
     spacing = float(np.clip((cell.volume / FINE_POINTS) ** (1 / 3), *FINE))
     fine = exact_mask(structure, spacing=spacing)
     exact = mask_factors(fine, hkl, cell).abs().numpy()
-    usual = mask_factors(exact_mask(structure, spacing=USUAL), hkl, cell).abs().numpy()
+    usual = mask_factors(exact_mask(structure, spacing=USUAL[0], shrink=USUAL[1]), hkl, cell).abs().numpy()
     elements = [cra.atom.element.name for cra in structure[0].all()]
     start = time.monotonic()
     smooth = SmoothMask.of(cell, group, elements, atoms.occupancy.numpy())

@@ -8,8 +8,9 @@
     f_model = k_total * (f_calc + k_mask * f_mask)                  # scaling.py
 
 The exact mask (Jiang & Bruenger 1994, J. Mol. Biol. 243, 100): what lies further than r + PROBE from all atoms
-is solvent, and so is what lies within SHRINK of that. Radii and parameters are those of cctbx. Hydrogen and
-atoms of no occupancy are left out.
+is solvent, and so is what lies within SHRINK of that. Radii and probe are those of cctbx. Its 0.9 A to shrink by goes
+with its grid of 0.6 A, whose steps fall short of that: on our grids 0.7 A makes the same mask, and R over five sets
+0.003 lower than 0.9 A does. Hydrogen and atoms of no occupancy are left out.
 
 The smooth mask does the same with soft edges. The accessible region is
 S0(x) = exp(-1/2 sum_j max(0, (r_j + PROBE + 1.18 w - |x - x_j|) / w)^2): a union of spheres with half a Gaussian of
@@ -31,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ml_phaser.crystal.grid import HalfSphere
 
-PROBE, SHRINK = 1.1, 0.9  # A, those of cctbx
+PROBE, SHRINK = 1.1, 0.7  # A
 EDGE = 0.1  # A, w above: the finer, the nearer to the exact mask and the rougher its gradients
 BETA = 8.0  # 1/A
 SPACINGS = (0.3, 0.4)  # A between grid points: the first as long as USUAL_POINTS suffice, else up to the second

@@ -17,7 +17,7 @@ from ml_phaser.exchange.model import read_model
 from ml_phaser.exchange.read import read_amplitudes
 from ml_phaser.structure_factors.scaling import f_model, fit_scales, free_set, r_factors
 from ml_phaser.structure_factors.sigmaa import figure_of_merit, fit_errors, map_coefficients
-from ml_phaser.structure_factors.solvent import PROBE, SHRINK, exact_mask, mask_factors
+from ml_phaser.structure_factors.solvent import exact_mask, mask_factors
 
 GROUPS = [
     ("P 1", (21, 23, 25, 82, 97, 104)),
@@ -53,12 +53,12 @@ def xray_structure(st):
 @pytest.mark.parametrize(("name", "cell"), GROUPS)
 def test_mask_is_that_of_cctbx(name, cell):
     st = random_model(name, cell)
-    ours = exact_mask(st, spacing=0.5)
+    ours = exact_mask(st, spacing=0.5, probe=1.1, shrink=0.9)
     theirs = bulk_solvent(
         xray_structure=xray_structure(st).expand_to_p1(),  # all atoms of the cell: it knows no symmetry
         ignore_zero_occupancy_atoms=True,
-        solvent_radius=PROBE,
-        shrink_truncation_radius=SHRINK,
+        solvent_radius=1.1,
+        shrink_truncation_radius=0.9,
         gridding_n_real=ours.shape,
     )
     mask = np.array(theirs.data).reshape(ours.shape) > 0
