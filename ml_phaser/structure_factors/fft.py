@@ -31,7 +31,7 @@ from ml_phaser.structure_factors.operators import Operators, Sphere, orthogonali
 
 OVERSAMPLING = 1.5  # of the shortest wavelength, beyond two grid points
 ALIASING = 4e-3  # of the sharpest atom at d_min
-TRUNCATION = 1e-3  # of a Gaussian, at the edge of its box, after unblurring
+TRUNCATION, CUT_OFF = 1e-3, 1.5e-4  # of a Gaussian, at the edge of its box, unblurred and as it is
 RATIO_ERROR = 2e-4  # that the ratios of one element's scattering factors add to the amplitudes
 COST_POINT, COST_TERM, COST_GRID = 1.3, 0.3, 6.0  # ns on one core: of an atom's grid point, Gaussian at it; of the FFT
 SMALL_GRID = 2**18  # points, up to which every element has a grid of its own
@@ -262,14 +262,16 @@ class _Mixture:
             side = 2 * np.sqrt(20 * max(mean_b[k] + max(widths), 1) / U_TO_B) / step
             return float(many[k] * side**3 * (COST_POINT + COST_TERM * len(heights)))
 
-        strength = many * np.array([sum(gaussians(s)[0]) ** 2 for s in scatterers])
-        share = np.sqrt(strength / max(strength.sum(), 1e-9))  # of the amplitudes
+        charge = np.array([sum(gaussians(s)[0]) for s in scatterers])
+        strength = many * charge**2
+        ranked = np.argsort(-strength, kind="stable")
+        errors = np.sqrt(many * np.maximum(charge, charge[ranked[:1]]) ** 2 / max(strength.sum(), 1e-9))
         points = int(np.prod(plan.grid.shape))
         references: list[Scatterer] = []
         grid = np.zeros(len(scatterers), dtype=np.int64)
         heights, widths = np.zeros((2, len(scatterers), RATIO_TERMS))
-        for k in np.argsort(-strength, kind="stable"):
-            tolerance = float(f"{RATIO_ERROR / max(share[k], 0.02):.1e}")
+        for k in ranked:
+            tolerance = float(f"{RATIO_ERROR / max(errors[k], 0.02):.1e}")
             best: tuple[int, tuple[float, ...], tuple[float, ...]]
             best, best_cost = (len(references), (1.0,), (0.0,)), np.inf
             if many[k] and references:
@@ -349,8 +351,10 @@ def _spread(atoms: Atoms, vectors: torch.Tensor, plan: _Plan) -> tuple[torch.Ten
     weight = atoms.occupancy[owner, None] * heights * torch.rsqrt(determinant) * (2 * np.pi) ** -1.5
     place = (atoms.xyz.double() @ torch.linalg.inv(plan.basis.double()).T % 1.0)[owner] * steps
 
-    # in the end, unblurring makes errors larger
-    reach = torch.log(heights.abs().clamp(min=0.01) / TRUNCATION) + blur / (4 * plan.d_min**2)
+    # Unblurring makes the errors of the edge larger at high resolution; at low resolution it is the mass cut off.
+    reach = torch.log(heights.abs().clamp(min=0.01)) - min(
+        np.log(CUT_OFF), np.log(TRUNCATION) - blur / (4 * plan.d_min**2)
+    )
     half = torch.sqrt(2 * reach[..., None] * covariance.detach()[..., :3]).amax(dim=1)
     widest = torch.floor(half + 0.5).long().clamp(min=1).cpu().numpy()
     order, batches = _batches(mixture.grid, mixture.terms, widest, POINTS.get(like.device.type, POINTS["cuda"]))
