@@ -46,10 +46,10 @@ def recipes(run: str, seconds: float, per_task: int, seed: int) -> list[Recipe]:
 
 def paper(task: str, seconds: float, count: int, seed: int) -> list[Recipe]:
     """Crystals of one of the founding papers' data sets, as calculated there: exact data."""
-    large = "15" in task
+    large = "15" in task or task == "dialanine 1a"
     base = Recipe(task, "", FAMILY[task], seconds=seconds * (LARGE if large else 1))
     if task != "15 residues, published":
-        return [replace(base, name=f"{i}", seed=seed + i) for i in range(max(1, count // 2) if large else count)]
+        return [replace(base, name=f"{i}", seed=seed + i) for i in range(max(1, count // 2) if "15" in task else count)]
     names = (shared_data() / "coordinates" / "crysformer_test_ids.txt").read_text(encoding="ascii").split()
     chosen = names[7 + seed :: max(1, len(names) // max(1, count // 2))][: max(1, count // 2)]
     return [replace(base, name=name, settings=pairs(fragment=name), split="crysformer") for name in chosen]
