@@ -103,9 +103,10 @@ class SmoothMask:
     shape : (nu, nv, nw), of the group's symmetry
     orth : (3, 3) orthogonalisation matrix in A
     rotations, translations : (g, 3, 3), (g, 3) operators of the group, fractional
-    atoms : (m,) rows of the atoms that count
+    atoms : (m,) rows of the atoms that count, small ones first
     reach : (m,) A, where the edge around each of them begins
-    steps : (p, 3) int64 grid offsets of all points that can lie within reach of an atom
+    steps : (p, 3) int64 grid offsets of all points that can lie within reach of an atom, near ones first
+    far : (p,) A, an atom of less reach has no such point
     kernel : (nu, nv, nw // 2 + 1) transform of exp(-BETA r)
     """
 
@@ -116,6 +117,7 @@ class SmoothMask:
     atoms: torch.Tensor
     reach: torch.Tensor
     steps: torch.Tensor
+    far: torch.Tensor
     kernel: torch.Tensor
     threshold: float
     top: float
@@ -139,9 +141,11 @@ class SmoothMask:
         shape = (grid.nu, grid.nv, grid.nw)
         present = np.ones(len(elements)) if occupancy is None else np.asarray(occupancy)
         rows = [i for i, e in enumerate(elements) if e not in ("H", "D") and present[i] > 0]
+        rows = sorted(rows, key=lambda i: radius(elements[i]))
         reach = np.array([radius(elements[i]) for i in rows]) + probe + _HALF * EDGE
         ops = list(spacegroup.operations())
         kernel, total = _kernel(cell, shape)
+        steps, far = _steps(cell, shape, float(reach.max(initial=0.0)))
 
         def tensor(values: Any, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
@@ -153,7 +157,8 @@ class SmoothMask:
             tensor([np.array(op.tran) / op.DEN for op in ops], torch.float64),
             tensor(rows, torch.int64),
             tensor(reach),
-            tensor(_steps(cell, shape, float(reach.max(initial=0.0)))[0], torch.int64),
+            tensor(steps, torch.int64),
+            tensor(far, torch.float64),
             torch.fft.rfftn(tensor(kernel)),
             # integral of exp(-BETA r) over the half space at a distance SHRINK
             float(2 * np.pi / BETA**2 * (shrink + 2 / BETA) * np.exp(-BETA * shrink)),
@@ -163,7 +168,7 @@ class SmoothMask:
     def __call__(self, xyz: torch.Tensor) -> torch.Tensor:
         """(nu, nv, nw) mask of the atoms at ``xyz`` (m, 3), fractional: 1 in the solvent, near 0 in molecules."""
         x = xyz.to(torch.float64)[self.atoms]
-        images = torch.einsum("gij,mj->gmi", self.rotations, x) + self.translations[:, None]
+        images = torch.einsum("gij,mj->mgi", self.rotations, x) + self.translations
         edges = _Edges.apply(images.reshape(-1, 3), self)
         free = torch.exp(edges.reshape(self.shape))
         c = torch.fft.irfftn(torch.fft.rfftn(free) * self.kernel, s=self.shape)
@@ -174,19 +179,21 @@ _HALF = float(np.sqrt(2 * np.log(2)))  # widths from the beginning of the edge t
 
 
 def _steps(cell: gemmi.UnitCell, shape: tuple[int, int, int], reach: float) -> tuple[NDArray[np.int64], NDArray]:
-    """Grid offsets within ``reach`` A of any place nearest to the origin's grid point, and their lengths."""
+    """Grid offsets within ``reach`` A of any place nearest to the origin's grid point, and the least such reach."""
     n, orth = np.array(shape), np.array(cell.orth.mat)
     slack = np.linalg.norm(orth / n, axis=0).sum() / 2  # an atom's distance from its nearest grid point, at most
     high = np.ceil((reach + slack) * np.linalg.norm(np.array(cell.frac.mat), axis=1) * n).astype(int)
     steps = np.stack(np.meshgrid(*(np.arange(-h, h + 1) for h in high), indexing="ij"), axis=-1).reshape(-1, 3)
     length = np.linalg.norm((steps / n) @ orth.T, axis=1)
-    near = length <= reach + slack
-    return steps[near], length[near]
+    order = np.argsort(length, kind="stable")
+    order = order[: np.searchsorted(length[order], reach + slack, side="right")]
+    return steps[order], length[order] - slack
 
 
 def _kernel(cell: gemmi.UnitCell, shape: tuple[int, int, int]) -> tuple[NDArray, float]:
     """exp(-BETA r) times a point's volume, periodic, and its sum."""
-    steps, length = _steps(cell, shape, _KERNEL_REACH)
+    steps, _ = _steps(cell, shape, _KERNEL_REACH)
+    length = np.linalg.norm((steps / np.array(shape)) @ np.array(cell.orth.mat).T, axis=1)
     values = np.exp(-BETA * length) * cell.volume / np.prod(shape)
     kernel = np.zeros(shape)
     np.add.at(kernel, tuple((steps % np.array(shape)).T), values)
@@ -233,22 +240,24 @@ class _Near:
 def _neighbours(images: torch.Tensor, mask: SmoothMask) -> Iterator[_Near]:
     """The points within reach, some atoms at a time."""
     n = torch.tensor(mask.shape, device=images.device)
-    points = ((mask.steps / n.double()) @ mask.orth.T).to(mask.reach.dtype)
-    square = points.pow(2).sum(1)
-    reach = mask.reach.repeat(len(mask.rotations))
+    every = ((mask.steps / n.double()) @ mask.orth.T).to(mask.reach.dtype)
+    reach = mask.reach.repeat_interleave(len(mask.rotations))
     low = mask.steps.amin(0)
     width = (mask.steps.amax(0) - low + 1).tolist()
     stride = (mask.shape[1] * mask.shape[2], mask.shape[2], 1)
     size = max(1, _PAIRS // max(1, len(mask.steps)))
     for start in range(0, len(images), size):
         rows = slice(start, start + size)
+        near = int(torch.searchsorted(mask.far, reach[rows][-1].double(), right=True))
+        steps, points = mask.steps[:near] - low, every[:near]
         nearest = torch.round(images[rows] * n)
         off = ((images[rows] - nearest / n) @ mask.orth.T).to(mask.reach.dtype)
-        distance = (off.pow(2).sum(1, keepdim=True) - 2 * off @ points.T + square).clamp_min(1e-6).sqrt()
+        square = off.pow(2).sum(1, keepdim=True) - 2 * off @ points.T + points.pow(2).sum(1)
+        distance = square.clamp_min(1e-6).sqrt()
         depth = torch.relu((reach[rows, None] - distance) / EDGE)
-        flat = torch.zeros((len(off), len(points)), dtype=torch.int32, device=images.device)
+        flat = torch.zeros((len(off), near), dtype=torch.int32, device=images.device)
         for axis in range(3):  # one division for each plane of points, not for each point
             first = nearest[:, axis].long() + low[axis]
             planes = (first[:, None] + torch.arange(width[axis], device=images.device)) % n[axis] * stride[axis]
-            flat += planes.int()[:, mask.steps[:, axis] - low[axis]]
+            flat += planes.int()[:, steps[:, axis]]
         yield _Near(rows, flat, distance, depth, off, points)
