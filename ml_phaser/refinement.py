@@ -24,6 +24,7 @@ XYZ_STEPS, B_STEPS = 40, 30  # L-BFGS steps in a macrocycle
 CELL_TOLERANCE = 0.01  # of an edge, and in radians: how far the cells of model and data may differ
 NOTABLE_GAP = {1.5: 0.04, 2.0: 0.055, 2.5: 0.065, 99.0: 0.075}  # d_min (A) -> R_free - R_work that is still usual
 NOTABLE_FALL = 0.002  # of R_free
+LEAST_GAP = 0.01  # R_free - R_work of a model that has not seen the test set
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RefineOptions:
     labin: str | None = None
     resolution: tuple[float, float] | None = None
     free: int | None = None
-    cycles: int = 5
+    cycles: int = 3
     weight: str = "auto"
     bfactor: bool = True
     solvent: bool = True
@@ -86,15 +87,15 @@ def run(options: RefineOptions, notify: Notify) -> Refined:
     notify.stage("read")
     data = read(options)
     free, said = test_set(data, options)
-    structure, more = read_structure(options, data)
+    structure, table, more = read_structure(options, data)
     notify.stage("restrain")
-    parts = restrain(structure, data)
+    parts = restrain(structure, data, table)
     notes = (*data.notes, *said, *more, *parts.restraints.notes)
     for note in notes:
         notify.say(f" {note}")
     notify.stage("refine")
     state, fit, rows, weight = refine(structure, parts, data, free, options, notify)
-    verdict = judge(rows, data.d_min, had_free=not said or "set aside" not in said[0])
+    verdict = judge(rows, data.d_min)
     refined = Refined(data, free, structure, parts, state, fit, rows, weight, verdict, notes)
     notify.stage("write")
     write(refined, options)
@@ -138,14 +139,18 @@ def test_set(data: Amplitudes, options: RefineOptions) -> tuple[NDArray[np.bool_
     )
 
 
-def read_structure(options: RefineOptions, data: Amplitudes) -> tuple[gemmi.Structure, tuple[str, ...]]:
-    """The model in the cell and group of the data; UserError where it does not belong to them."""
+def read_structure(options: RefineOptions, data: Amplitudes) -> tuple[gemmi.Structure, str, tuple[str, ...]]:
+    """The model in the cell and group of the data, its table of scattering factors, notes; UserError where it does not
+    belong to them."""
     import gemmi
 
     from ml_phaser.exchange.model import read_model
 
     where = options.xyzin.name
-    structure = read_model(options.xyzin).structure
+    model = read_model(options.xyzin)
+    structure = model.structure
+    if model.radiation == "neutron":
+        raise UserError("neutron diffraction is not refined against", where, "an X-ray or electron structure")
     if not isinstance(structure, gemmi.Structure):
         raise UserError("only macromolecular models are refined", where, "a PDB or mmCIF file; SHELXL for this one")
     if any(not op.given for op in structure.ncs):
@@ -158,7 +163,7 @@ def read_structure(options: RefineOptions, data: Amplitudes) -> tuple[gemmi.Stru
     notes = fit_cell(structure, data.cell, where)
     structure.cell, structure.spacegroup_hm = data.cell, data.spacegroup.xhm()
     structure.setup_cell_images()
-    return structure, notes
+    return structure, "electron" if model.radiation == "electron" else "xray", notes
 
 
 def fit_cell(structure: gemmi.Structure, cell: gemmi.UnitCell, where: str) -> tuple[str, ...]:
@@ -185,11 +190,11 @@ def shown(cell: gemmi.UnitCell) -> str:
     return " ".join(f"{p:g}" for p in cell.parameters)
 
 
-def restrain(structure: gemmi.Structure, data: Amplitudes) -> Parts:
+def restrain(structure: gemmi.Structure, data: Amplitudes, table: str) -> Parts:
     """Geometry restraints, riding hydrogens, special positions."""
     from ml_phaser.building.refine import Parts
 
-    return Parts.of(structure, data.cell, data.spacegroup)
+    return Parts.of(structure, data.cell, data.spacegroup, table)
 
 
 def refine(
@@ -259,19 +264,22 @@ def line(r: Row) -> str:
     )
 
 
-def judge(rows: tuple[Row, ...], d_min: float, *, had_free: bool) -> str:
-    """What the R factors say of the refinement, in a sentence or two."""
+def judge(rows: tuple[Row, ...], d_min: float) -> str:
+    """What the R factors say of the refinement, in a sentence or two.
+
+    A test set whose R began no higher than that of the work set is taken for one that the model was refined against.
+    """
     first, last = rows[0], rows[-1]
     change = last.r_free - first.r_free
     moved = f"from {first.r_free:.4f} to {last.r_free:.4f}"
     if change < -NOTABLE_FALL:
         text = f"R_free fell {moved}: the model is better than it was."
     elif change <= NOTABLE_FALL:
-        text = f"R_free stayed ({moved}): the model explains the data as well as it did."
-    elif had_free:
+        text = f"R_free stayed ({moved}): the model explains the data no better than it did."
+    elif first.r_free - first.r_work > LEAST_GAP:
         text = f"R_free ROSE {moved}: the refinement did not improve the model."
     else:
-        text = f"R_free rose {moved}, which says little: the model may have been refined against the new test set."
+        text = f"R_free rose {moved}, but was not free: the model had been refined against the test set."
     gap = last.r_free - last.r_work
     usual = next(g for limit, g in NOTABLE_GAP.items() if d_min <= limit)
     if gap > usual:

@@ -61,8 +61,10 @@ class Parts:
     least_b: Floats
 
     @classmethod
-    def of(cls, structure: gemmi.Structure, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> Parts:
-        """Parts of the first model of a structure; cell and group are those of the data."""
+    def of(
+        cls, structure: gemmi.Structure, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup, table: str = "xray"
+    ) -> Parts:
+        """Parts of the first model of a structure in the cell and group of the data; ``table`` as in ``Scatterer``."""
         sites = Sites(structure[0])
         restraints = restraints_of(structure[0])
         owner, offset = riders(sites)
@@ -80,7 +82,7 @@ class Parts:
         smallest = U_TO_B * np.linalg.eigvalsh(np.array(u).reshape(-1, 3, 3))[:, 0]
         least = np.maximum(b - smallest + LEAST_B, LEAST_B)
         return cls(
-            restraints, Neighbours(sites, restraints, cell, spacegroup), atoms_of_structure(structure),
+            restraints, Neighbours(sites, restraints, cell, spacegroup), atoms_of_structure(structure, table=table),
             torch.from_numpy(free), torch.from_numpy(place[owner]), torch.from_numpy(offset), torch.from_numpy(ratio),
             (torch.from_numpy(rows), torch.from_numpy(matrix), torch.from_numpy(vector)),
             torch.from_numpy(np.where(anisotropic, b, 0.0)), least,

@@ -23,7 +23,7 @@ PARAMETERS = (
     Parameter("resolution", "resolution", "use data in this range only, e.g. 20,1.9 (or the high limit)", low=0.2,
               high=50, unit="A"),
     Parameter("free", "int", "value of the free-R flag that marks the test set [told from the flags]", low=0, high=999),
-    Parameter("cycles", "int", "macrocycles: scale and solvent, coordinates, B; 0: only maps and R factors", default=5,
+    Parameter("cycles", "int", "macrocycles: scale and solvent, coordinates, B; 0: only maps and R factors", default=3,
               low=0, high=200),
     Parameter("weight", "text", "of the data against geometry: auto, search (by R_free), or a number", default="auto"),
     Parameter("bfactor", "flag", "refine B, one for each atom", default=True),

@@ -52,15 +52,38 @@ def write_model(path: Path | str, structure: gemmi.Structure, statistics: Statis
     software.classification = gemmi.SoftwareItem.Classification.Refinement
     out.meta.software = [software]
     out.resolution = statistics.d_min
-    out.raw_remarks = []  # gemmi then writes REMARK 2 and 3 from the above
+    out.raw_remarks = []  # gemmi then writes REMARK 2 from the above, but no REMARK 3
     if Path(path).suffix.lower() in (".cif", ".mmcif"):
         text = out.make_mmcif_document().as_string()
     else:
         if out[0].count_atom_sites() > MOST_PDB_ATOMS:
             raise UserError("has too many atoms for the PDB format", str(path), "a name that ends in .cif")
-        text = out.make_pdb_string()
+        text = _with_remark_3(out.make_pdb_string(), statistics)
     with atomic(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
+
+
+def _with_remark_3(pdb: str, s: Statistics) -> str:
+    """The text of a PDB file with REMARK 3, in the words that programs look for."""
+    facts = (
+        ("PROGRAM     ", f"ML_PHASER {__version__}"),
+        ("REFINEMENT TARGET ", s.target.upper()),
+        ("RESOLUTION RANGE HIGH (ANGSTROMS) ", f"{s.d_min:.2f}"),
+        ("RESOLUTION RANGE LOW  (ANGSTROMS) ", f"{s.d_max:.2f}"),
+        ("COMPLETENESS FOR RANGE        (%) ", f"{100 * s.completeness:.1f}"),
+        ("NUMBER OF REFLECTIONS             ", f"{s.n_work + s.n_free}"),
+        ("R VALUE            (WORKING SET) ", f"{s.r_work:.4f}"),
+        ("FREE R VALUE                     ", f"{s.r_free:.4f}"),
+        ("FREE R VALUE TEST SET COUNT      ", f"{s.n_free}"),
+        ("MEAN B VALUE      (OVERALL, A**2) ", f"{s.mean_b:.1f}"),
+        ("BOND LENGTHS  RMS DEVIATION   (A) ", f"{s.bonds:.4f}"),
+        ("BOND ANGLES   RMS DEVIATION (DEG) ", f"{s.angles:.2f}"),
+    )
+    own = ["REMARK   3", "REMARK   3 REFINEMENT.", *(f"REMARK   3   {name}: {value}" for name, value in facts)]
+    lines = pdb.splitlines()
+    before = ("HEADER", "TITLE", "COMPND", "SOURCE", "KEYWDS", "EXPDTA", "NUMMDL", "MDLTYP", "AUTHOR", "REVDAT")
+    first = next(i for i, line in enumerate(lines) if not line.startswith((*before, "REMARK   2")))
+    return "\n".join([*lines[:first], *(f"{line:<80}" for line in own), *lines[first:]]) + "\n"
 
 
 def _refinement(s: Statistics) -> gemmi.RefinementInfo:
