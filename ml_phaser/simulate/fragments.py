@@ -7,6 +7,7 @@ import hashlib
 import io
 import lzma
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ _SIDE = {
     "Y": "CB CG CD1 CD2 CE1 CE2 CZ OH", "W": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
 }  # fmt: skip
 ATOMS = {letter: ("N", "CA", "C", "O", *side.split()) for letter, side in _SIDE.items()}
+BARRED = ("holdout", "similar_to_measured_set", "crysformer_test")  # flags of entries that are never trained on
+STRETCH = 20  # residues of identical sequence that no training chain shares with those
 LONGEST_BOND = 1.7  # A, C-N of residues that follow each other
 
 
@@ -200,8 +203,7 @@ def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
     def flag(entry: str, name: str) -> bool:
         return index[entry][name] == "1"
 
-    barred = ("holdout", "similar_to_measured_set", "crysformer_test")
-    closed = {c for e, _, c in chains if any(flag(e, b) for b in barred)}
+    closed = {c for e, _, c in chains if any(flag(e, b) for b in BARRED)}
 
     def wanted(entry: str, cluster: str) -> bool:
         row = index[entry]
@@ -213,7 +215,7 @@ def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
         return (
             good
             and int(row["n_residues"]) >= 40
-            and not any(flag(entry, b) for b in (*barred, "antibody_set"))
+            and not any(flag(entry, b) for b in (*BARRED, "antibody_set"))
             and cluster not in closed
         )
 
@@ -226,8 +228,8 @@ def load_library(place: str | Path, split: str) -> Library:
     Parameters
     ----------
     place : a folder with structures_pack.npz.xz, index.csv, chains.csv, or a file that ``save_library`` wrote
-    split : "train", "holdout", or "crysformer": the entries of the published test fragments. No entry and no 30 %
-        sequence cluster of "train" is in another
+    split : "train", "holdout", or "crysformer": the entries of the published test fragments. No entry, no 30 %
+        sequence cluster and no stretch of 20 residues of "train" is in another
 
     Raises
     ------
@@ -247,7 +249,8 @@ def load_library(place: str | Path, split: str) -> Library:
 
 def _load_folder(folder: Path, split: str) -> Library:
     raw = (folder / "structures_pack.npz.xz").read_bytes()
-    pack = np.load(io.BytesIO(lzma.decompress(raw)))
+    archive = np.load(io.BytesIO(lzma.decompress(raw)))
+    pack = {name: archive[name] for name in archive.files}  # each is decoded anew whenever it is asked for
     wanted = _chains_of_split(folder, split)
 
     everything = Residues(
@@ -257,11 +260,12 @@ def _load_folder(folder: Path, split: str) -> Library:
     element, offset, b_factors = everything.elements(), everything.first, pack["b"]
     steps = pack["dx_hi"].astype(np.int16) * 256 + pack["dx_lo"]
 
+    closed = _closed_stretches(folder, pack) if split == "train" else set()
     taken = []
     for row in zip(*(pack[k] for k in ("entry", "chain", "chain_start", "chain_len", "chain_origin")), strict=True):
         e, ch, s, n, origin = row
         cluster = wanted.get((e.decode(), ch.decode()))
-        if cluster is not None:
+        if cluster is not None and closed.isdisjoint(_stretches(everything.aa[s : s + n])):
             a = slice(int(offset[s]), int(offset[s + n]))
             xyz = (np.cumsum(steps[:, a].astype(np.int64), axis=1).T / 100.0 + origin).astype(np.float32)
             taken.append((e.decode(), ch.decode(), cluster, slice(int(s), int(s + n)), a, xyz))
@@ -277,6 +281,23 @@ def _load_folder(folder: Path, split: str) -> Library:
         np.concatenate([b_factors[a] for a in atoms]).astype(np.float32), _starts([a.stop - a.start for a in atoms]),
         np.array(entries), cluster_number.astype(np.int64), residues,
     )  # fmt: skip
+
+
+def _stretches(aa: NDArray) -> set[bytes]:
+    """All runs of STRETCH residues in a chain."""
+    text = aa.astype(np.uint8).tobytes()
+    return {text[k : k + STRETCH] for k in range(len(text) - STRETCH + 1)}
+
+
+def _closed_stretches(folder: Path, pack: Mapping[str, NDArray]) -> set[bytes]:
+    """Runs of residues in entries that are never trained on: fusion partners escape the clustering of whole chains."""
+    with (folder / "index.csv").open(newline="") as f:
+        barred = {row["id"] for row in csv.DictReader(f) if any(row[flag] == "1" for flag in BARRED)}
+    aa, found = pack["aa"], set[bytes]()
+    for e, s, n in zip(pack["entry"], pack["chain_start"], pack["chain_len"], strict=True):
+        if e.decode() in barred:
+            found |= _stretches(aa[s : s + n])
+    return found
 
 
 def _starts(lengths: list[int]) -> NDArray[np.int64]:

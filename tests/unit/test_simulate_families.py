@@ -327,7 +327,7 @@ def test_neighbours_by_brute_force(cell):
 @pytest.mark.parametrize("group", ["P212121", "C2", "P43212", "P3221", "I4"])
 def test_protein_crystals_have_the_solvent_asked_for(library, group):
     sim = make("protein", 2, library, spacegroup=group, solvent=0.7, d_min=3.0, **SETTINGS["protein"])
-    assert sim.solvent.fraction == pytest.approx(0.7, abs=0.04)
+    assert sim.solvent.fraction == pytest.approx(0.7, abs=0.06)
     assert min((d for d, _ in gemmi_contacts(sim)), default=9) >= 2.75 - 2e-3
     # Matthews: what is not protein, of 1.35 g/cm^3; heavy atoms only
     mass = sim.order * sum(gemmi.Element(e).weight for e in sim.sites.element) * 1.08

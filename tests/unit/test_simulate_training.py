@@ -1,5 +1,6 @@
 """What networks are trained on: splits without leaks, crystals without clashes, corruption as asked."""
 
+import contextlib
 import csv
 import functools
 import importlib.util
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 
 from ml_phaser.crystal.grid import HalfSphere
+from ml_phaser.errors import UserError
 from ml_phaser.simulate import corrupt, fragments
 from ml_phaser.simulate.batches import Recipe, batches, make_sample
 from ml_phaser.simulate.crystals import dense_box, random_cell, wrapped_distances
 from ml_phaser.simulate.fragments import ELEMENTS, Library, load_library
 from ml_phaser.simulate.peptides import random_peptide
+from ml_phaser.simulate.recipes import find_fragment
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +236,7 @@ def coordinates(shared_data):
     patch = pytest.MonkeyPatch()
     patch.setattr(fragments.lzma, "decompress", functools.cache(lzma.decompress))
     try:
-        libraries = {split: load_library(folder, split) for split in ("train", "holdout")}
+        libraries = {split: load_library(folder, split) for split in ("train", "holdout", "crysformer")}
         pack = np.load(io.BytesIO(fragments.lzma.decompress((folder / "structures_pack.npz.xz").read_bytes())))
     finally:
         patch.undo()
@@ -277,6 +280,69 @@ def test_clusters_are_in_one_split_only(coordinates):
         }  # whole entries
     assert len(taken["train"]) > 1000
     assert not taken["train"] & taken["holdout"]
+
+
+def stretches(sequence, length=20):
+    return {sequence[k : k + length] for k in range(len(sequence) - length + 1)}
+
+
+def sequences(library):
+    r = library.named
+    letters = np.array(list(fragments.RESIDUES))
+    return ["".join(letters[r.aa[a:b]]) for a, b in itertools.pairwise(r.start.tolist())]
+
+
+@pytest.mark.shared
+def test_no_training_chain_shares_twenty_residues_with_what_is_judged_on(coordinates):
+    """Held-out entries, the published test fragments' entries, and the models of the measured sets."""
+    folder, libraries, _ = coordinates
+    trained = set().union(*(stretches(s) for s in sequences(libraries["train"])))
+    assert len(trained) > 500_000
+    for split in ("holdout", "crysformer"):
+        seen = set().union(*(stretches(s) for s in sequences(libraries[split])))
+        assert len(seen) > 10_000
+        assert not seen & trained, split
+    measured = 0
+    for path in sorted((folder.parent / "diffraction").rglob("*.pdb*")):
+        model = gemmi.read_structure(str(path))
+        model.setup_entities()
+        for chain in model[0]:
+            sequence = gemmi.one_letter_code([r.name for r in chain.get_polymer()])
+            measured += len(sequence) >= 20
+            assert not stretches(sequence) & trained, path.name
+    assert measured > 40
+
+
+@pytest.mark.shared
+def test_published_test_fragments_are_never_trained_on_and_can_be_made(coordinates):
+    folder, libraries, _ = coordinates
+    names = (folder / "crysformer_test_ids.txt").read_text().split()
+    entries = {name[:4].lower() for name in names}
+    assert not entries & set(libraries["train"].entry.tolist())
+    assert len(entries & set(libraries["crysformer"].entry.tolist())) > 150
+    made = 0
+    for name in names:
+        with contextlib.suppress(UserError):
+            made += len(find_fragment(libraries["crysformer"], name, 15).sequence) == 15
+    assert made > 0.8 * len(names)
+
+
+@pytest.mark.shared
+def test_compact_file_holds_everything_in_45_megabytes(coordinates, tmp_path):
+    _, libraries, _ = coordinates
+    library, path = libraries["holdout"], tmp_path / "some.npz"
+    fragments.save_library(library, path, "holdout")
+    again = load_library(path, "holdout")
+    assert again.digest == library.digest
+    assert sequences(again) == sequences(library)
+    for i in (0, 5):
+        a, b = library.fragment(i, 0), again.fragment(i, 0)
+        assert a.names == b.names and a.source == b.source
+        shift = a.xyz - b.xyz
+        np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-3)
+    assert np.array_equal(library.named.number, again.named.number)
+    share = len(library.xyz) / len(libraries["train"].xyz)
+    assert path.stat().st_size / share < 45e6  # the training core, at the same bytes an atom
 
 
 @pytest.mark.shared
