@@ -37,7 +37,7 @@ _MASK_D_MIN = 2.5  # A; the solvent says nothing beyond
 _PER_KNOT = 150  # work reflections for each knot on average
 _LEAST_PER_KNOT = 40
 _MOST_KNOTS = 20
-_PER_PARAMETER = 5  # work reflections needed for each parameter; else fewer are fitted
+_PER_PARAMETER = 10  # work reflections needed for each parameter; else fewer are fitted
 _CYCLES = 60
 _FREE_FRACTION = 0.5  # at most, of a test set
 
@@ -159,8 +159,8 @@ def fit_scales(
 ) -> Scales:
     """Scale and solvent that bring F_calc (n,) nearest to F_obs (n,).
 
-    Reflections that are free, missing (NaN) or not above zero take no part. With few reflections fewer parameters are
-    fitted, down to k alone. Raises ValueError where nothing is left to fit to.
+    Reflections that are free, missing (NaN) or not above zero take no part (free ones do where hardly any others are
+    left). With few reflections fewer parameters are fitted, down to k alone. Raises ValueError where nothing is left.
     """
     use = np.isfinite(f_obs) & (f_obs > 0) & np.isfinite(f_calc) & (np.abs(f_calc) > 0)
     if free is not None and (use & ~free).sum() >= _PER_PARAMETER:
@@ -173,18 +173,21 @@ def fit_scales(
     mask = f_mask[use] if f_mask is not None and wet else np.zeros(len(s2), dtype=np.complex128)
     fit = _Fit(f_obs[use], f_calc[use], mask, s2, _forms(hkl[use], cell, tensors))
     knots, log_k, solvent = fit.start(wet)
+    none = np.zeros(len(tensors))
+    if len(s2) < 2 * _PER_PARAMETER:
+        return Scales(cell, knots, log_k, None, (0.0, 0.0), tensors, none, none)
     room = len(s2) // _PER_PARAMETER - 4
     forms = min(tensors.shape[0], max(0, room)) // max(1, tensors.shape[0])  # all of them or none
     simple = fit.minimise(_Simple(fit, knots, forms), np.concatenate([log_k, solvent, np.zeros(len(tensors) * forms)]))
-    aniso = simple[4:] if forms else np.zeros(len(tensors))
-    flat_scales = Scales(cell, knots, simple[:2], None, (simple[2], simple[3]), tensors, aniso, np.zeros_like(aniso))
+    aniso = simple[4:] if forms else none
+    flat_scales = Scales(cell, knots, simple[:2], None, (simple[2], simple[3]), tensors, aniso, none)
     many = _knots(s2)
     if flat or len(many) < 3 or room < 2 * len(many) + 2 * len(tensors):
         return flat_scales
     shells = _Shells(fit, many, len(tensors))
     first = np.interp(many, knots, simple[:2])
     k_mask = simple[2] * np.exp(-simple[3] * many / 4)
-    best = fit.minimise(shells, np.concatenate([first, k_mask[: shells.wet], aniso, np.zeros(len(tensors))]))
+    best = fit.minimise(shells, np.concatenate([first, k_mask[: shells.wet], aniso, none]))
     log_k, k_mask, aniso, quartic = shells.split(best)
     padded = np.concatenate([k_mask, np.zeros(len(many) - len(k_mask))])
     return Scales(cell, many, log_k, padded, (simple[2], simple[3]), tensors, aniso, quartic)
@@ -224,13 +227,14 @@ class _Fit:
     def start(self, wet: bool) -> tuple[Floats, Floats, Floats]:
         """Knots (2,), ln k there and (k_sol, B_sol): the best of a few."""
         knots = np.array([0.0, max(float(self.s2.max()), 1e-6)])
+        slope = self.s2 * (len(self.s2) >= _PER_PARAMETER)
         trials = [(0.0, USUAL_SOLVENT[1])] + [(k, b) for k in (0.2, 0.35, 0.5) for b in (25, 46, 80)] * wet
         best = (np.inf, np.zeros(2), np.zeros(2))
         for k_sol, b_sol in trials:
             model = np.abs(self.f_calc + k_sol * np.exp(-b_sol * self.s2 / 4) * self.f_mask) + 1e-9 * self.f_obs.mean()
             # the ratio as a Gaussian of s, strong reflections deciding
             weight = np.sqrt(self.f_obs)
-            line = np.stack([np.ones_like(self.s2), self.s2], axis=1)
+            line = np.stack([np.ones_like(slope), slope], axis=1)
             a, b = np.linalg.lstsq(line * weight[:, None], np.log(self.f_obs / model) * weight, rcond=None)[0]
             loss = float(np.abs(self.f_obs - np.exp(a + b * self.s2) * model).sum())
             if loss < best[0]:
