@@ -57,7 +57,8 @@ def moved(a: Path, b: Path) -> dict[str, float]:
     import gemmi
     import numpy as np
 
-    first, second = (list(gemmi.read_structure(str(p))[0].all()) for p in (a, b))
+    structures = [gemmi.read_structure(str(p)) for p in (a, b)]  # their atoms live as long as they do
+    first, second = (list(st[0].all()) for st in structures)
     distance = np.array([x.atom.pos.dist(y.atom.pos) for x, y in zip(first, second, strict=True)])
     water = np.array([x.residue.name == "HOH" for x in first])
     main = np.array([x.atom.name in ("N", "CA", "C", "O") for x in first]) & ~water
@@ -144,9 +145,10 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         f"{len(good)} of {len(rows)} cases ran. R_free fell in {fell}; the main chain came nearer to the deposited one",
         f"in {nearer}.",
         "",
-        "R is R_work / R_free, all scaled alike; \\* marks sets without a test set of their own: the deposited model had",
-        "been refined against the reflections set aside here. Away: rms or median distance (A) from the deposited atoms,",
-        "before -> after, without water. Bonds (A), angles (degrees): rms deviation from ideal, deposited -> refined.",
+        "R is R_work / R_free, all scaled alike; \\* marks sets without a test set of their own: the deposited model",
+        "had been refined against the reflections set aside here. Away: rms or median distance (A) from the deposited",
+        "atoms, before -> after, without water. Bonds (A), angles (degrees): rms deviation from ideal, deposited ->",
+        "refined.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),

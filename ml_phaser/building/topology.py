@@ -143,6 +143,7 @@ class Sites:
     """
 
     def __init__(self, model: gemmi.Model) -> None:
+        self._model = model  # whose atoms live as long as it does
         self.atoms = [cra.atom for cra in model.all()]
         self.xyz = np.array([a.pos.tolist() for a in self.atoms]).reshape(-1, 3)
         self.element = [a.element.name for a in self.atoms]
