@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import gemmi
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.checkpoint import checkpoint
 
 from ml_phaser.structure_factors.atoms import Atoms
 from ml_phaser.structure_factors.form_factors import Scatterer, form_factors
@@ -128,11 +127,23 @@ def _separable_axis(reciprocal: torch.Tensor) -> int | None:
     return int(axes[0]) if axes else None
 
 
-def _run(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-    """Call, and let the gradient be worked out by calling again, so that nothing is kept."""
-    if torch.is_grad_enabled():
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return function(*args)
+class _Forgetful(torch.autograd.Function):
+    """A function of tensors that keeps nothing but them: its gradient is worked out by calling it again."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        tensors = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            value = ctx.function(*tensors)
+        found = iter(torch.autograd.grad(value, [t for t, n in zip(tensors, needed, strict=True) if n], grads[0]))
+        return (None, *(next(found) if n else None for n in needed))
 
 
 def _waves(x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -153,7 +164,8 @@ def _by_rows(
     values = []
     blocks = plan.cut(axis, largest)
     for block in blocks:
-        values.append(_run(_rectangle, block, axis, reciprocal, atoms.scatterers, counts, *moved))
+        one = partial(_rectangle, block, axis, reciprocal, atoms.scatterers, counts)
+        values.append(_Forgetful.apply(one, *moved))
     number = torch.argsort(torch.cat([b.number for b in blocks])).to(order.device)
     real, imaginary = torch.cat(values, dim=1)[:, number]
     return real, imaginary
@@ -188,28 +200,39 @@ def _rectangle(
 
 
 def _by_terms(atoms: Atoms, sphere: Sphere, reciprocal: torch.Tensor, pairs: int) -> torch.Tensor:
-    """Real and f'' part of F_asu on the sphere, (2, ..., m), term by term."""
+    """Real and, where there is any, f'' part of F_asu on the sphere, (1 or 2, ..., m), term by term."""
     step = max(1, pairs // max(1, atoms.kind.numel()))
     hkl = torch.from_numpy(sphere.hkl).to(atoms.b_iso.device)
-    values = [_run(_terms, atoms, hkl[i : i + step], reciprocal) for i in range(0, max(1, len(hkl)), step)]
+    tensors = [atoms.xyz, atoms.b_iso, atoms.occupancy, reciprocal]
+    tensors += [] if atoms.u_aniso is None else [atoms.u_aniso]
+    values = [
+        _Forgetful.apply(partial(_terms, atoms.kind, atoms.scatterers, hkl[i : i + step]), *tensors)
+        for i in range(0, max(1, len(hkl)), step)
+    ]
     return torch.cat(values, dim=-1)
 
 
-def _terms(atoms: Atoms, hkl: torch.Tensor, reciprocal: torch.Tensor) -> torch.Tensor:
+def _terms(
+    kind: torch.Tensor, scatterers: tuple[Scatterer, ...], hkl: torch.Tensor, xyz: torch.Tensor, b_iso: torch.Tensor,
+    occupancy: torch.Tensor, reciprocal: torch.Tensor, u_aniso: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Real and, where there is any, f'' part of F_asu, (1 or 2, ..., r)."""
     s = hkl.to(reciprocal) @ reciprocal  # (r, 3), 1/A
     stol2 = (s * s).sum(-1) / 4
-    cycles = hkl.to(torch.float64) @ atoms.xyz.to(torch.float64).mT  # (..., r, m)
+    cycles = hkl.to(torch.float64) @ xyz.to(torch.float64).mT  # (..., r, m)
     angle = (2 * np.pi) * (cycles - torch.round(cycles.detach())).to(s)
-    exponent = -stol2[:, None] * atoms.b_iso[..., None, :]
-    if atoms.u_aniso is not None:
+    exponent = -stol2[:, None] * b_iso[..., None, :]
+    if u_aniso is not None:
         x, y, z = s.unbind(-1)
         products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
-        exponent = exponent - (2 * np.pi**2) * (products @ atoms.u_aniso.mT)
-    size = atoms.occupancy[..., None, :] * torch.exp(exponent)
-    f2 = size.new_tensor([k.f_double_prime for k in atoms.scatterers])
-    factors = [form_factors(atoms.scatterers, stol2).T[:, atoms.kind].movedim(0, -2), f2[atoms.kind][..., None, :]]
-    wave = torch.complex(torch.cos(angle), torch.sin(angle))
-    return torch.stack([((f * size) * wave).sum(-1) for f in factors])
+        exponent = exponent - (2 * np.pi**2) * (products @ u_aniso.mT)
+    size = occupancy[..., None, :] * torch.exp(exponent)
+    factors = [form_factors(scatterers, stol2).T[:, kind].movedim(0, -2)]
+    if any(k.f_double_prime for k in scatterers):
+        factors.append(size.new_tensor([k.f_double_prime for k in scatterers])[kind][..., None, :])
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    parts = [f * size for f in factors]
+    return torch.stack([torch.complex((p * cosine).sum(-1), (p * sine).sum(-1)) for p in parts])
 
 
 def structure_factors(
