@@ -156,9 +156,8 @@ def work(entrant: str, problem: str, path: str, *, seconds: float) -> int:
     }
     scaled = entrant in ("gemmi direct", "cctbx direct")
     some = sample[:SCALED] if scaled else np.arange(len(hkl))
-    started = time.perf_counter()
     forward, both, picked = makers[entrant](structure, hkl[some])
-    before = peak()
+    before, started = peak(), time.perf_counter()
     f = np.asarray(forward())
     first = time.perf_counter() - started
     expected = np.load(reference)

@@ -98,24 +98,35 @@ def _plan(hkl: bytes, group: str, like: tuple[torch.dtype, torch.device]) -> _Pl
 
 def direct_sum(
     atoms: Atoms,
-    hkl: torch.Tensor | NDArray,
+    hkl: NDArray[np.int32],
     cell: gemmi.UnitCell | torch.Tensor,
-    spacegroup: gemmi.SpaceGroup | str,
+    group: gemmi.SpaceGroup,
     pairs: int = PAIRS,
 ) -> torch.Tensor:
     """F(h), exactly: see ``calculate.structure_factors``; ``pairs`` bounds what is held at once."""
-    group = gemmi.SpaceGroup(spacegroup) if isinstance(spacegroup, str) else spacegroup
     like = atoms.b_iso
-    indices = np.ascontiguousarray(hkl.cpu().numpy() if isinstance(hkl, torch.Tensor) else hkl, dtype=np.int32)
-    plan = _plan(indices.tobytes(), group.xhm(), (like.dtype, like.device))
+    plan = _plan(hkl.tobytes(), group.xhm(), (like.dtype, like.device))
     reciprocal = torch.linalg.inv(orthogonalisation(cell, like, group))
-    axis = None if atoms.u_aniso is not None or reciprocal.requires_grad else _separable_axis(reciprocal)
-    if axis is not None and atoms.kind.dim() == 1 and len(indices):
+    axis = _separable_axis(reciprocal) if _by_rows_will_do(atoms, reciprocal) else None
+    if axis is not None and len(hkl):
         parts: tuple[torch.Tensor, ...] | torch.Tensor = _by_rows(atoms, plan, axis, reciprocal, pairs)
     else:
         parts = _by_terms(atoms, plan.sphere, reciprocal, pairs)
     f2 = [k.f_double_prime for k in atoms.scatterers]
     return plan.sphere.gather(parts[0], parts[1] if any(f2) else None)
+
+
+def seconds(atoms: Atoms, count: int, cell: gemmi.UnitCell | torch.Tensor, spacegroup: gemmi.SpaceGroup) -> float:
+    """About how long ``count`` reflections take on one core."""
+    pairs = count * len(Operators.of(spacegroup).rotation) * atoms.kind.numel()
+    reciprocal = torch.linalg.inv(orthogonalisation(cell, atoms.b_iso.detach(), spacegroup))
+    by_rows = _by_rows_will_do(atoms, reciprocal)
+    return 5e-3 + 1.5e-10 * pairs if by_rows else 1e-3 + 5e-9 * pairs
+
+
+def _by_rows_will_do(atoms: Atoms, reciprocal: torch.Tensor) -> bool:
+    simple = atoms.u_aniso is None and atoms.kind.dim() == 1 and not reciprocal.requires_grad
+    return simple and _separable_axis(reciprocal) is not None
 
 
 def _separable_axis(reciprocal: torch.Tensor) -> int | None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.grid import grid_shape
 from ml_phaser.structure_factors.atoms import U_TO_B, Atoms
 from ml_phaser.structure_factors.form_factors import RATIO_TERMS, Scatterer, form_factors, gaussians, ratio
-from ml_phaser.structure_factors.operators import Operators, Sphere, orthogonalisation
+from ml_phaser.structure_factors.operators import Operators, Sphere, cell_of, orthogonalisation
 
 OVERSAMPLING = 1.5  # of the shortest wavelength, beyond two grid points
 ALIASING = 4e-3  # of the sharpest atom at d_min
@@ -212,25 +212,13 @@ def _plan(
     sphere = Sphere.of(hkl, Operators.of(spacegroup), basis)
     d_min = float(1 / np.sqrt(unit_cell.calculate_1_d2_array(hkl).max(initial=1e-4)))
     vectors = np.array(unit_cell.orth.mat) @ basis
-    shape = grid_shape(_cell_of(vectors), d_min, spacing=d_min / (2 * oversampling))
+    shape = grid_shape(cell_of(vectors), d_min, spacing=d_min / (2 * oversampling))
     h, l_count = sphere.hkl % np.array(shape), int(sphere.hkl[:, 2].max(initial=0)) + 1
     flat = torch.from_numpy((h[:, 2] * shape[0] + h[:, 0]) * shape[1] + h[:, 1]).to(device)
     like = torch.zeros((), dtype=dtype, device=device)
     indices = torch.from_numpy(hkl.astype(np.float64)).to(like)
     grid = _Grid(shape, l_count, flat)
     return _Plan(torch.from_numpy(basis).to(like), indices, sphere.to(like), grid, d_min, oversampling)
-
-
-def _cell_of(vectors: NDArray) -> gemmi.UnitCell:
-    """Unit cell of lattice vectors (columns, A)."""
-    a, b, c = np.linalg.norm(vectors, axis=0)
-    unit = vectors / np.linalg.norm(vectors, axis=0)
-    angle = np.degrees(np.arccos(np.clip(unit.T @ unit, -1, 1)))
-    return gemmi.UnitCell(a, b, c, angle[1, 2], angle[0, 2], angle[0, 1])
-
-
-def _unit_cell(orth: torch.Tensor) -> gemmi.UnitCell:
-    return _cell_of(orth.detach().cpu().double().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,19 +287,17 @@ class _Mixture:
 
 def fft_sum(
     atoms: Atoms,
-    hkl: torch.Tensor | NDArray,
+    hkl: NDArray[np.int32],
     cell: gemmi.UnitCell | torch.Tensor,
-    spacegroup: gemmi.SpaceGroup | str,
+    group: gemmi.SpaceGroup,
     oversampling: float = OVERSAMPLING,
 ) -> torch.Tensor:
     """F(h) by FFT: see ``calculate.structure_factors``."""
-    group = gemmi.SpaceGroup(spacegroup) if isinstance(spacegroup, str) else spacegroup
     if atoms.kind.dim() > 1:
         return torch.stack([fft_sum(atoms[i], hkl, cell, group, oversampling) for i in range(len(atoms.kind))])
     like = atoms.b_iso
-    indices = np.ascontiguousarray(hkl.cpu().numpy() if isinstance(hkl, torch.Tensor) else hkl, dtype=np.int32)
-    parameters = cell.parameters if isinstance(cell, gemmi.UnitCell) else _unit_cell(cell).parameters
-    plan = _plan(indices.tobytes(), parameters, group.xhm(), oversampling, like.device, like.dtype)
+    parameters = cell.parameters if isinstance(cell, gemmi.UnitCell) else cell_of(cell).parameters
+    plan = _plan(hkl.tobytes(), parameters, group.xhm(), oversampling, like.device, like.dtype)
     orth = orthogonalisation(cell, like, group)
     s = plan.hkl @ torch.linalg.inv(orth)
     stol2 = (s * s).sum(-1) / 4
@@ -320,6 +306,18 @@ def fft_sum(
     known = form_factors(mixture.references, stol2) * torch.exp(blur * stol2)
     real = (parts[: len(known)] * known).sum(0)
     return real if len(parts) == len(known) else real + 1j * parts[-1] * torch.exp(blur * stol2)
+
+
+def seconds(atoms: Atoms, d_min: float, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> float:
+    """About how long reflections to ``d_min`` (A) take on one core."""
+    step = d_min / (2 * OVERSAMPLING)
+    centring = len(spacegroup.operations().cen_ops)
+    points = cell.volume / centring / step**3
+    grids = len(atoms.scatterers) if points < SMALL_GRID else min(2, len(atoms.scatterers))
+    mean_b = float(atoms.b_iso.detach().mean()) if atoms.b_iso.numel() else 0.0
+    side = 2 * np.sqrt(20 * (mean_b + 10 * d_min**2) / U_TO_B) / step
+    repeats = atoms.kind.numel() / max(1, atoms.kind.shape[-1])
+    return float(repeats * (6e-3 + 1e-9 * COST_GRID * grids * points) + 2.5e-9 * atoms.kind.numel() * side**3)
 
 
 def _spread(atoms: Atoms, vectors: torch.Tensor, plan: _Plan) -> tuple[torch.Tensor, _Mixture, float]:

@@ -74,6 +74,15 @@ def orthogonalisation(
     return orth + change - change.detach()
 
 
+def cell_of(orth: torch.Tensor | NDArray) -> gemmi.UnitCell:
+    """Unit cell of lattice vectors (3, 3), columns, A."""
+    vectors = orth.detach().cpu().double().numpy() if isinstance(orth, torch.Tensor) else orth
+    length = np.linalg.norm(vectors, axis=0)
+    angle = np.degrees(np.arccos(np.clip(vectors.T @ vectors / np.outer(length, length), -1, 1)))
+    a, b, c = length
+    return gemmi.UnitCell(a, b, c, angle[1, 2], angle[0, 2], angle[0, 1])
+
+
 @dataclass(frozen=True, eq=False)
 class Sphere:
     """Where F_asu is wanted, and how reflections are put together from it.
