@@ -209,7 +209,7 @@ def solvent_factors(sim: Any) -> NDArray[np.complex128]:
     structure.cell, structure.spacegroup_hm = sim.cell, sim.spacegroup.xhm()
     chain, residue = gemmi.Chain("A"), gemmi.Residue()
     residue.name, residue.seqid = "UNK", gemmi.SeqId("1")
-    for x, element in zip(sim.sites.frac, sim.sites.element, strict=True):
+    for x, element in zip(sim.sites.xyz, sim.sites.element, strict=True):
         atom = gemmi.Atom()
         atom.name, atom.element = element, gemmi.Element(element)
         atom.pos = sim.cell.orthogonalize(gemmi.Fractional(*x))

@@ -119,8 +119,8 @@ def _work(unit: Unit, entrant: Entrant, seed: int, result: Path) -> None:
 
     try:
         crystal = get(unit.recipe)
-    except UserError as error:
-        row: Row = {"status": "no crystal", "said": str(error)}
+    except Exception as error:  # a row of the table says so
+        row: Row = {"status": "no crystal", "said": f"{type(error).__name__}: {error}".splitlines()[0]}
     else:
         before, began, cpu = _resident(), time.monotonic(), _cpu()
         try:

@@ -226,6 +226,9 @@ def broken(rows: list[Row], record: dict[str, Any], title: str) -> str:
             line = [f"{v:g}"]
             for name in order(mine, "entrant"):
                 cc = ccs(r for r in of(mine, entrant=name) if r["point"][axis] == v)
+                if not cc:
+                    line.append("no crystal")
+                    continue
                 solved = sum(c >= SOLVED_CC for c in cc)
                 line.append(f"{number(median(cc))}{interval(bootstrap(cc, np.median))} {solved}/{len(cc)}")
             body.append(line)
