@@ -32,10 +32,10 @@ def ours(item: DataSet) -> tuple[dict[str, Any], dict[str, Any]]:
     import numpy as np
 
     from ml_phaser.evaluation.phase_files import check_same_crystal
+    from ml_phaser.evaluation.reference import atom_sum
     from ml_phaser.exchange.model import read_model
     from ml_phaser.exchange.read import read_amplitudes
     from ml_phaser.structure_factors.atoms import atoms_of_small, atoms_of_structure
-    from ml_phaser.structure_factors.calculate import structure_factors
     from ml_phaser.structure_factors.scaling import f_model, fit_scales, free_set, r_factors
     from ml_phaser.structure_factors.solvent import exact_mask, mask_factors
 
@@ -43,9 +43,8 @@ def ours(item: DataSet) -> tuple[dict[str, Any], dict[str, Any]]:
     model = read_model(item.model)
     check_same_crystal(item.model, model.cell, model.spacegroup, data.cell, data.spacegroup)
     start = time.monotonic()
-    table = "electron" if model.radiation == "electron" else "xray"
-    atoms = (atoms_of_structure if model.is_macromolecule else atoms_of_small)(model.structure, table=table)
-    f_calc = structure_factors(atoms, data.hkl, data.cell, data.spacegroup).numpy()
+    atoms = (atoms_of_structure if model.is_macromolecule else atoms_of_small)(model.structure)
+    f_calc = atom_sum(model, data.hkl, data.spacegroup, model.radiation)
     seconds, f_mask, row = {"f_calc": time.monotonic() - start}, None, {}
     if model.is_macromolecule:
         start = time.monotonic()
@@ -60,7 +59,7 @@ def ours(item: DataSet) -> tuple[dict[str, Any], dict[str, Any]]:
         "reflections": len(data),
         "flags": story,
         "atoms": model.n_atoms,
-        "scattering": table,
+        "radiation": model.radiation,
         "k_sol_b_sol": None,
     }
     start = time.monotonic()
@@ -74,7 +73,7 @@ def ours(item: DataSet) -> tuple[dict[str, Any], dict[str, Any]]:
             row["k_sol_b_sol"] = [float(x) for x in scales.solvent]
     seconds["both fits"] = time.monotonic() - start
     row["seconds"] = {name: round(x, 2) for name, x in seconds.items()}
-    return row, {"data": data, "model": model, "atoms": atoms, "free": free, "table": table, "f": values["shells"]}
+    return row, {"data": data, "model": model, "atoms": atoms, "free": free, "f": values["shells"]}
 
 
 def theirs(job: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +93,8 @@ def theirs(job: dict[str, Any]) -> dict[str, Any]:
         force_compatible_unit_cell=False,
     )
     structure = xray_structure(job, symmetry)
-    structure.scattering_type_registry(table={"xray": "it1992", "electron": "electron"}[job["table"]])
+    tables = {"X-ray": "it1992", "electron": "electron", "neutron": "neutron"}
+    structure.scattering_type_registry(table=tables[job["model"].radiation])
     rows = np.flatnonzero(data.f > 0)
     indices = flex.miller_index([tuple(int(i) for i in h) for h in data.hkl[rows]])
     chosen = miller.set(symmetry, indices, anomalous_flag=False)

@@ -42,8 +42,8 @@ class FileAgreement:
     ceiling: float
 
 
-def _atom_sum(model: Model, hkl: Indices, spacegroup: gemmi.SpaceGroup, radiation: str) -> Complexes:
-    """Sum over the atoms of a model: (n,)."""
+def atom_sum(model: Model, hkl: Indices, spacegroup: gemmi.SpaceGroup, radiation: str) -> Complexes:
+    """F_calc (n,) of all atoms of a model, for "X-ray", "electron" or "neutron" radiation."""
     from ml_phaser.structure_factors.atoms import atoms_of_small, atoms_of_structure
     from ml_phaser.structure_factors.calculate import structure_factors
 
@@ -63,8 +63,11 @@ def _neutron_sum(model: Model, hkl: Indices) -> Complexes:
     if isinstance(model.structure, gemmi.Structure):
         f = [calculator.calculate_sf_from_model(model.structure[0], [int(x) for x in h]) for h in hkl]
     else:
-        model.structure.change_occupancies_to_crystallographic()  # nobody else reads this model
+        occupancies = [site.occ for site in model.structure.sites]
+        model.structure.change_occupancies_to_crystallographic()
         f = [calculator.calculate_sf_from_small_structure(model.structure, [int(x) for x in h]) for h in hkl]
+        for site, occupancy in zip(model.structure.sites, occupancies, strict=True):
+            site.occ = occupancy
     return np.array(f, dtype=np.complex128)
 
 
@@ -119,7 +122,7 @@ def model_reference(
     model = read_model(path)
     check_same_crystal(path, model.cell, model.spacegroup, cell, spacegroup)
     used = radiation or model.radiation
-    f = _atom_sum(model, hkl, spacegroup, used)
+    f = atom_sum(model, hkl, spacegroup, used)
     story = f"F_calc of {model.n_atoms} atoms, {used} scattering factors"
     if isinstance(model.structure, gemmi.Structure) and used == "X-ray":  # the mask's density is in electrons
         f, solvent = _solvent(model.structure, spacegroup, f, hkl, f_obs)
