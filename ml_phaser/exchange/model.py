@@ -23,7 +23,7 @@ import numpy as np
 from ml_phaser.errors import UserError
 from ml_phaser.exchange.cif import RES_TEXT
 from ml_phaser.exchange.read import load
-from ml_phaser.exchange.spacegroup import from_shelx
+from ml_phaser.exchange.spacegroup import checked_cell, from_shelx
 
 LOWEST_B = 0.5  # A^2; less stands for an unknown or unphysical one
 _LOWEST_U = LOWEST_B / (8 * np.pi**2)
@@ -187,7 +187,7 @@ def read_shelx(text: str, where: str = "") -> gemmi.SmallStructure:
         try:
             if card == "CELL":
                 small.wavelength = float(words[1])
-                small.cell = gemmi.UnitCell(*(float(x) for x in words[2:8]))
+                small.cell = checked_cell([float(x) for x in words[2:8]], where)
             elif card == "LATT":
                 latt = int(float(words[1]))
             elif card == "SYMM":
