@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import gemmi
@@ -16,8 +16,11 @@ from ml_phaser.phasing.projections import Target, inverse, unit_variance
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
 from ml_phaser.simulate.fragments import ELEMENTS, Library
+from ml_phaser.simulate.pools import Pool
 from ml_phaser.structure_factors.direct import structure_factors
+from ml_phaser.structure_factors.form_factors import Scatterer, form_factors
 
+PAIRS = 2**26  # atom-reflection pairs held at once on a device
 SHAPES = ((24, 24, 24), (20, 24, 28), (28, 20, 24), (24, 28, 20), (20, 20, 32), (16, 28, 32))
 
 
@@ -43,7 +46,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a sample is drawn from; ``d_min`` and ``quality`` ranges, shares of the kinds of phase error."""
+    """What a sample is drawn from: ranges, shares of the kinds of phase error, shares of the families of crystals.
+
+    families : "box" (dense boxes), "peptide" (packed peptide crystals, whole where the cell fits the grid, else a piece
+        of the crystal), "protein" (pieces of protein crystals with their contacts)
+    """
 
     d_min: tuple[float, float] = (1.25, 2.2)
     spacing: tuple[float, float] = (0.5, 0.66)
@@ -52,6 +59,7 @@ class Recipe:
     kinds: tuple[tuple[str, float], ...] = (
         ("phase", 0.3), ("resolution", 0.15), ("additive", 0.35), ("partial", 0.2),
     )  # fmt: skip
+    families: tuple[tuple[str, float], ...] = (("box", 1.0),)
 
 
 def calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray | slice, xyz: NDArray) -> NDArray:
@@ -78,36 +86,81 @@ def resolution_profile(
     return np.interp(stol2, x, y)
 
 
-def make_sample(
-    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray, tuple[float, float, float]]:
-    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside, to_e; (d_min, spacing,
-    completeness)."""
-    while True:
-        cell = random_cell(rng, shape, recipe.spacing)
-        contents = dense_box(rng, library, cell)
-        # Mostly as dense as real crystals; one in five keeps the voids of a protein surface.
-        if len(contents.xyz) >= 25 and (cell.volume / len(contents.xyz) < 26 or rng.random() < 0.2):
-            break
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A crystal of a batch before its structure factors are known.
+
+    hkl (n, 3), stol2 (n,) of its reflections; partial: atoms kept (m,) and where they went wrong (m, 3), or None where
+    phases are spoilt otherwise; kind and quality of that
+    """
+
+    contents: Contents
+    shape: tuple[int, int, int]
+    d_min: float
+    spacing: float
+    hkl: NDArray
+    stol2: NDArray
+    kind: str
+    quality: float
+    partial: tuple[NDArray, NDArray] | None
+
+
+def draw(
+    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe,
+    pools: Mapping[str, Pool] | None = None,
+) -> Drawn:  # fmt: skip
+    """A crystal on a grid, its resolution and what will be wrong with its phases."""
+    contents = _contents(rng, library, shape, recipe, pools or {})
+    cell = contents.cell
     steps = np.array([cell.a, cell.b, cell.c]) / np.array(shape)
     d_min = max(rng.uniform(*recipe.d_min), 2.03 * float(steps.max()))
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
-    f = calculate(contents, hkl, stol2, slice(None), contents.xyz)
-
     kinds, shares = zip(*recipe.kinds, strict=True)
     kind = str(rng.choice(kinds, p=np.array(shares) / sum(shares)))
     quality = rng.uniform(*recipe.quality)
+    partial = None
     if kind == "partial":
-        kept, moved = corrupt.partial_structure(rng, contents.xyz, np.array(cell.orth.mat), rng.uniform(0.15, 0.95))
-        wrong = calculate(contents, hkl, stol2, kept, moved)
-    else:
-        wrong = corrupt.noisy_phases(rng, f, stol2, quality, kind)
+        orth = np.array(cell.orth.mat)
+        partial = corrupt.partial_structure(rng, contents.xyz, orth, rng.uniform(0.15, 0.95))
+    return Drawn(contents, shape, d_min, float(steps.mean()), hkl, stol2, kind, quality, partial)
+
+
+def _contents(
+    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe, pools: Mapping[str, Pool]
+) -> Contents:
+    families, shares = zip(*recipe.families, strict=True)
+    single = len(families) == 1
+    family = families[0] if single else str(rng.choice(families, p=np.array(shares) / sum(shares)))
+    while True:
+        if family == "box":
+            contents = dense_box(rng, library, random_cell(rng, shape, recipe.spacing))
+        else:
+            contents = pools[family].draw(rng, shape, recipe.spacing)
+        # Mostly as dense as real crystals; one in five keeps the voids of a protein surface.
+        loose = contents.cell.volume / max(1, len(contents.xyz)) >= 26
+        if len(contents.xyz) >= 25 and (not loose or rng.random() < 0.2):
+            return contents
+
+
+Arrays = tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray, tuple[float, float, float]]
+
+
+def finish(rng: np.random.Generator, drawn: Drawn, f: NDArray, wrong: NDArray | None, recipe: Recipe) -> Arrays:
+    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside, to_e; (d_min, spacing, completeness).
+
+    Parameters
+    ----------
+    f : (n,) true structure factors; wrong : (n,) those of the partial structure, or None
+    """
+    stol2, shape = drawn.stol2, drawn.shape
+    if wrong is None:
+        wrong = corrupt.noisy_phases(rng, f, stol2, drawn.quality, drawn.kind)
     known = corrupt.missing(rng, stol2)
     observed = corrupt.noisy_amplitudes(rng, f, stol2, rng.uniform(*recipe.noise)) * known
     start = observed * np.exp(1j * np.angle(wrong))
 
-    places = HalfSphere.of(hkl, shape)
+    places = HalfSphere.of(drawn.hkl, shape)
     to_e = known / resolution_profile(observed, stol2, known)
     n = float(np.prod(shape))
     # Unit variance of the measured map, orthonormal transform: sum over the full sphere of |F|^2 = number of points.
@@ -118,19 +171,93 @@ def make_sample(
         places.scatter(start * unit).astype(np.complex64),
         places.scatter(observed * unit).astype(np.float32),
         places.scatter(known),
-        places.scatter(np.ones(len(hkl), dtype=bool)),
+        places.scatter(np.ones(len(drawn.hkl), dtype=bool)),
         places.scatter(to_e / unit).astype(np.float32),
     )
-    return (*arrays, (d_min, float(steps.mean()), float(known.mean())))
+    return (*arrays, (drawn.d_min, drawn.spacing, float(known.mean())))
 
 
-def batches(library: Library, size: int, seed: int, recipe: Recipe | None = None) -> Iterator[Batch]:
-    """Batches of ``size`` crystals on one grid each; the same seed gives the same crystals."""
+def make_sample(
+    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe,
+    pools: Mapping[str, Pool] | None = None,
+) -> Arrays:  # fmt: skip
+    """One crystal on the processor: see ``finish``."""
+    drawn = draw(rng, library, shape, recipe, pools)
+    f = calculate(drawn.contents, drawn.hkl, drawn.stol2, slice(None), drawn.contents.xyz)
+    wrong = None if drawn.partial is None else calculate(drawn.contents, drawn.hkl, drawn.stol2, *drawn.partial)
+    return finish(rng, drawn, f, wrong, recipe)
+
+
+def calculate_together(
+    crystals: Sequence[tuple[Drawn, NDArray | slice, NDArray]], device: torch.device | str
+) -> list[NDArray[np.complex128]]:
+    """Structure factors (n,) of each of many crystals at once, in single precision on a device.
+
+    Shorter lists of atoms are filled up with atoms of occupancy 0, shorter lists of reflections with (0, 0, 0).
+
+    Parameters
+    ----------
+    crystals : what was drawn, the atoms to take of it, and the fractional positions of all of them
+    """
+    atoms = [np.arange(len(d.contents.xyz))[rows] for d, rows, _ in crystals]
+    m, n = max(len(a) for a in atoms), max(len(d.hkl) for d, _, _ in crystals)
+    hkl, stol2 = np.zeros((len(crystals), n, 3), np.float32), np.zeros((len(crystals), n), np.float32)
+    xyz, kind = np.zeros((len(crystals), m, 3), np.float32), np.zeros((len(crystals), m), np.int64)
+    b, occupancy = np.zeros((len(crystals), m), np.float32), np.zeros((len(crystals), m), np.float32)
+    for k, ((d, _, positions), rows) in enumerate(zip(crystals, atoms, strict=True)):
+        hkl[k, : len(d.hkl)], stol2[k, : len(d.hkl)] = d.hkl, d.stol2
+        xyz[k, : len(rows)], kind[k, : len(rows)] = positions[rows], d.contents.element[rows]
+        b[k, : len(rows)], occupancy[k, : len(rows)] = d.contents.b[rows], d.contents.occupancy[rows]
+
+    def tensor(a: NDArray) -> torch.Tensor:
+        return torch.from_numpy(a).to(device)
+
+    scatterers = tuple(Scatterer(e) for e in ELEMENTS)
+    parts = []
+    for rows in torch.arange(len(crystals)).split(max(1, PAIRS // (m * n))):
+        h, s, x, t, bb, occ = (tensor(a[rows.numpy()]) for a in (hkl, stol2, xyz, kind, b, occupancy))
+        phase = (2 * torch.pi) * torch.bmm(h, x.mT)  # (crystals, reflections, atoms)
+        f = form_factors(scatterers, s.reshape(-1)).reshape(len(ELEMENTS), *s.shape).permute(1, 2, 0)
+        size = torch.gather(f, 2, t[:, None].expand(-1, n, -1)) * torch.exp(-s[..., None] * bb[:, None]) * occ[:, None]
+        parts.append(torch.complex((size * phase.cos()).sum(-1), (size * phase.sin()).sum(-1)).cpu())
+    values = torch.cat(parts).numpy().astype(np.complex128)
+    return [v[: len(d.hkl)] for v, (d, _, _) in zip(values, crystals, strict=True)]
+
+
+def make_together(
+    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], recipe: Recipe, size: int,
+    device: torch.device | str, pools: Mapping[str, Pool] | None = None,
+) -> list[Arrays]:  # fmt: skip
+    """``size`` crystals, their structure factors calculated in one go on a device."""
+    streams = rng.spawn(size)
+    drawn = [draw(r, library, shape, recipe, pools) for r in streams]
+    jobs: list[tuple[Drawn, NDArray | slice, NDArray]] = [(d, slice(None), d.contents.xyz) for d in drawn]
+    jobs += [(d, *d.partial) for d in drawn if d.partial is not None]
+    f = calculate_together(jobs, device)
+    wrong = iter(f[size:])
+    return [
+        finish(r, d, own, None if d.partial is None else next(wrong), recipe)
+        for r, d, own in zip(streams, drawn, f[:size], strict=True)
+    ]
+
+
+def batches(
+    library: Library, size: int, seed: int, recipe: Recipe | None = None, device: torch.device | str | None = None
+) -> Iterator[Batch]:
+    """Batches of ``size`` crystals on one grid each; the same seed gives the same crystals.
+
+    ``device`` : where to calculate the structure factors of a whole batch at once; None: crystal by crystal here, which
+    is quicker on a processor. The batches stay on the processor.
+    """
     recipe = recipe or Recipe()
     rng = np.random.default_rng(seed)
+    pools = {family: Pool(family, library, seed) for family, share in recipe.families if family != "box" and share > 0}
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
-        samples = [make_sample(rng, library, shape, recipe) for _ in range(size)]
+        if device is None:
+            samples = [make_sample(rng, library, shape, recipe, pools) for _ in range(size)]
+        else:
+            samples = make_together(rng, library, shape, recipe, size, device, pools)
         truth, start, amplitude, known, inside, to_e = (
             torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(6)
         )

@@ -52,18 +52,19 @@ def random_cell(rng: np.random.Generator, shape: tuple[int, int, int], spacing: 
 def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) -> Contents:
     """A box cut out of a random protein: see ``cut_box``."""
     chain = library.draw(rng)
-    return cut_box(rng, *library.chain(chain), cell, str(library.entry[chain]))
+    atoms, element, b = library.chain(chain)
+    return cut_box(rng, atoms - atoms[rng.integers(len(atoms))], element, b, cell, str(library.entry[chain]))
 
 
 def cut_box(
     rng: np.random.Generator, atoms: NDArray, element: NDArray, b: NDArray, cell: gemmi.UnitCell, source: str = ""
 ) -> Contents:
-    """Cut a box out of a cloud of atoms (n, 3) in A at random orientation and repeat it.
+    """Cut a box out of a cloud of atoms (n, 3) in A, about its origin and at random orientation, and repeat it.
 
     Atoms that would clash (< 2.3 A) with a lattice image are removed, and part of what is left empty is filled with
     waters at hydrogen-bonding distance, as in a real crystal.
     """
-    turned = (atoms - atoms[rng.integers(len(atoms))]).astype(np.float64) @ Rotation.random(rng=rng).as_matrix().T
+    turned = atoms.astype(np.float64) @ Rotation.random(rng=rng).as_matrix().T
     frac = turned @ np.array(cell.frac.mat).T + rng.uniform(-0.2, 0.2, 3) + 0.5
     inside = np.all((frac >= 0) & (frac < 1), axis=1)
     frac, element, b = frac[inside], element[inside].astype(np.int64), b[inside].astype(np.float64)
@@ -78,9 +79,7 @@ def cut_box(
     frac, element, b = frac[keep], element[keep], b[keep]
 
     waters = _waters(rng, frac, cell, fill=rng.uniform(0, 0.8))
-    b = b - b.mean() if len(b) else b
-    b = np.concatenate([np.clip(b, -8, 25) * rng.uniform(0.2, 1.0), rng.uniform(0, 20, len(waters))])
-    b = np.maximum(b + rng.uniform(4, 18), 2.0)
+    b = varied_b(rng, b, len(waters))
     xyz = np.concatenate([frac, waters])
     kind = np.concatenate([element, np.full(len(waters), ELEMENTS.index("O"))])
     occupancy = np.ones(len(xyz))
@@ -115,16 +114,26 @@ def build_box(rng: np.random.Generator, chosen: Mapping[str, Any], library: Libr
     return Built(cell, group, sites, symmetric_shape(cell, group, chosen["d_min"], chosen["d_min"] / 3), source)
 
 
+def varied_b(rng: np.random.Generator, b: NDArray, waters: int) -> NDArray[np.float64]:
+    """B factors (n + waters,) in A^2: the spread of those given, more or less of it, about another mean."""
+    b = b - b.mean() if len(b) else b
+    b = np.concatenate([np.clip(b, -8, 25) * rng.uniform(0.2, 1.0), rng.uniform(0, 20, waters)])
+    return np.maximum(b + rng.uniform(4, 18), 2.0)
+
+
 def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill: float) -> NDArray[np.float64]:
     """Random positions 2.6 A or more from every atom and each other; at most ``fill`` of one per 20 A^3 of void."""
     trial = rng.random((int(cell.volume / 6), 3))
     if len(frac):
         trial = trial[wrapped_distances(trial, frac, cell).min(axis=1) > 2.6]
     most = int(fill * len(trial) * 6 / 20)
-    chosen: list[NDArray] = []
-    for point in trial:
+    apart = wrapped_distances(trial, trial, cell) > 2.6
+    room = np.ones(len(trial), dtype=bool)
+    chosen: list[int] = []
+    for k in range(len(trial)):
         if len(chosen) >= most:
             break
-        if not chosen or wrapped_distances(point[None], np.array(chosen), cell).min() > 2.6:
-            chosen.append(point)
-    return np.array(chosen).reshape(-1, 3)
+        if room[k]:
+            chosen.append(k)
+            room &= apart[k]
+    return trial[chosen]

@@ -11,14 +11,17 @@ import lzma
 import gemmi
 import numpy as np
 import pytest
+from made_library import peptide_library
 
 from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.errors import UserError
 from ml_phaser.simulate import corrupt, fragments
-from ml_phaser.simulate.batches import Recipe, batches, make_sample
+from ml_phaser.simulate.batches import Recipe, batches, calculate_together, draw, make_sample
 from ml_phaser.simulate.crystals import dense_box, random_cell, wrapped_distances
+from ml_phaser.simulate.families import make
 from ml_phaser.simulate.fragments import ELEMENTS, Library, load_library
 from ml_phaser.simulate.peptides import random_peptide
+from ml_phaser.simulate.pools import Pool, fits, surroundings, whole
 from ml_phaser.simulate.recipes import find_fragment
 
 
@@ -127,6 +130,89 @@ def test_a_sample_has_measured_amplitudes_where_known_and_a_start_of_some_use(li
     use = known & (np.abs(truth) > 0)
     cosine = np.cos(np.angle(truth[use]) - np.angle(start[use]))
     assert cosine.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_batch_at_once_has_the_structure_factors_of_one_by_one(library):
+    rng = np.random.default_rng(4)
+    drawn = [draw(rng, library, (20, 24, 28), Recipe(kinds=(("partial", 1.0),))) for _ in range(5)]
+    jobs = [(d, slice(None), d.contents.xyz) for d in drawn] + [(d, *d.partial) for d in drawn]
+    for (d, rows, xyz), f in zip(jobs, calculate_together(jobs, "cpu"), strict=True):
+        c = d.contents
+        weight = c.occupancy[rows] * np.exp(-d.stol2[:, None] * c.b[rows])
+        factors = np.array(
+            [[gemmi.Element(ELEMENTS[k]).it92.calculate_sf(float(s)) for k in range(4)] for s in d.stol2]
+        )
+        weight = weight * factors[:, c.element[rows]]
+        expected = (weight * np.exp(2j * np.pi * (d.hkl @ xyz[rows].T))).sum(axis=1)
+        np.testing.assert_allclose(f, expected, atol=2e-5 * np.abs(expected).max())
+    one, same, other = (next(batches(library, 3, s, device="cpu")) for s in (5, 5, 6))
+    assert np.array_equal(one.truth, same.truth) and one.truth.shape[0] == 3
+    assert one.truth.shape != other.truth.shape or not np.array_equal(one.truth, other.truth)
+    np.testing.assert_allclose(one.truth.pow(2).mean(dim=(1, 2, 3)), 1, rtol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """A peptide crystal of oblique cell, and a library to make more of."""
+    chains = peptide_library()
+    return make("peptide", 3, chains, spacegroup="P21", residues=3, d_min=3.0, starts=1), chains
+
+
+def test_whole_crystals_on_a_grid_are_the_crystal(packed):
+    crystal, _ = packed
+    a, b, c, *angles = crystal.cell.parameters
+    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        contents = whole(np.random.default_rng(1), crystal, order)
+        assert contents.cell.parameters[:3] == tuple((a, b, c)[k] for k in order)
+        assert contents.cell.parameters[3:] == tuple(angles[k] for k in order)
+        assert len(contents.xyz) == 2 * len(crystal.sites)
+        hkl = np.array([[1, 2, 3], [2, 0, 1], [3, 1, 2], [1, 1, 0]])
+        ops = [(np.array(op.rot) / 24, np.array(op.tran) / 24) for op in crystal.spacegroup.operations()]
+        z_asu = np.array([gemmi.Element(e).atomic_number for e in crystal.sites.element])
+        original = sum(np.exp(2j * np.pi * (crystal.sites.xyz @ r.T + t) @ hkl.T).T @ z_asu for r, t in ops)
+        z = np.array([gemmi.Element(ELEMENTS[k]).atomic_number for k in contents.element])
+        turned = np.exp(2j * np.pi * contents.xyz @ hkl[:, list(order)].T).T @ z
+        np.testing.assert_allclose(np.abs(turned), np.abs(original), rtol=1e-9)
+        # ... and a triplet, h1 + h2 = h3, whose phase no origin changes
+        three = np.array([[1, 2, 3], [2, 0, 1], [3, 2, 4]])
+        phases = [
+            np.angle(np.exp(2j * np.pi * x @ h.T).T @ zz)
+            for x, h, zz in (
+                (contents.xyz, three[:, list(order)], z),
+                (np.concatenate([crystal.sites.xyz @ r.T + t for r, t in ops]), three, np.tile(z_asu, 2)),
+            )
+        ]
+        invariants = [p[0] + p[1] - p[2] for p in phases]
+        assert np.cos(invariants[0] - invariants[1]) == pytest.approx(1)
+    assert fits(crystal.cell, (500, 500, 500), (0.5, 0.66)) is None
+    steps = tuple(round(x / 0.58) for x in (b, c, a))
+    assert fits(crystal.cell, steps, (0.5, 0.66)) is not None
+
+
+def test_pieces_of_crystals_hold_their_contacts(packed):
+    crystal, _ = packed
+    xyz, element, b = surroundings(np.random.default_rng(2), crystal)
+    assert len(xyz) == len(element) == len(b)
+    radius = np.linalg.norm(xyz, axis=1)
+    assert radius.min() < 1e-9 and radius.max() < 20
+    density = len(xyz) / (4 / 3 * np.pi * 20**3)
+    assert density == pytest.approx(1 / crystal.volume_per_atom, rel=0.12)
+    apart = np.linalg.norm(xyz[:400, None] - xyz[:400], axis=-1) + 9 * np.eye(min(400, len(xyz)))
+    assert 1.1 < apart.min() < 1.6
+
+
+def test_other_families_take_their_share(packed, library, monkeypatch):
+    crystal, chains = packed
+    monkeypatch.setattr("ml_phaser.simulate.pools.make", lambda family, seed, lib, **settings: crystal)
+    monkeypatch.setattr("ml_phaser.simulate.pools.SIZE", 2)
+    pools = {"peptide": Pool("peptide", chains, 1)}
+    rng = np.random.default_rng(3)
+    recipe = Recipe(families=(("box", 0.5), ("peptide", 0.5)))
+    drawn = [draw(rng, library, (24, 24, 24), recipe, pools).contents.source for _ in range(40)]
+    assert 10 <= sum(d == "peptide" for d in drawn) <= 30
+    assert pools["peptide"].made >= 2 and max(pools["peptide"].uses) <= 40
+    one, same = (next(batches(chains, 2, 9, Recipe(families=(("peptide", 1.0),)))) for _ in range(2))
+    assert np.array_equal(one.truth, same.truth)
 
 
 # ------------------------------------------------------------------------------------------------ corruption
