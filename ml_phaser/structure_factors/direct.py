@@ -109,7 +109,7 @@ def direct_sum(
     reciprocal = torch.linalg.inv(orthogonalisation(cell, like, group))
     axis = _separable_axis(reciprocal) if _by_rows_will_do(atoms, reciprocal) else None
     if axis is not None and len(hkl):
-        parts: tuple[torch.Tensor, ...] | torch.Tensor = _by_rows(atoms, plan, axis, reciprocal, pairs)
+        parts = _by_rows(atoms, plan, axis, reciprocal, pairs)
     else:
         parts = _by_terms(atoms, plan.sphere, reciprocal, pairs)
     f2 = [k.f_double_prime for k in atoms.scatterers]
@@ -138,23 +138,40 @@ def _separable_axis(reciprocal: torch.Tensor) -> int | None:
     return int(axes[0]) if axes else None
 
 
-class _Forgetful(torch.autograd.Function):
-    """A function of tensors that keeps nothing but them: its gradient is worked out by calling it again."""
+class _InPieces(torch.autograd.Function):
+    """Columns of a result, a piece of them at a time; the gradient is worked out by calling each piece again. The
+    first tensor tells precision and device.
+
+    Results and gradients are added to what was made at the start: small tensors that stay, between large ones that
+    go, would break up the memory until little of it can be used again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        ctx.function = function
+    def forward(
+        ctx: Any, pieces: list[tuple[Callable[..., torch.Tensor], torch.Tensor | slice]], shape: tuple[int, ...],
+        *tensors: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.pieces = pieces
         ctx.save_for_backward(*tensors)
-        return function(*tensors)
+        dtype = torch.promote_types(tensors[0].dtype, torch.complex32)
+        out = torch.zeros(shape, dtype=dtype, device=tensors[0].device)
+        for function, columns in pieces:
+            out[..., columns] = function(*tensors)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         tensors = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad():
-            value = ctx.function(*tensors)
-        found = iter(torch.autograd.grad(value, [t for t, n in zip(tensors, needed, strict=True) if n], grads[0]))
-        return (None, *(next(found) if n else None for n in needed))
+        wanted = [t for t in tensors if t.requires_grad]
+        totals = [torch.zeros_like(t) for t in wanted]
+        for function, columns in ctx.pieces:
+            with torch.enable_grad():
+                value = function(*tensors)
+            for total, part in zip(totals, torch.autograd.grad(value, wanted, grads[0][..., columns]), strict=True):
+                total += part
+        found = iter(totals)
+        return (None, None, *(next(found) if n else None for n in needed))
 
 
 def _waves(x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -164,27 +181,21 @@ def _waves(x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Te
     return torch.complex(torch.cos(angle), torch.sin(angle))
 
 
-def _by_rows(
-    atoms: Atoms, plan: _Plan, axis: int, reciprocal: torch.Tensor, pairs: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Real and f'' part of F_asu on the sphere, (m,) each, by matrix products."""
+def _by_rows(atoms: Atoms, plan: _Plan, axis: int, reciprocal: torch.Tensor, pairs: int) -> torch.Tensor:
+    """Real and f'' part of F_asu on the sphere, (2, m), by matrix products."""
     order = torch.argsort(atoms.kind, stable=True)
     counts = torch.bincount(atoms.kind, minlength=len(atoms.scatterers)).tolist()
-    moved = tuple(t[order] for t in (atoms.xyz, atoms.b_iso, atoms.occupancy))
-    largest = max(16, pairs // max(1, len(order)))
-    values = []
-    blocks = plan.cut(axis, largest)
-    for block in blocks:
-        one = partial(_rectangle, block, axis, reciprocal, atoms.scatterers, counts)
-        values.append(_Forgetful.apply(one, *moved))
-    number = torch.argsort(torch.cat([b.number for b in blocks])).to(order.device)
-    real, imaginary = torch.cat(values, dim=1)[:, number]
-    return real, imaginary
+    pieces = [
+        (partial(_rectangle, block, axis, reciprocal, atoms.scatterers, counts), block.number)
+        for block in plan.cut(axis, max(16, pairs // max(1, len(order))))
+    ]
+    moved = (t[order] for t in (atoms.b_iso, atoms.xyz, atoms.occupancy))
+    return _InPieces.apply(pieces, (2, len(plan.sphere.hkl)), *moved)
 
 
 def _rectangle(
     block: _Block, axis: int, reciprocal: torch.Tensor, scatterers: tuple[Scatterer, ...], counts: list[int],
-    xyz: torch.Tensor, b_iso: torch.Tensor, occupancy: torch.Tensor,
+    b_iso: torch.Tensor, xyz: torch.Tensor, occupancy: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """Real and f'' part of F_asu of one block's reflections, (2, r)."""
     others = [i for i in range(3) if i != axis]
@@ -214,17 +225,18 @@ def _by_terms(atoms: Atoms, sphere: Sphere, reciprocal: torch.Tensor, pairs: int
     """Real and, where there is any, f'' part of F_asu on the sphere, (1 or 2, ..., m), term by term."""
     step = max(1, pairs // max(1, atoms.kind.numel()))
     hkl = torch.from_numpy(sphere.hkl).to(atoms.b_iso.device)
-    tensors = [atoms.xyz, atoms.b_iso, atoms.occupancy, reciprocal]
-    tensors += [] if atoms.u_aniso is None else [atoms.u_aniso]
-    values = [
-        _Forgetful.apply(partial(_terms, atoms.kind, atoms.scatterers, hkl[i : i + step]), *tensors)
-        for i in range(0, max(1, len(hkl)), step)
+    pieces = [
+        (partial(_terms, atoms.kind, atoms.scatterers, hkl[i : i + step]), slice(i, i + step))
+        for i in range(0, len(hkl), step)
     ]
-    return torch.cat(values, dim=-1)
+    parts = 1 + any(k.f_double_prime for k in atoms.scatterers)
+    tensors = [atoms.b_iso, atoms.xyz, atoms.occupancy, reciprocal]
+    tensors += [] if atoms.u_aniso is None else [atoms.u_aniso]
+    return _InPieces.apply(pieces, (parts, *atoms.kind.shape[:-1], len(hkl)), *tensors)
 
 
 def _terms(
-    kind: torch.Tensor, scatterers: tuple[Scatterer, ...], hkl: torch.Tensor, xyz: torch.Tensor, b_iso: torch.Tensor,
+    kind: torch.Tensor, scatterers: tuple[Scatterer, ...], hkl: torch.Tensor, b_iso: torch.Tensor, xyz: torch.Tensor,
     occupancy: torch.Tensor, reciprocal: torch.Tensor, u_aniso: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Real and, where there is any, f'' part of F_asu, (1 or 2, ..., r)."""
