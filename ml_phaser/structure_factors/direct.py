@@ -167,8 +167,8 @@ class _InPieces(torch.autograd.Function):
         totals = [torch.zeros_like(t) for t in wanted]
         for function, columns in ctx.pieces:
             with torch.enable_grad():
-                value = function(*tensors)
-            for total, part in zip(totals, torch.autograd.grad(value, wanted, grads[0][..., columns]), strict=True):
+                value = torch.sum(torch.real(function(*tensors) * grads[0][..., columns].conj()))
+            for total, part in zip(totals, torch.autograd.grad(value, wanted), strict=True):
                 total += part
         found = iter(totals)
         return (None, None, *(next(found) if n else None for n in needed))
