@@ -31,8 +31,7 @@ WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are 
 WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
 WRAP_SHARES = (0.25, 0.12, 0.45)  # of the cell: how empty it is, is not known; in order of success
 WRAP_BAR = 0.6  # held-out correlation: wrong maps of packed crystals reach 0.4, right ones of empty cells 0.8
-WRAP_POINTS = 100_000  # grid points cycled at once: small batches end soon, and few starts are needed
-STARTS_POINTS = 400_000  # grid points cycled at once
+STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every method its turn early
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
 LEARNED_MOST = 4_000_000  # about 2 kB of memory a point
@@ -166,7 +165,7 @@ def lay_out(data: Amplitudes, normalised: Normalised, options: Options) -> tuple
 def shrink_wrap_entrants(board: Board) -> list[Entrant]:
     """Hybrid input-output for molecules in mostly empty cells, with supports of several sizes."""
     problem = board.smoothed(board.rows, board.data.d_min / 2.5)
-    batch = int(np.clip(WRAP_POINTS // problem.points, 1, 8))
+    batch = int(np.clip(STARTS_POINTS // problem.points, 1, 8))
     entrants = []
     for share in WRAP_SHARES:
         method = ShrinkWrap(problem, share, f"shrink-wrap, {share:.0%}")
