@@ -210,7 +210,8 @@ def refine(
         torch.set_num_threads(options.threads)
     began = time.monotonic()
     wet = structure if options.solvent else None
-    state, fit = explain(parts, State(positions(structure), isotropic_b(structure)), data, free, wet)
+    start = State(positions(structure), isotropic_b(structure))
+    state, fit = explain(parts, start, data, free, wet, fold=options.bfactor and options.cycles > 0)
     rows = [row(0, parts, state, fit, began)]
     notify.say(header())
     notify.say(line(rows[0]))
@@ -239,7 +240,7 @@ def cycle(
     state = move(parts, target_of(fit, data, free), state, weight, XYZ_STEPS)
     if options.bfactor:
         state = cool(parts, target_of(fit, data, free), state, weight, B_STEPS)
-    return explain(parts, state, data, free, wet)
+    return explain(parts, state, data, free, wet, fold=options.bfactor)
 
 
 def row(number: int, parts: Parts, state: State, fit: Fit, began: float) -> Row:

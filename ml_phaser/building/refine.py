@@ -138,10 +138,11 @@ class Fit:
 
 
 def explain(
-    parts: Parts, state: State, data: Amplitudes, free: NDArray[np.bool_], structure: gemmi.Structure | None
-) -> tuple[State, Fit]:
+    parts: Parts, state: State, data: Amplitudes, free: NDArray[np.bool_], structure: gemmi.Structure | None, *,
+    fold: bool = True,
+) -> tuple[State, Fit]:  # fmt: skip
     """Scale a state to the data, with bulk solvent if ``structure`` (whose coordinates are set to the state's) is
-    given. The isotropic fall-off of the scale is moved into B: the state returned has it."""
+    given. With ``fold`` the isotropic fall-off of the scale is moved into B: the state returned has it."""
     s2 = 1 / data.d**2
     with torch.no_grad():
         atoms = parts.at(torch.from_numpy(state.xyz), torch.from_numpy(state.b), data.cell)
@@ -153,7 +154,7 @@ def explain(
     scales = fit_scales(data.f, f_calc, f_mask, data.hkl, data.cell, data.spacegroup, free)
     slope = np.polyfit(s2, np.interp(s2, scales.knots, scales.log_k), 1)[0] if len(data) > 2 else 0.0
     shift = max(-4 * slope, float(np.max(parts.least_b - state.b)))
-    if abs(shift) > LEAST_SHIFT:
+    if fold and abs(shift) > LEAST_SHIFT:
         f_calc = f_calc * np.exp(-shift * s2 / 4)
         state = State(state.xyz, np.minimum(state.b + shift, MOST_B))
         scales = fit_scales(data.f, f_calc, f_mask, data.hkl, data.cell, data.spacegroup, free)

@@ -54,6 +54,7 @@ class Contacts:
 
 
 REPULSION = 0.2  # A, standard deviation of contacts below the least distance
+METAL_BOND = 0.1  # A, standard deviation of bonds to metals
 TORSION = np.deg2rad(15)  # standard deviation near a minimum
 
 
@@ -90,8 +91,8 @@ class Restraints:
         return _half_squares(log_b[pairs[:, 0]] - log_b[pairs[:, 1]], self.similar)
 
     def deviations(self, xyz: torch.Tensor) -> tuple[float, float]:
-        """Root mean square deviation of bonds in A and of angles in degrees."""
-        bond = bond_lengths(xyz, self.bonds.atoms) - self.bonds.ideal
+        """Root mean square deviation of bonds in A, those to metals left out, and of angles in degrees."""
+        bond = (bond_lengths(xyz, self.bonds.atoms) - self.bonds.ideal)[self.bonds.sigma < METAL_BOND]
         angle = torch.rad2deg(bond_angles(xyz, self.angles.atoms) - self.angles.ideal)
         return _rms(bond), _rms(angle)
 

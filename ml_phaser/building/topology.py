@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml_phaser.building.restraints import Contacts, Planes, Restraints, Term, bond_angles, volumes
+from ml_phaser.building.restraints import METAL_BOND, Contacts, Planes, Restraints, Term, bond_angles, volumes
 from ml_phaser.crystal.amino_acids import (
     ALPHA,
     CB_S_S,
@@ -39,11 +39,10 @@ LETTERS = {name: letter for letter, name in THREE_LETTERS.items()}
 BOND, ANGLE, VOLUME = 0.02, np.deg2rad(2.5), 0.2  # standard deviations: A, radians, A^3
 FLAT, PEPTIDE_FLAT = 0.02, 0.06  # A
 LOOSE = 2.0  # standard deviations of what is held to its start, in those of amino acids
-METAL_BOND = 0.1  # A
 SIMILAR_B, SIMILAR_B_ANGLE = 0.35, 0.6  # of ln B, of atoms one and two bonds apart
 LINK_REACH, S_S_REACH = 2.5, 2.8  # A: further apart, C and N or two sulphurs are not bonded
 STRETCH = 0.4  # A beyond the sum of the covalent radii
-SHORTER, LONGER = 0.28, 0.1  # A from that sum: the range of ideal lengths taken from the start
+SHORTER, LONGER, METAL_LONGER = 0.28, 0.1, 0.3  # A from that sum: the range of ideal lengths taken from the start
 CONTACT_REACH = 4.2  # A
 # Shortest distances (A) of atoms that are not bonded, by elements; hydrogen bonds are among them
 _CONTACTS = {("C", "C"): 3.3, ("C", "N"): 3.05, ("C", "O"): 3.0, ("N", "N"): 2.7, ("N", "O"): 2.6, ("O", "O"): 2.45}
@@ -276,7 +275,7 @@ def _by_distance(sites: Sites, known: list[bool], found: _Found) -> list[int]:
             continue
         strange |= {i, j} & set(np.flatnonzero(unknown).tolist())
         if sites.metal[i] or sites.metal[j]:
-            found.bonds[i, j] = (distance, METAL_BOND)
+            found.bonds[i, j] = (float(np.clip(distance, usual - SHORTER, usual + METAL_LONGER)), METAL_BOND)
         else:
             found.bonds[i, j] = (float(np.clip(distance, usual - SHORTER, usual + LONGER)), BOND * LOOSE)
     organic = [b for b in found.bonds if not sites.metal[list(b)].any()]
