@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -216,11 +216,10 @@ def broken(rows: list[Row], record: dict[str, Any], title: str) -> str:
         "beyond it missing; *completeness*, at random; *d_min*, A; *volume per atom*, A^3 of cell. Cells: median CC "
         "with its interval, and how many are solved."
     ]
-    describe: Callable[[str], str] = lambda axis: axis.replace("_", " ")  # noqa: E731
     for task in order(rows, "task"):
         mine = of(rows, task=task)
         axis = next(iter(mine[0]["point"]))
-        values = [v for v in BREAKS[describe(axis)] if any(r["point"][axis] == v for r in mine)]
+        values = [v for v in BREAKS[axis] if any(r["point"][axis] == v for r in mine)]
         body = []
         for v in values:
             line = [f"{v:g}"]
@@ -232,5 +231,5 @@ def broken(rows: list[Row], record: dict[str, Any], title: str) -> str:
                 solved = sum(c >= SOLVED_CC for c in cc)
                 line.append(f"{number(median(cc))}{interval(bootstrap(cc, np.median))} {solved}/{len(cc)}")
             body.append(line)
-        lines += ["", f"## {task}", "", *table([describe(axis), *order(mine, "entrant")], body)]
+        lines += ["", f"## {task}", "", *table([axis, *order(mine, "entrant")], body)]
     return "\n".join(lines) + "\n"

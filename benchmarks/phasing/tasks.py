@@ -127,5 +127,5 @@ def breaks(seconds: float, count: int, seed: int) -> Iterator[Recipe]:
                 flaws[axis] = value
             yield Recipe(
                 f"{base}: {axis}", f"{value:g}, {i}", family, seed + i, tuple(settings.items()), "holdout",
-                tuple(flaws.items()), seconds * (LARGE if large else 1), pairs(**{axis.replace(" ", "_"): value}),
+                tuple(flaws.items()), seconds * (LARGE if large else 1), ((axis, value),),
             )  # fmt: skip

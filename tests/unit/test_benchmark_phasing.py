@@ -190,3 +190,20 @@ def test_tables_hold_every_entrant_and_task(small: list[tasks.Recipe], tmp_path:
     fails_row = next(line for line in text.splitlines() if line.startswith("| fails | 2 |"))
     assert "0/2" in fails_row
     assert "on purpose" in fails_row
+
+
+def test_tables_of_harm_have_a_line_for_every_value(tmp_path: Path) -> None:
+    recipes = list(tasks.breaks(1.0, 1, 0))
+    who = ("random phases", "RRR")
+    rows = [
+        {"task": r.task, "crystal": r.name, "entrant": w, "point": dict(r.point), "status": "ok", "cc": 0.5}
+        for r in recipes
+        for w in who
+    ]
+    rows[0] |= {"cc": 0.9}
+    record = runner.record({"kind": "break", "seconds": 1.0, "crystals": 1, "seed": 0, "jobs": 1})
+    lines = tables.broken(rows, record, "test").splitlines()
+    for axis, values in tasks.BREAKS.items():
+        first = next(i for i, line in enumerate(lines) if line.startswith(f"| {axis} |"))
+        assert [float(line.split("|")[1]) for line in lines[first + 2 : first + 2 + len(values)]] == list(values)
+    assert sum("1/1" in line for line in lines) == 1
