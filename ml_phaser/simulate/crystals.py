@@ -18,7 +18,8 @@ from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.recipes import needed
 from ml_phaser.simulate.simulated import Built
 
-FEWEST_ATOMS, LOOSEST, TRIES = 25, 25.5, 60  # LOOSEST in A^3 an atom
+# At least so many atoms, less than so many A^3 for each, so many of them protein, or another piece is tried.
+FEWEST_ATOMS, LOOSEST, MOSTLY, TRIES = 25, 25.5, 0.7, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ def build_box(rng: np.random.Generator, chosen: Mapping[str, Any], library: Libr
     for _ in range(TRIES):
         contents = dense_box(rng, needed(library), cell)
         n = len(contents.xyz)
-        if n >= FEWEST_ATOMS and cell.volume / n < LOOSEST:
+        if n >= FEWEST_ATOMS and cell.volume / n < LOOSEST and contents.dry > MOSTLY * n:
             break
     else:
         raise UserError("no piece of a protein was found that fills it", "family box", "another seed, or another edge")

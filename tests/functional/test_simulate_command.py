@@ -4,6 +4,7 @@ import datetime
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import gemmi
@@ -14,6 +15,10 @@ from ml_phaser import __version__
 from ml_phaser.cli import main as ml_phaser
 from ml_phaser.cli.simulate import main
 from ml_phaser.exchange.read import read_amplitudes
+from ml_phaser.simulate.fragments import save_library
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+from made_library import peptide_library
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = "sequence GA spacegroup P21 resolution 1.1"
@@ -174,6 +179,76 @@ def test_all_files_or_none(tmp_path, monkeypatch, capsys):
     out = [w for n, s in (("hklout", "mtz"), ("xyzout", "pdb"), ("jsonout", "json")) for w in (n, f"{tmp_path}/a.{s}")]
     assert main([*SMALL.split(), *out]) == 1
     assert "no space left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ families
+
+
+@pytest.fixture(scope="module")
+def coordinates(tmp_path_factory):
+    """A compact file of made-up chains, as ``train pack`` writes them."""
+    path = tmp_path_factory.mktemp("coordinates") / "made.npz"
+    save_library(peptide_library(), path, "holdout")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("family dialanine-1b", {"cell": [10, 10, 10, 90, 90, 90], "atoms": 10, "mean_b": 20.0, "completeness": 1.0}),
+        ("family residues-15 fragment 2XYZ_1_4 noise 0.1", {"source": ["2xyz_B_4"], "map_grid": [90, 60, 48]}),
+        ("family peptide spacegroup P 21 atoms 50 resolution 1.5 completeness 1", {"molecules": 1}),
+        ("family protein spacegroup C2 residues 30 resolution 3 solvent 0.6 k_sol 0.4 b_sol 50", {"waters": 0}),
+    ],
+)
+def test_every_family_can_be_written(coordinates, words, expected, tmp_path, capsys):
+    made = run(tmp_path, f"{words} data {coordinates} seed 2", "hklout", "xyzout", "mapout", "jsonout")
+    assert "SIMULATED" in capsys.readouterr().out
+    record = json.loads(made["jsonout"].read_text())
+    for name, value in expected.items():
+        assert record[name] == value, name
+    family = words.split()[1]
+    assert record["request"]["family"] == family and record["simulated"] is True
+    data = read_amplitudes(made["hklout"])
+    assert len(data) == record["reflections"]
+    structure = gemmi.read_structure(str(made["xyzout"]))
+    assert structure[0].count_atom_sites() == record["atoms"] + record["waters"]
+    text = made["xyzout"].read_text()
+    assert family in text and record["source"][0] in text
+    ccp4 = gemmi.read_ccp4_map(str(made["mapout"]), setup=True)
+    rho = np.asarray(ccp4.grid)
+    assert list(rho.shape) == record["map_grid"] and rho.mean() == pytest.approx(0, abs=1e-4)
+    heights = [ccp4.grid.interpolate_value(c.atom.pos) for c in structure[0].all()]
+    assert np.mean(heights) > rho.std()
+    if family == "protein":
+        solvent = record["solvent"]
+        assert (solvent["k_sol"], solvent["b_sol"]) == (0.4, 50) and solvent["fraction"] > 0.55
+        assert "Bulk solvent" in text.replace("BULK SOLVENT", "Bulk solvent")
+        assert record["request"]["spacegroup"] == "C 1 2 1"
+    again = run(tmp_path, f"{words} data {coordinates} seed 2", *made)
+    assert json.loads(again["jsonout"].read_text()) == record
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("family dialanine-1b hklout {0}/a.mtz", "data: this family is made of protein coordinates"),
+        ("family dialanine-1b data {1} hklout {0}/a.mtz solvent 0.5", "solvent: means nothing in family dialanine-1b"),
+        ("family dialanine-1b data {1} hklout {0}/a.mtz spacegroup P21", "means nothing"),
+        ("family protein data {1} hklout {0}/a.mtz sequence AAA", "means nothing"),
+        ("sequence AAA hklout {0}/a.mtz atoms 100", "atoms: means nothing in family ideal"),
+        ("family residues-15 data {1} hklout {0}/a.mtz fragment nonsense", "not entry_entity_first"),
+        ("family proteins data {1} hklout {0}/a.mtz", '"proteins" is not one of'),
+        ("family box data {0}/none.npz hklout {0}/a.mtz", "no such file"),
+        ("family box split train data {1} hklout {0}/a.mtz", "holds the holdout split, not train"),
+    ],
+)
+def test_options_without_a_meaning_are_refused_in_one_line(coordinates, words, said, tmp_path, capsys):
+    assert main(shlex.split(words.format(tmp_path, coordinates))) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert said in captured.err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """The families of simulated crystals: recipes to the number; contacts, structure factors, settings by other means."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -106,22 +107,21 @@ def test_indices_are_unique_complete_and_present(made, family):
     assert sim.cell.is_compatible_with_spacegroup(sim.spacegroup)
 
 
-@pytest.mark.parametrize("family", ["dialanine-1b", "dipeptide-minimal", "peptide", "protein"])
-def test_another_process_makes_the_same_bytes(library, made, family):
-    """Also where its hashes are salted otherwise and it uses another number of threads."""
-    code = (
-        f"from made_library import peptide_library\nfrom ml_phaser.simulate.families import make\n"
-        f"from ml_phaser.simulate.data_set import as_mtz, as_pdb\nimport hashlib, torch\ntorch.set_num_threads(2)\n"
-        f"s = make({family!r}, 1, peptide_library(), **{SETTINGS.get(family, {})!r})\n"
-        "print(hashlib.sha256(bytes(as_mtz(s).write_to_bytes()) + as_pdb(s).encode()).hexdigest())"
-    )
-    root = Path(__file__).resolve().parent
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    import hashlib
+def digest(sim):
+    return hashlib.sha256(bytes(as_mtz(sim).write_to_bytes()) + as_pdb(sim).encode()).hexdigest()
 
-    sim = made(family)
-    mine = hashlib.sha256(bytes(as_mtz(sim).write_to_bytes()) + as_pdb(sim).encode()).hexdigest()
-    assert out.stdout.strip() == mine
+
+def test_another_process_makes_the_same_bytes(made):
+    """Also where its hashes are salted otherwise and it uses another number of threads."""
+    families = ("dialanine-1b", "dipeptide-minimal", "peptide", "protein")
+    code = (
+        "import torch\ntorch.set_num_threads(2)\n"
+        "from test_simulate_families import SETTINGS, digest, make, peptide_library\n"
+        f"for f in {families!r}:\n    print(digest(make(f, 1, peptide_library(), **SETTINGS.get(f, {{}}))))"
+    )
+    here = Path(__file__).resolve().parent
+    out = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [digest(made(family)) for family in families]
 
 
 def test_seeds_decide(library):
@@ -319,6 +319,14 @@ def test_neighbours_by_brute_force(cell):
     lattice = np.array(list(np.ndindex(7, 7, 7))) - 3
     nearest = min(np.linalg.norm((image + lattice - point) @ orth.T, axis=1).min() for image in images)
     assert clearance(point, frac, orth, symmetry)[0] == pytest.approx(min(nearest, 4.0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_are_dense_and_mostly_protein(made, seed):
+    sim = made("box", seed)
+    assert 15 < sim.volume_per_atom < 26
+    assert sim.sites.water.mean() < 0.3
+    assert sim.spacegroup.xhm() == "P 1" and len(sim.source) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- proteins
