@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,8 @@ def refine(
 
     from ml_phaser.building.refine import State, explain, isotropic_b, positions
 
+    if options.weight == "search" and not free.any():
+        raise UserError("search needs a test set to judge weights by", "weight", "weight auto")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     began = time.monotonic()
@@ -271,6 +274,8 @@ def judge(rows: tuple[Row, ...], d_min: float) -> str:
     A test set whose R began no higher than that of the work set is taken for one that the model was refined against.
     """
     first, last = rows[0], rows[-1]
+    if not math.isfinite(last.r_free):
+        return f"R_work went from {first.r_work:.4f} to {last.r_work:.4f}; there is no test set to judge it by."
     change = last.r_free - first.r_free
     moved = f"from {first.r_free:.4f} to {last.r_free:.4f}"
     if change < -NOTABLE_FALL:

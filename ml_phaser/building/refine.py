@@ -107,9 +107,9 @@ class Parts:
 
 
 def isotropic_b(structure: gemmi.Structure) -> Floats:
-    """(m,) isotropic equivalent of each atom's displacement, A^2, within LEAST_B and MOST_B."""
+    """(m,) isotropic equivalent of each atom's displacement, at least LEAST_B A^2."""
     b = [U_TO_B * a.aniso.trace() / 3 if a.aniso.nonzero() else a.b_iso for a in (c.atom for c in structure[0].all())]
-    return np.clip(np.array(b, dtype=float), LEAST_B, MOST_B)
+    return np.maximum(np.array(b, dtype=float), LEAST_B)
 
 
 @dataclass(frozen=True, eq=False)

@@ -200,16 +200,16 @@ def restraints_of(model: gemmi.Model) -> Restraints:
     bridges = _disulphides(sites, found)
     strange = _by_distance(sites, known, found)
     if bridges:
-        notes.append(f"{bridges} disulphide bridges.")
+        notes.append(f"Disulphide bridges: {bridges}.")
     if strange:
         kinds = ", ".join(sorted({sites.names[sites.residue[i]] for i in strange}))
         notes.append(f"Held to the geometry they start with, for want of a table: {kinds} ({len(strange)} atoms).")
     restraints = _gather(found)
     inverted = _wrong_hands(sites, restraints, known)
     if inverted:
-        notes.append(f"{inverted} centres have the other hand than their names say; the restraints pull them over.")
+        notes.append(f"Centres of the other hand than their names say: {inverted}; the restraints pull them over.")
     if not sites.heavy.all():
-        notes.append(f"{int((~sites.heavy).sum())} hydrogens ride on the atoms that bear them.")
+        notes.append(f"Hydrogens: {int((~sites.heavy).sum())}, each riding on the atom that bears it.")
     return replace(restraints, notes=tuple(notes))
 
 

@@ -190,7 +190,7 @@ def test_hydrogens_and_anisotropy_survive(folder, capsys):
     a, rider = residue.find_atom("CA", "*"), residue.find_atom("HA", "*")
     np.testing.assert_allclose(np.array(rider.pos.tolist()) - a.pos.tolist(), [0.5, 0.6, 0.6], atol=2e-3)
     assert a.aniso.u11 - a.aniso.u33 == pytest.approx(0.05, abs=2e-4)
-    assert "1 hydrogens ride" in log and record["atoms"] == out[0].count_atom_sites()
+    assert "Hydrogens: 1," in log and record["atoms"] == out[0].count_atom_sites()
 
 
 @pytest.mark.parametrize(

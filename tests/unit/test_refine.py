@@ -209,6 +209,7 @@ def row(work, free):
         ((0.20, 0.23), (0.19, 0.26), ["R_free ROSE"], ["was not free"]),
         ((0.20, 0.195), (0.18, 0.22), ["rose", "was not free"], ["ROSE"]),
         ((0.20, 0.23), (0.199, 0.2305), ["stayed"], ["fell", "ROSE"]),
+        ((0.20, np.nan), (0.15, np.nan), ["R_work went from 0.2000 to 0.1500", "no test set"], ["fell", "better"]),
     ],
 )
 def test_verdicts_are_honest(first, last, says, not_said):
