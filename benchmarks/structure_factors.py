@@ -38,7 +38,7 @@ OWN = ("ml_phaser direct", "ml_phaser FFT")
 OTHERS = ("gemmi FFT", "gemmi direct", "cctbx FFT", "cctbx direct", "SFcalculator")
 SAMPLE = 1500  # reflections that errors are taken over
 SCALED = 400  # reflections that slow entrants are timed on
-PATIENCE = 30  # s; the gradient of what takes longer is not timed
+PATIENCE = 15  # s; the gradient of what takes longer is not timed
 
 
 def main() -> int:

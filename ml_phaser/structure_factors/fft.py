@@ -29,11 +29,11 @@ from ml_phaser.structure_factors.atoms import U_TO_B, Atoms
 from ml_phaser.structure_factors.form_factors import RATIO_TERMS, Scatterer, form_factors, gaussians, ratio
 from ml_phaser.structure_factors.operators import Operators, Sphere, cell_of, orthogonalisation
 
-OVERSAMPLING = 1.5  # of the shortest wavelength, beyond two grid points
+OVERSAMPLING = 1.35  # of the shortest wavelength, beyond two grid points
 ALIASING = 4e-3  # of the sharpest atom at d_min
 TRUNCATION, CUT_OFF = 1e-3, 1.5e-4  # of a Gaussian, at the edge of its box, unblurred and as it is
 RATIO_ERROR = 2e-4  # that the ratios of one element's scattering factors add to the amplitudes
-COST_POINT, COST_TERM, COST_GRID = 1.3, 0.3, 6.0  # ns on one core: of an atom's grid point, Gaussian at it; of the FFT
+COST_POINT, COST_TERM, COST_GRID = 1.3, 0.6, 3.0  # ns on one core: of an atom's grid point, Gaussian at it; of the FFT
 SMALL_GRID = 2**18  # points, up to which every element has a grid of its own
 POINTS = {"cpu": 2**18, "cuda": 2**25}  # grid points handled at once
 _I, _J = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]  # order of a symmetric matrix's elements
