@@ -128,7 +128,6 @@ def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill:
     if len(frac):
         trial = trial[wrapped_distances(trial, frac, cell).min(axis=1) > 2.6]
     most = int(fill * len(trial) * 6 / 20)
-    apart = wrapped_distances(trial, trial, cell) > 2.6
     room = np.ones(len(trial), dtype=bool)
     chosen: list[int] = []
     for k in range(len(trial)):
@@ -136,5 +135,5 @@ def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill:
             break
         if room[k]:
             chosen.append(k)
-            room &= apart[k]
+            room &= wrapped_distances(trial, trial[k : k + 1], cell)[:, 0] > 2.6
     return trial[chosen]
