@@ -49,7 +49,6 @@ def main() -> int:
 
 def one(args: argparse.Namespace, i: int) -> dict[str, Any]:
     """Simulate crystal ``i``, phase it, compare."""
-    import gemmi
     import numpy as np
 
     from ml_phaser import pipeline
@@ -57,21 +56,23 @@ def one(args: argparse.Namespace, i: int) -> dict[str, Any]:
     from ml_phaser.errors import UserError
     from ml_phaser.notify import Silent
     from ml_phaser.parameters import Options
-    from ml_phaser.simulate import data_set
+    from ml_phaser.simulate.data_set import as_mtz
+    from ml_phaser.simulate.families import make
 
     rng = np.random.default_rng([args.seed, i])
     sequence = "".join(rng.choice(list(LETTERS), rng.integers(2, 8)))
     group, d_min = str(rng.choice(GROUPS)), float(np.round(rng.uniform(0.85, 1.7), 2))
-    request = data_set.Request(sequence, gemmi.SpaceGroup(group), d_min, float(rng.choice([0.02, 0.05, 0.1])), 0.95,
-                               float(rng.uniform(3, 12)), int(rng.integers(2**31)))  # fmt: skip
-    row: dict[str, Any] = {"sequence": sequence, "group": group, "d_min": d_min, "noise": request.noise}
+    noise, b, seed = float(rng.choice([0.02, 0.05, 0.1])), float(rng.uniform(3, 12)), int(rng.integers(2**31))
+    row: dict[str, Any] = {"sequence": sequence, "group": group, "d_min": d_min, "noise": noise}
     try:
-        crystal = data_set.simulate(request)
+        crystal = make(
+            "ideal", seed, sequence=sequence, spacegroup=group, d_min=d_min, noise=noise, completeness=0.95, b=b
+        )
     except UserError as error:
         return {**row, "error": str(error)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.mtz"
-        data_set.as_mtz(crystal).write_to_file(str(path))
+        as_mtz(crystal).write_to_file(str(path))
         options = Options(path, path.with_suffix(".map"), path.with_name("out.mtz"), path.with_suffix(".json"),
                           timelimit=args.timelimit, threads=args.threads, engine=args.engine)  # fmt: skip
         began = time.monotonic()
@@ -80,12 +81,12 @@ def one(args: argparse.Namespace, i: int) -> dict[str, Any]:
         plan = pipeline.make_plan(data, normalised, options)
         hunt = pipeline.phase(plan, options, Silent())
     best = max(hunt.solutions, key=lambda s: s.probability)
-    truth = {tuple(h): f for h, f in zip(crystal.measurement.hkl.tolist(), crystal.measurement.f, strict=True)}
+    truth = {tuple(h): f for h, f in zip(crystal.hkl.tolist(), crystal.f, strict=True)}
     f_true = np.array([truth[tuple(h)] for h in data.hkl.tolist()])
     phased = normalised.f * np.exp(1j * np.angle(best.f))
     agreement = compare(data.hkl, phased, f_true, data.cell, data.spacegroup, repeats=2)
     return {
-        **row, "atoms": len(crystal.atoms.xyz), "reflections": len(data), "seconds": round(time.monotonic() - began, 1),
+        **row, "atoms": len(crystal.sites), "reflections": len(data), "seconds": round(time.monotonic() - began, 1),
         "trials": len(hunt.trials), "score": best.score, "held": best.held, "agreeing": best.agreeing,
         "symmetry": None if math.isnan(best.symmetry) else best.symmetry, "core": best.core,
         "probability": best.probability, "cc": agreement.map_cc, "chance": agreement.chance_cc,
