@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # one thread an entrant
@@ -76,7 +75,6 @@ def main(argv: list[str]) -> int:
     run_record = {**record(settings), "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else [0.0]}
     run_record = {**run_record, **({"load": earlier["load"]} if earlier else {})}
     write(facts, json.dumps(run_record, indent=1) + "\n")
-    began = time.monotonic()
     stopped = False
     try:
         run(units, {n: who[n] for n in names}, path, jobs=max(1, options.jobs), seed=options.seed)
@@ -86,7 +84,7 @@ def main(argv: list[str]) -> int:
     rank = {unit.name: i for i, unit in enumerate(units)}
     rows = sorted(found, key=lambda r: rank.get(r["unit"], len(rank)))
     run_record["cpu_hours"] = sum(r.get("cpu", 0.0) for r in rows) / 3600
-    run_record["wall_minutes"] = (time.monotonic() - began) / 60
+    run_record["unit_hours"] = sum(r.get("seconds", 0.0) for r in rows) / 3600
     write(facts, json.dumps(run_record, indent=1) + "\n")
     title = {"quick": "quick run", "full": "full run", "break": "baselines"}[kind]
     if rows:

@@ -18,9 +18,9 @@ HOW = (
     "CC: correlation of the map of measured amplitudes and phases found (of the blob's own density, for the blob) with "
     "the true map, at the data's resolution, unweighted, best over the origins the group permits and both hands; "
     f"solved: CC >= {SOLVED_CC}. The row *random phases* is the chance level of the same search (mean of ten draws). "
-    "Brackets: 95 % intervals (Wilson for fractions, bootstrap for means and medians). Seeds: true phases rounded to "
-    "the middle of their quadrant for that share of the reflections with the largest E, imposed for the first half of "
-    "a start's cycles: they show what good seeds would be worth, and are no result."
+    "An entrant without an answer counts as 0. Brackets: 95 % intervals (Wilson for fractions, bootstrap for means and "
+    "medians). Seeds: true phases rounded to the middle of their quadrant for that share of the reflections with the "
+    "largest E, imposed for the first half of a start's cycles: they show what good seeds are worth, and are no result."
 )
 
 
@@ -100,8 +100,8 @@ def told(record: dict[str, Any]) -> list[str]:
     ]
     if "cpu_hours" in record:
         lines.append(
-            f"- {record['cpu_hours']:.2f} processor hours in all, {record['wall_minutes']:.1f} minutes on the clock "
-            f"(last session), load {record['load'][0]:.1f} before"
+            f"- {record['cpu_hours']:.2f} processor hours in all; the units together took {record['unit_hours']:.2f} hours "
+            f"on the clock, load {record['load'][0]:.1f} before"
         )
     return lines
 
