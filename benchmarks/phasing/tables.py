@@ -100,7 +100,7 @@ def told(record: dict[str, Any]) -> list[str]:
     ]
     if "cpu_hours" in record:
         lines.append(
-            f"- {record['cpu_hours']:.2f} processor hours in all; the units together took {record['unit_hours']:.2f} hours "
+            f"- {record['cpu_hours']:.2f} processor hours in all, {record['unit_hours']:.2f} hours of units "
             f"on the clock, load {record['load'][0]:.1f} before"
         )
     return lines
