@@ -160,7 +160,8 @@ def boxed(recipe: Recipe) -> Crystal:
 
     fragment = draw_fragment(stream("boxed", recipe.seed, "crystal"), library(recipe.split), 2)
     xyz = centred(fragment)
-    cell = gemmi.UnitCell(*(float(x) for x in np.round(np.ptp(xyz, axis=0) + 3, 3)), 90, 90, 90)
+    a, b, c = (float(x) for x in np.round(np.ptp(xyz, axis=0) + 3, 3))
+    cell = gemmi.UnitCell(a, b, c, 90, 90, 90)
     d_min = float(EXACT["d_min"])
     built = alone(fragment, xyz, cell, 0.5, d_min)
     sites = replace(built.sites, b=np.full(len(built.sites), float(EXACT["b"])))

@@ -165,7 +165,7 @@ def one_pass(crystal: Crystal, seconds: float, seed: int) -> Answer:
     return Answer(at_home(entrant, entrant.problem.gather_p1(half[0]), len(data)), 1)
 
 
-def multistart(entrants: Sequence, data: Amplitudes, seconds: float, seed: int) -> Answer:  # type: ignore[type-arg]
+def multistart(entrants: Sequence, data: Amplitudes, seconds: float, seed: int) -> Answer:
     """Batches of random starts, each entrant in turn, until one convinces or the time is over; the start with the best
     held-out score, placed in the space group."""
     import torch
