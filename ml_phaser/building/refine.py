@@ -167,17 +167,19 @@ def explain(
 
 
 def target_of(fit: Fit, data: Amplitudes, free: NDArray[np.bool_]) -> Target:
-    """The target on the work set: likelihood, or least squares where the test set is too small for an error model."""
+    """The target on the work set: likelihood, or least squares where the test set is too small for an error model. Then
+    the variances are those of all reflections at that resolution, times what makes them right for the test set."""
     work = ~free & (data.f > 0)
     judged = free if free.any() else work
-    variance = np.full(len(data), np.mean((data.f - np.abs(fit.f_model))[judged] ** 2))
+    inflation = np.mean(((data.f - np.abs(fit.f_model)) ** 2 / fit.beta)[judged])
 
     def rows(values: NDArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values[work]))
 
     return Target(
         data.hkl[work], data.cell, data.spacegroup, rows(data.f), rows(fit.k_total), rows(fit.solvent),
-        rows(fit.alpha) if fit.from_free else None, rows(fit.beta if fit.from_free else variance), rows(data.centric),
+        rows(fit.alpha) if fit.from_free else None, rows(fit.beta if fit.from_free else fit.beta * inflation),
+        rows(data.centric),
     )  # fmt: skip
 
 

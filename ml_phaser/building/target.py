@@ -1,8 +1,8 @@
 """How badly a model explains measured amplitudes: minus the log likelihood, or least squares.
 
 The likelihood is that of ``structure_factors.sigmaa``, its errors estimated from the free reflections (Read 1986, Acta
-Cryst. A42, 140; Murshudov, Vagin & Dodson 1997, Acta Cryst. D53, 240). Least squares, sum (F_obs - |F_model|)^2 / (2 v)
-with one v, is for data with too few of those.
+Cryst. A42, 140; Murshudov, Vagin & Dodson 1997, Acta Cryst. D53, 240). Least squares, the sum of
+(F_obs - |F_model|)^2 / (2 v), is for data with too few of those.
 """
 
 from __future__ import annotations
