@@ -13,7 +13,7 @@ from ml_phaser.cli import main as ml_phaser
 from ml_phaser.cli.refine import PARAMETERS, usage
 from ml_phaser.exchange.refined import COLUMNS
 
-QUICK = ["cycles", "1", "resolution", "2.2"]
+QUICK = ["cycles", "1", "resolution", "2.6"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def plain(folder):
 
 
 def test_cycles(folder, capsys, plain):
-    none, _, record, _ = run(folder, capsys, "cycles", "0", "resolution", "2.2")
+    none, _, record, _ = run(folder, capsys, "cycles", "0", "resolution", "2.6")
     np.testing.assert_allclose(places(none), places(gemmi.read_structure(str(folder / "shaken.pdb"))), atol=1e-3)
     assert len(record["cycles"]) == 1
     assert record["cycles"][0]["r_work"] > 0.1 > plain[1]["cycles"][1]["r_work"]
@@ -122,7 +122,7 @@ def test_weight(folder, capsys, plain):
 
 
 def test_resolution_and_labin(folder, capsys, plain):
-    assert plain[1]["resolution"][1] >= 2.2
+    assert plain[1]["resolution"][1] >= 2.6
     _, mtz, record, _ = run(folder, capsys, "cycles", "0", "resolution", "10,3")
     assert mtz.resolution_high() >= 3 and mtz.resolution_low() <= 10 and record["reflections"] == mtz.nreflections
     _, clean, _, _ = run(folder, capsys, "cycles", "0")
