@@ -124,7 +124,7 @@ def test_every_import_is_a_dependency():
     declared = {"numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors", "rich", "ml_phaser"}
     found = {}
     for path in (ROOT / "ml_phaser").rglob("*.py"):
-        for module in re.findall(r"^\s*(?:from|import) ([A-Za-z_]\w*)", path.read_text(), re.MULTILINE):
+        for module in re.findall(r"^\s*(?:from (?=\S+ import)|import )([A-Za-z_]\w*)", path.read_text(), re.MULTILINE):
             found.setdefault(module, path.name)
     strange = {m: f for m, f in found.items() if m not in declared and m not in sys.stdlib_module_names}
     assert not strange
