@@ -130,7 +130,8 @@ DESCRIPTION = (
     "amplitudes and wrong phases. Translation-equivariant, for any cell and space group (works on the P1 cell)."
 )
 NORMALISATION = {
-    "input": "density of zero mean and unit variance over the cell, F(000) left out",
+    "input": "density of zero mean and unit variance over the cell, F(000) left out; where inputs is 2, beside it the "
+    "map of E with the same phases, likewise",
     "output": "density on the same grid; its mean carries no meaning",
     "amplitudes": "measured amplitudes scaled to an overall Wilson B of about 11 A^2 (training crystals: 4-40 A^2 an "
     "atom); not sharpened, not normalised to E",
