@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seconds", type=float, help="processor seconds an entrant on a small cell [2 quick, 20 full, 2 break]")
     add("--crystals", type=int, help="crystals a task of the papers [2 quick, 24 full, 6 break]")
     add("--seed", type=int, default=0)
-    add("--tasks", default="", help="only tasks whose name holds one of these, comma-separated")
+    add("--tasks", default="", help="only tasks whose name holds one of these, semicolons between")
     add("--entrants", default="", help="only these, semicolons between")
     add("--grok", help="Python of an environment with grok-phase-solver")
     add("--out", type=Path, default=RESULTS)
@@ -69,9 +69,11 @@ def main(argv: list[str]) -> int:
     recipes = [
         r
         for r in tasks.recipes(kind, seconds, count, options.seed)
-        if not options.tasks or any(word in r.task for word in options.tasks.split(","))
+        if not options.tasks or any(word in r.task for word in options.tasks.split(";"))
     ]
     units = [Unit(r, n) for r in recipes for n in names]
+    if not units:
+        sys.exit("benchmarks.phasing: no task or no entrant of that name")
     run_record = {**record(settings), "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else [0.0]}
     run_record = {**run_record, **({"load": earlier["load"]} if earlier else {})}
     write(facts, json.dumps(run_record, indent=1) + "\n")
