@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,13 +240,23 @@ def density_projection(network: Projector, problem: Problem) -> Projection:
     spacing = sum(a / n for a, n in zip((cell.a, cell.b, cell.c), problem.shape, strict=True)) / 3
     known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
     one = torch.ones(1)
+    quick = has_bfloat16(where)
     cond = condition(one * problem.d_min, one * spacing, one * float(known)).to(where)
 
     @torch.no_grad()
     def project(rho: torch.Tensor) -> torch.Tensor:
-        return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1))
+        with torch.autocast(where.type, torch.bfloat16, enabled=quick):
+            return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1)).float()
 
     return project
+
+
+def has_bfloat16(where: torch.device) -> bool:
+    """Whether the device calculates in bfloat16 itself; where it does not, pretending to is slower than float32."""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    able: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch 2.6 and later
+    return able()
 
 
 def threads(options: Options, points: int) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gemmi
 import numpy as np
 import pytest
-from crystals import agreement, crystal
+import torch
+from crystals import agreement, crystal, problem_of
 
+from ml_phaser import plan
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.parameters import Options
@@ -30,11 +33,11 @@ def data_of(hkl: np.ndarray, f: np.ndarray, cell: gemmi.UnitCell, group: gemmi.S
 def test_shrink_wrap_searches_beyond_atomic_resolution(d_min: float, wanted: bool) -> None:
     c = crystal("P 1", atoms=12, d_min=d_min)
     data = data_of(c.hkl, c.f, c.cell, c.spacegroup)
-    plan = plan_phasing(data, normalise(data), OPTIONS)
-    assert any("shrink-wrap" in e.method.name for e in plan.entrants) == wanted
-    assert any("flipping" in e.method.name for e in plan.entrants)
-    for entrant in plan.entrants:  # what is held out is held out of every entrant's projection
-        assert np.array_equal(entrant.problem.held, plan.whole.held[np.isin(plan.rows, entrant.rows)])
+    planned = plan_phasing(data, normalise(data), OPTIONS)
+    assert any("shrink-wrap" in e.method.name for e in planned.entrants) == wanted
+    assert any("flipping" in e.method.name for e in planned.entrants)
+    for entrant in planned.entrants:  # what is held out is held out of every entrant's projection
+        assert np.array_equal(entrant.problem.held, planned.whole.held[np.isin(planned.rows, entrant.rows)])
 
 
 def test_seeds_reach_every_entrant_and_the_search_returns_to_them() -> None:
@@ -42,9 +45,37 @@ def test_seeds_reach_every_entrant_and_the_search_returns_to_them() -> None:
     data = data_of(c.hkl, c.f, c.cell, c.spacegroup)
     normalised = normalise(data)
     seeds = Seeds(quadrants(c.hkl, np.angle(c.f), c.spacegroup), strongest(normalised.e, 0.5))
-    plan = plan_phasing(data, normalised, OPTIONS, seeds)
-    assert all(isinstance(e.method, Held) for e in plan.entrants)
-    assert any("seeds" in said for said in plan.choices)
-    one = [replace(plan.entrants[-1], batch=1, cycles=100)]
-    hunt = search(one, plan.finishers, plan.whole, plan.n, seconds=60, most_trials=1, seed=0, progress=lambda *_: None)
+    planned = plan_phasing(data, normalised, OPTIONS, seeds)
+    assert all(isinstance(e.method, Held) for e in planned.entrants)
+    assert any("seeds" in said for said in planned.choices)
+    one = [replace(planned.entrants[-1], batch=1, cycles=100)]
+    hunt = search(
+        one, planned.finishers, planned.whole, planned.n, seconds=60, most_trials=1, seed=0, progress=lambda *_: None
+    )
     assert agreement(c, hunt.solutions[0].f) > 0.9
+
+
+class Blur(torch.nn.Module):
+    """A network of one convolution that remembers in which precision it was done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(inputs=1)
+        self.conv = torch.nn.Conv3d(1, 1, 3, padding=1)
+        self.precision = torch.float64
+
+    def forward(self, rho: torch.Tensor, *given: torch.Tensor | None) -> torch.Tensor:
+        y = self.conv(rho[:, None])[:, 0]
+        self.precision = y.dtype
+        return y
+
+
+def test_the_learned_projection_uses_bfloat16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem_of(crystal("P 1", atoms=6, d_min=1.5))
+    x = p.random_starts(2, torch.Generator().manual_seed(0))
+    network, maps = Blur(), []
+    for able, precision in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(plan, "has_bfloat16", lambda where, able=able: able)
+        maps.append(plan.density_projection(network, p)(x))
+        assert network.precision == precision and maps[-1].dtype == torch.float32
+    assert 0 < (maps[0] - maps[1]).norm() / maps[1].norm() < 0.02
