@@ -31,10 +31,10 @@ def ours(item: DataSet) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row, and what mmtbx needs to do the same."""
     import numpy as np
 
-    from ml_phaser.evaluation.phase_files import check_same_crystal
     from ml_phaser.evaluation.reference import atom_sum
     from ml_phaser.exchange.model import read_model
     from ml_phaser.exchange.read import read_amplitudes
+    from ml_phaser.exchange.spacegroup import check_same_crystal
     from ml_phaser.structure_factors.atoms import atoms_of_small, atoms_of_structure
     from ml_phaser.structure_factors.scaling import f_model, fit_scales, free_set, r_factors
     from ml_phaser.structure_factors.solvent import exact_mask, mask_factors

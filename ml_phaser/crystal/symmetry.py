@@ -87,3 +87,35 @@ def _first_of_each(h: NDArray) -> NDArray[np.int64]:
     k = h - low
     _, first = np.unique((k[:, 0] * span[1] + k[:, 1]) * span[2] + k[:, 2], return_index=True)
     return first
+
+
+def asu_moves(
+    hkl: NDArray[np.int32], spacegroup: gemmi.SpaceGroup
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]:
+    """Where reflections (n, 3) lie in gemmi's asymmetric unit, and how their phases get there.
+
+    Returns the indices there, the phase shift in radians to be added, and whether to take the conjugate after it.
+    """
+    ops, asu = spacegroup.operations(), gemmi.ReciprocalAsu(spacegroup)
+    moved, isym = np.empty((len(hkl), 3), dtype=np.int32), np.empty(len(hkl), dtype=np.int64)
+    for i, h in enumerate(hkl):
+        moved[i], isym[i] = asu.to_asu([int(x) for x in h], ops)
+    translations = np.array([op.tran for op in ops.sym_ops]) / gemmi.Op.DEN
+    # F(hR) = F(h) exp(-2 pi i h.t)
+    shift = -2 * np.pi * np.einsum("ij,ij->i", hkl, translations[(isym - 1) // 2])
+    return moved, shift, isym % 2 == 0
+
+
+def look_up(hkl: NDArray[np.int32], f: NDArray[np.complex128], wanted: NDArray[np.int32]) -> NDArray[np.complex128]:
+    """Values (m,) at the reflections ``wanted`` (m, 3), NaN where there is none."""
+    both = np.concatenate([hkl, wanted]).astype(np.int64) + 100_000
+    keys = (both[:, 0] * 200_001 + both[:, 1]) * 200_001 + both[:, 2]
+    have, want = keys[: len(hkl)], keys[len(hkl) :]
+    out = np.full(len(wanted), np.nan + 0j)
+    if len(have) == 0:
+        return out
+    order = np.argsort(have)
+    place = np.minimum(np.searchsorted(have[order], want), len(have) - 1)
+    hit = have[order][place] == want
+    out[hit] = f[order[place[hit]]]
+    return out

@@ -10,10 +10,10 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.symmetry import asu_moves, look_up
 from ml_phaser.errors import UserError
 from ml_phaser.exchange.model import file_kind, read_cif
-
-CELL_TOLERANCE = (0.02, 2.0)  # relative, degrees
+from ml_phaser.exchange.spacegroup import check_same_crystal
 
 # (amplitude, phase) labels of files with phases, by preference
 PHASE_COLUMNS = (
@@ -60,80 +60,20 @@ class Prediction:
     taken: str
 
 
-def _group_name(spacegroup: gemmi.SpaceGroup) -> str:
-    return str(spacegroup.xhm())
-
-
-def check_same_crystal(
-    path: Path | str,
-    found_cell: gemmi.UnitCell,
-    found: gemmi.SpaceGroup | None,
-    cell: gemmi.UnitCell,
-    spacegroup: gemmi.SpaceGroup,
-) -> None:
-    """Raise UserError unless the file's cell (2 %, 2 degrees) and symmetry operations are those of the
-    data.
-    """
-    where = str(path)
-    if found is None:
-        raise UserError("holds no space group that is known", where, "add it to the file")
-    if not found_cell.is_similar(cell, *CELL_TOLERANCE):
-        raise UserError(
-            "cell {} is not that of the data, {}".format(
-                *(" ".join(f"{x:.2f}" for x in c.parameters) for c in (found_cell, cell))
-            ),
-            where,
-            "compare files of the same crystal in the same setting",
-        )
-    ours, theirs = ({op.triplet() for op in g.operations()} for g in (spacegroup, found))
-    if ours != theirs:
-        hint = "compare files in the same setting"
-        inverse = found.change_of_hand_op()
-        swapped = found.operations()
-        swapped.change_basis_forward(inverse)
-        if {op.triplet() for op in swapped} == ours:
-            hint = f"these are mirror images of each other; phase the data in {_group_name(found)}"
-        raise UserError(
-            f"space group {_group_name(found)} is not that of the data, {_group_name(spacegroup)}",
-            where,
-            hint,
-        )
-
-
 def _number(text: str) -> float:
     return float(gemmi.cif.as_number(text))
 
 
 def to_asu(hkl: Indices, f: Complexes, spacegroup: gemmi.SpaceGroup) -> tuple[Indices, Complexes]:
     """Move reflections into gemmi's asymmetric unit, phases with them; equivalents are averaged."""
-    ops, asu = spacegroup.operations(), gemmi.ReciprocalAsu(spacegroup)
-    moved, isym = np.empty((len(hkl), 3), dtype=np.int32), np.empty(len(hkl), dtype=np.int64)
-    for i, h in enumerate(hkl):
-        moved[i], isym[i] = asu.to_asu([int(x) for x in h], ops)
-    translations = np.array([op.tran for op in ops.sym_ops]) / gemmi.Op.DEN
-    shift = -2 * np.pi * np.einsum("ij,ij->i", hkl, translations[(isym - 1) // 2])
-    values = f * np.exp(1j * shift)  # F(hR) = F(h) exp(-2 pi i h.t)
-    values = np.where(isym % 2 == 0, np.conj(values), values)
+    moved, shift, friedel = asu_moves(hkl, spacegroup)
+    values = f * np.exp(1j * shift)
+    values = np.where(friedel, np.conj(values), values)
     unique, where = np.unique(moved, axis=0, return_inverse=True)
     where = where.reshape(-1)
     total = np.bincount(where, values.real, len(unique)) + 1j * np.bincount(where, values.imag, len(unique))
     mean = (total / np.bincount(where, minlength=len(unique))).astype(np.complex128)
     return unique.astype(np.int32), mean
-
-
-def look_up(hkl: Indices, f: Complexes, wanted: Indices) -> Complexes:
-    """Values (m,) at the reflections ``wanted`` (m, 3), NaN where there is none."""
-    both = np.concatenate([hkl, wanted]).astype(np.int64) + 100_000
-    keys = (both[:, 0] * 200_001 + both[:, 1]) * 200_001 + both[:, 2]
-    have, want = keys[: len(hkl)], keys[len(hkl) :]
-    out = np.full(len(wanted), np.nan + 0j)
-    if len(have) == 0:
-        return out
-    order = np.argsort(have)
-    place = np.minimum(np.searchsorted(have[order], want), len(have) - 1)
-    hit = have[order][place] == want
-    out[hit] = f[order[place[hit]]]
-    return out
 
 
 def _read_mtz(path: Path) -> gemmi.Mtz:

@@ -18,12 +18,12 @@ from ml_phaser.evaluation.phase_files import (
     Complexes,
     Indices,
     Reference,
-    check_same_crystal,
     holds_phases,
     read_prediction,
     reference_phases,
 )
 from ml_phaser.exchange.model import Model, read_model
+from ml_phaser.exchange.spacegroup import check_same_crystal
 
 SOLVENT_BOUNDS = ((0.05, 0.7), (5.0, 150.0))  # k_sol, B_sol; a fit outside these has not found the solvent
 LEAST_SOLVENT = 0.01  # of the cell; a mask smaller than this is noise between atoms

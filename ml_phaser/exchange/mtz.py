@@ -31,7 +31,7 @@ def read_mtz(data: bytes, where: str) -> Table:
     ------
     UserError : damaged or truncated file, no H K L
     """
-    mtz = _parse(data, where)
+    mtz = parse(data, where)
     labels = [c.label for c in mtz.columns]
     position = {label: i for i, label in reversed(list(enumerate(labels)))}
     if any(position.get(x) is None for x in "HKL"):
@@ -58,7 +58,8 @@ def read_mtz(data: bytes, where: str) -> Table:
     )
 
 
-def _parse(data: bytes, where: str) -> gemmi.Mtz:
+def parse(data: bytes, where: str) -> gemmi.Mtz:
+    """The MTZ in these bytes; UserError where it is damaged, truncated or empty."""
     if b"MTZENDOFHEADERS" not in data:
         raise UserError("the MTZ file is truncated", where, "copying the file again")
     with tempfile.TemporaryDirectory() as folder:

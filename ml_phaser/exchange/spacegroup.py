@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import gemmi
 import numpy as np
 
 from ml_phaser.errors import UserError
 
+CELL_TOLERANCE = (0.02, 2.0)  # of two files of one crystal: relative, degrees
 _LATTICES = "PIRFABC"  # SHELX LATT 1-7 (obverse R on hexagonal axes)
 
 
@@ -138,4 +140,40 @@ def check_fit(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, where: str) -> None
             f"the cell {' '.join(f'{p:g}' for p in cell.parameters)} does not fit space group {group.xhm()}",
             where,
             "another setting of the group with the option spacegroup, or the right cell with the option cell",
+        )
+
+
+def check_same_crystal(
+    path: Path | str,
+    found_cell: gemmi.UnitCell,
+    found: gemmi.SpaceGroup | None,
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+) -> None:
+    """Raise UserError unless the file's cell (2 %, 2 degrees) and symmetry operations are those of the
+    data.
+    """
+    where = str(path)
+    if found is None:
+        raise UserError("holds no space group that is known", where, "add it to the file")
+    if not found_cell.is_similar(cell, *CELL_TOLERANCE):
+        raise UserError(
+            "cell {} is not that of the data, {}".format(
+                *(" ".join(f"{x:.2f}" for x in c.parameters) for c in (found_cell, cell))
+            ),
+            where,
+            "files of the same crystal in the same setting",
+        )
+    ours, theirs = ({op.triplet() for op in g.operations()} for g in (spacegroup, found))
+    if ours != theirs:
+        hint = "files in the same setting"
+        inverse = found.change_of_hand_op()
+        swapped = found.operations()
+        swapped.change_basis_forward(inverse)
+        if {op.triplet() for op in swapped} == ours:
+            hint = f"these are mirror images of each other; phase the data in {found.xhm()}"
+        raise UserError(
+            f"space group {found.xhm()} is not that of the data, {spacegroup.xhm()}",
+            where,
+            hint,
         )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import i0e, i1e
 
+from ml_phaser.crystal.phase_distributions import hendrickson_lattman
 from ml_phaser.outcome import Phases, ShellRow, Verdict
 
 Floats = NDArray[np.float64]
@@ -75,13 +76,6 @@ def figures_of_merit(
 
 def _rms(x: Floats) -> float:
     return float(np.sqrt(np.mean(x**2))) or 1.0
-
-
-def hendrickson_lattman(phase: Floats, fom: Floats, centric: NDArray[np.bool_]) -> Floats:
-    """A = X cos phi, B = X sin phi, C = D = 0, (n, 4), with I1(X)/I0(X) = fom or tanh(X) = fom for centric ones."""
-    grid = np.concatenate([np.linspace(0, 3, 400), np.geomspace(3.01, 60, 400)])
-    x = np.where(centric, np.arctanh(np.clip(fom, 0, 0.999)), np.interp(fom, i1e(grid) / i0e(grid), grid))
-    return np.stack([x * np.cos(phase), x * np.sin(phase), 0 * x, 0 * x], axis=1)
 
 
 def weigh(f: NDArray[np.complex128], fom: Floats, centric: NDArray[np.bool_]) -> Phases:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ml_phaser.crystal.phase_distributions import hendrickson_lattman
 from ml_phaser.phasing.confidence import (
     figures_of_merit,
-    hendrickson_lattman,
     judge,
     probability_solved,
     sigma_a,
