@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.reflections import Amplitudes, Source
 
 COORDINATES = "coordinates/structures_pack.npz.xz"
+FOR_TRAINING = ("batches.py", "corrupt.py", "pools.py")  # of simulate: they have no part in whole crystals
 RETRIES = 5  # seeds tried where a crystal cannot be packed
 
 
@@ -76,7 +78,8 @@ def code_version() -> str:
     root = Path(ml_phaser.__file__).parent
     for part in ("simulate", "structure_factors"):
         for path in sorted((root / part).glob("*.py")):
-            digest.update(path.read_bytes())
+            if path.name not in FOR_TRAINING:
+                digest.update(path.read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:12]
 
@@ -89,12 +92,22 @@ def library(split: str) -> Any:
     return load_library(shared_data() / "coordinates", split)
 
 
+def cached(recipe: Recipe) -> Path:
+    """Where a crystal that is made is kept."""
+    return cache_folder() / f"{hashlib.sha256((code_version() + recipe.key()).encode()).hexdigest()[:24]}.npz"
+
+
+def prepare(recipes: Iterable[Recipe]) -> None:
+    """Read the coordinates that crystals still to be made need, so that processes forked from this one need not."""
+    for split in sorted({r.split for r in recipes if r.family not in ("measured", "none") and not cached(r).exists()}):
+        library(split)
+
+
 def get(recipe: Recipe) -> Crystal:
     """The crystal of a recipe, from the cache if it was made before. Raises UserError."""
     if recipe.family == "measured":
         return measured(dict(recipe.settings)["set"])
-    name = hashlib.sha256((code_version() + recipe.key()).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{name}.npz"
+    path = cached(recipe)
     if not path.exists():
         crystal = simulated(recipe)
         path.parent.mkdir(parents=True, exist_ok=True)

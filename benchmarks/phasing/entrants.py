@@ -93,16 +93,11 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.confidence import SOLVED
     from ml_phaser.phasing.search import search
-    from ml_phaser.phasing.seeds import Seeds, quadrants, strongest
     from ml_phaser.plan import plan_phasing
 
     clock, data = Clock(), crystal.data
     normalised = normalise(data)
-    seeds = None
-    if share:
-        known = np.isfinite(crystal.f)
-        true = quadrants(data.hkl, np.angle(np.where(known, crystal.f, 1)), data.spacegroup)
-        seeds = Seeds(true, strongest(np.where(known, normalised.e, 0), share) & known)
+    seeds = true_quadrants(crystal, normalised.e, share) if share else None
     plan = plan_phasing(data, normalised, options(seconds, seed, kind), seeds)
     hunt = search(
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=max(0.1, seconds - clock()), most_trials=None,
@@ -113,13 +108,24 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     return Answer(best.f, len(hunt.trials), best.score, best.probability >= SOLVED, said=said)
 
 
-def alone(crystal: Crystal, seconds: float, seed: int, *, who: str) -> Answer:
-    """One family of the engine's methods, without the engine's finishing."""
+def true_quadrants(crystal: Crystal, e: NDArray[np.float64], share: float):  # type: ignore[no-untyped-def]
+    """Seeds: the quadrants of the true phases of the ``share`` (0-1) of the reflections with the largest E."""
+    from ml_phaser.phasing.seeds import Seeds, quadrants, strongest
+
+    data, known = crystal.data, np.isfinite(crystal.f)
+    true = quadrants(data.hkl, np.angle(np.where(known, crystal.f, 1)), data.spacegroup)
+    return Seeds(true, strongest(np.where(known, e, 0), share) & known)
+
+
+def alone(crystal: Crystal, seconds: float, seed: int, *, who: str, share: float = 0.0) -> Answer:
+    """One family of the engine's methods, without the engine's finishing; ``share`` of the reflections seeded."""
     from ml_phaser.crystal.normalise import normalise
+    from ml_phaser.phasing.seeds import seeded
     from ml_phaser.plan import classical_entrants, lay_out, shrink_wrap_entrants
 
     clock, data = Clock(), crystal.data
-    board, whole, d_search = lay_out(data, normalise(data), options(seconds, seed, "classical"))
+    normalised = normalise(data)
+    board, whole, d_search = lay_out(data, normalised, options(seconds, seed, "classical"))
     if who == "HIO":
         entrants = shrink_wrap_entrants(board)
     elif who == "network":
@@ -129,6 +135,9 @@ def alone(crystal: Crystal, seconds: float, seed: int, *, who: str) -> Answer:
         entrants = found
     else:
         entrants = [e for e in classical_entrants(board, whole, d_search) if who in e.method.name]
+    if share:
+        seeds = true_quadrants(crystal, normalised.e, share)
+        entrants = [seeded(e, seeds) for e in entrants]
     return multistart(entrants, data, max(0.1, seconds - clock()), seed)
 
 
@@ -227,6 +236,7 @@ def entrants(grok: str | None) -> dict[str, Entrant]:
     }
     for kind, name in (("classical", "engine, no network"), ("auto", "engine")):
         found[name] = partial(engine, kind=kind)
+    found["charge flipping, 20% seeds"] = partial(alone, who="flipping", share=0.2)
     for kind, name in (("classical", "engine, no network"), ("auto", "engine")):
         for share in SHARES:
             found[f"{name}, {share:.0%} seeds"] = partial(engine, kind=kind, share=share)

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks.phasing.crystals import Crystal, Recipe, get
+from benchmarks.phasing.crystals import Crystal, Recipe, get, prepare
 from benchmarks.phasing.entrants import Entrant
 
 PATIENCE = 12.0  # times a unit's budget, and
@@ -48,6 +48,7 @@ def run(units: list[Unit], who: dict[str, Entrant], path: Path, *, jobs: int, se
 
     rows = read_rows(path)
     todo = [unit for unit in units if unit.name not in rows]
+    prepare(unit.recipe for unit in todo)
     began, finished = time.monotonic(), 0
     running: dict[Any, tuple[Any, Unit, float, Path]] = {}  # sentinel -> process, unit, when to end it, its row
     context = multiprocessing.get_context("fork")
@@ -164,7 +165,8 @@ def judged(crystal: Crystal, f: Any, own: bool, chance: bool, seed: int) -> Row:
         for s in a.shells
     ]  # fmt: skip
     cc, error = (a.chance_cc, a.chance_phase_error) if chance else (a.map_cc, a.phase_error)
-    return {"cc": round(cc, 4), "phase_error": round(error, 2), "shells": shells, "inverted": a.inverted}
+    return {"cc": round(cc, 4), "phase_error": round(error, 2), "shells": shells, "inverted": a.inverted,
+            "hand_margin": round(a.hand_margin, 4)}  # fmt: skip
 
 
 def _collect(unit: Unit, result: Path, exitcode: int | None) -> Row:

@@ -1,4 +1,4 @@
-"""Markdown out of rows."""
+"""Markdown, and the numbers of a grid, out of rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from benchmarks.phasing.statistics import bootstrap, exponent, wilson
 from benchmarks.phasing.tasks import BREAKS, ORDER
 
 SOLVED_CC = 0.7
+HAND_MATTERS = 0.02  # difference of CC between the hands from which on one of them is wrong
+CLASSICAL = "engine, no network"  # in names of entrants; the learned one is called the same without ", no network"
 Row = dict[str, Any]
 
 HOW = (
@@ -61,6 +63,108 @@ def brief(rows: Sequence[Row]) -> str:
     if not any("cc" in r for r in rows):
         return "no answer"
     return f"{np.median(cc):.2f} ({sum(c >= SOLVED_CC for c in cc)}/{len(cc)})"
+
+
+def hands(rows: Iterable[Row]) -> tuple[int, int]:
+    """Of the solved crystals that have a hand: how many maps are of the right one, and how many there are."""
+    told = [r for r in rows if (r.get("cc") or 0.0) >= SOLVED_CC and (r.get("hand_margin") or 0.0) >= HAND_MATTERS]
+    return sum(not r["inverted"] for r in told), len(told)
+
+
+def solved(rows: Iterable[Row]) -> tuple[int, int]:
+    """Crystals solved, and tried."""
+    cc = ccs(rows)
+    return sum(c >= SOLVED_CC for c in cc), len(cc)
+
+
+def share(good: int, n: int) -> str:
+    """A fraction with its interval."""
+    return f"{good}/{n}{interval(wilson(good, n))}" if n else "-"
+
+
+def cells(rows: list[Row]) -> list[Row]:
+    """What was found in every cell of a grid of d_min x atoms, for each entrant."""
+    found = []
+    keys = sorted({(r["point"]["d_min"], r["point"]["atoms"]) for r in rows})
+    for name in order(rows, "entrant"):
+        for d_min, atoms in keys:
+            mine = [r for r in of(rows, entrant=name) if (r["point"]["d_min"], r["point"]["atoms"]) == (d_min, atoms)]
+            good, n = solved(mine)
+            if n:
+                right, handed = hands(mine)
+                found.append({
+                    "entrant": name, "d_min": d_min, "atoms": atoms, "solved": good, "n": n, "wilson": wilson(good, n),
+                    "median_cc": median(ccs(mine)), "hand_right": right, "handed": handed,
+                    "cpu": median([r["cpu"] for r in mine if "cpu" in r]),
+                })  # fmt: skip
+    return found
+
+
+def comparison(found: list[Row]) -> dict[str, int]:
+    """Cells where the classical engine solves less than half, what both solve in them all, and in how many of them the
+    learned one solves at least twice as many (and one at least)."""
+    classical = {(c["d_min"], c["atoms"]): c for c in found if CLASSICAL in c["entrant"]}
+    learned = {(c["d_min"], c["atoms"]): c for c in found if CLASSICAL not in c["entrant"]}
+    hard = [k for k, c in classical.items() if k in learned and c["solved"] < 0.5 * c["n"]]
+    return {
+        "cells": len(hard), "crystals": sum(classical[k]["n"] for k in hard),
+        "classical": sum(classical[k]["solved"] for k in hard), "learned": sum(learned[k]["solved"] for k in hard),
+        "twice": sum(learned[k]["solved"] >= max(1, 2 * classical[k]["solved"]) for k in hard),
+    }  # fmt: skip
+
+
+def overall(rows: list[Row], axis: str) -> list[str]:
+    """Solved, hand, time: one line an entrant, a column for each value of an axis."""
+    values = sorted({r["point"][axis] for r in rows})
+    head = ["", *(f"{axis} {v:g}" for v in values), "all", "median CC", "hand right", "processor s", "of"]
+    body = []
+    for name in order(rows, "entrant"):
+        mine = of(rows, entrant=name)
+        parts = [share(*solved(r for r in mine if r["point"][axis] == v)) for v in values]
+        cpu = [r["cpu"] for r in mine if "cpu" in r]
+        body.append([
+            name, *parts, share(*solved(mine)), number(median(ccs(mine))), share(*hands(mine)),
+            f"{number(median(cpu), 1)} (most {number(max(cpu, default=None), 0)})",
+            number(median([r["budget"] for r in mine]), 0),
+        ])  # fmt: skip
+    return table(head, body)
+
+
+GRID_HOW = (
+    "Cells: crystals solved of those tried. *hand right*: of the solved crystals, those whose map is not the mirror "
+    "image of the truth. *processor s*: median and most; an engine that is sure stops early, one in the middle of "
+    "finishing a solution goes on."
+)
+
+
+def seeds(rows: list[Row], record: dict[str, Any], title: str) -> str:
+    """Solved fractions with seeds, by resolution, by size and by group, and every crystal."""
+    lines = [f"# {title}", "", HOW, GRID_HOW, "", *told(record), "", "## By resolution", ""]
+    lines += [*overall(rows, "d_min"), "", "## By atoms in the cell", "", *overall(rows, "atoms")]
+    lines += ["", "## By group", "", *by_axis(rows, "group"), "", "## Every crystal", "", *by_crystal(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def frontier(rows: list[Row], record: dict[str, Any], title: str) -> str:
+    """Solved fractions over the grid of d_min and atoms, an entrant a table."""
+    found = cells(rows)
+    c = comparison(found)
+    lines = [f"# {title}", "", HOW, GRID_HOW, "", *told(record), ""]
+    lines += [
+        f"Where the classical engine solves less than half ({c['cells']} cells, {c['crystals']} crystals): classical "
+        f"{c['classical']}, learned {c['learned']}; the learned one at least twice as many in {c['twice']} cells.", "",
+        *overall(rows, "d_min"), "", *overall(rows, "atoms"),
+    ]  # fmt: skip
+    sizes = sorted({x["atoms"] for x in found})
+    for name in order(rows, "entrant"):
+        mine = {(x["d_min"], x["atoms"]): x for x in of(found, entrant=name)}
+        body = [
+            [f"{d:g}", *(f"{x['solved']}/{x['n']} ({number(x['median_cc'])})" if (x := mine.get((d, n))) else "-"
+                         for n in sizes)]
+            for d in sorted({d for d, _ in mine})
+        ]  # fmt: skip
+        lines += ["", f"## {name}: solved (median CC)", "", *table(["A", *(f"{n} atoms" for n in sizes)], body)]
+    return "\n".join(lines) + "\n"
 
 
 def summary(rows: list[Row], record: dict[str, Any], title: str) -> str:

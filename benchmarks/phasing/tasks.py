@@ -1,9 +1,10 @@
-"""What is phased: the crystals of the quick run, of the full run, and of the one that finds where methods break."""
+"""What is phased: the crystals of the quick and the full run, of the one that finds where methods break, and grids of
+resolution and size."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -19,6 +20,11 @@ THIN = (
     (1.0, 50, "P1", 0.05), (1.0, 200, "P212121", 0.0), (1.2, 100, "P21", 0.05), (1.4, 25, "P1", 0.1),
     (1.6, 100, "P1", 0.0), (1.8, 50, "P21", 0.05), (2.0, 400, "P212121", 0.05), (2.5, 200, "P21", 0.1),
 )  # fmt: skip
+GRID_D_MIN = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8)  # the frontier
+GRID_ATOMS = (12, 25, 50, 100, 200)
+SEED_D_MIN, SEED_ATOMS = (1.4, 1.6, 1.8), (50, 100, 200)  # the table of seeds
+ORDERS = {"P1": 1, "P21": 2, "P212121": 4}
+LEAST = 6  # atoms of an asymmetric unit: glycine and a water
 MEASURED_QUICK = ("l_alanine_tonto", "cod2200000", "6mw0", "5awl", "2olx", "5e5z")
 
 FAMILY = {  # of the founding papers' tasks, and of peers' dipeptides
@@ -36,11 +42,19 @@ def pairs(**values: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def recipes(run: str, seconds: float, per_task: int, seed: int) -> list[Recipe]:
-    """All crystals of a run: "quick", "full" or "break"; ``seconds`` of budget for one entrant on a small cell."""
+    """All crystals of a run: "quick", "full", "break", "seeds", "frontier" or "frontier-seeds".
+
+    ``seconds`` of budget for one entrant on a small cell; ``per_task`` crystals a task, or a cell of a grid
+    """
     if run == "break":
         return list(breaks(seconds, per_task, seed))
+    if run == "seeds":
+        return dense(latin(SEED_D_MIN, SEED_ATOMS, per_task), seconds, seed, run)
+    if run.startswith("frontier"):
+        return dense(grid(GRID_D_MIN, GRID_ATOMS, per_task), seconds, seed, run)
     found = [r for task in PAPERS for r in paper(task, seconds, per_task, seed)]
-    found += dense(THIN if run == "quick" else tuple(product(D_MIN, ATOMS, GROUPS, NOISE)), seconds, seed)
+    points = THIN if run == "quick" else product(D_MIN, ATOMS, GROUPS, NOISE)
+    found += dense(((point, 0) for point in points), seconds, seed)
     return found + measured(run, seconds)
 
 
@@ -55,19 +69,40 @@ def paper(task: str, seconds: float, count: int, seed: int) -> list[Recipe]:
     return [replace(base, name=name, settings=pairs(fragment=name), split="crysformer") for name in chosen]
 
 
-def dense(points: tuple[tuple[float, int, str, float], ...], seconds: float, seed: int) -> list[Recipe]:
-    """Packed peptides with varied B factors; the same crystal for all resolutions and noises."""
+Point = tuple[float, int, str, float]  # d_min in A, atoms in the cell, group, noise
+
+
+def grid(d_min: Sequence[float], atoms: Sequence[int], count: int) -> list[tuple[Point, int]]:
+    """``count`` crystals of each size, to each resolution, with the number of each: the first of every cell of the grid
+    before the second of any. They take turns in the groups that leave enough atoms to an asymmetric unit."""
+    return [
+        ((d, n, fitting[i % len(fitting)], 0.05), i)
+        for i, n, d in product(range(count), atoms, d_min)
+        for fitting in [[g for g in GROUPS if n / ORDERS[g] >= LEAST]]
+    ]
+
+
+def latin(d_min: Sequence[float], atoms: Sequence[int], count: int) -> list[tuple[Point, int]]:
+    """``count`` crystals to each resolution, with the number of each: sizes in turn, groups in turn along and against
+    them, so that nine hold every pair once."""
+    sizes, groups = len(atoms), len(GROUPS)
+    return [((d, atoms[i % sizes], GROUPS[(i + i // sizes) % groups], 0.05), i) for i in range(count) for d in d_min]
+
+
+def dense(points: Iterable[tuple[Point, int]], seconds: float, seed: int, task: str = "dense peptides") -> list[Recipe]:
+    """Packed peptides with varied B factors; the same crystal for all resolutions and noises. Beside each point, what
+    is added to the seed."""
     found = []
-    for d_min, atoms, group, noise in points:
+    for (d_min, atoms, group, noise), number in points:
         settings = pairs(
             atoms=atoms, spacegroup=group, d_min=d_min, noise=noise, waters=0.0, volume_per_atom=None,
             completeness=1.0, low=60.0, cone=0.0, wedge=0.0, shell=0.0, sigma_scale=1.0, anisotropy=0.5,
             b=round(5.0 + 8.0 * (d_min - 0.8), 1), b_spread=0.3,
         )  # fmt: skip
         point = pairs(d_min=d_min, atoms=atoms, group=group, noise=noise)
-        name = f"{d_min:g} A, {atoms} atoms, {group}, noise {noise:g}"
+        name = f"{d_min:g} A, {atoms} atoms, {group}, noise {noise:g}" + (f", {number}" if number else "")
         found.append(
-            Recipe("dense peptides", name, "peptide", seed, settings, seconds=seconds * (2 if atoms > 100 else 1),
+            Recipe(task, name, "peptide", seed + number, settings, seconds=seconds * (2 if atoms > 100 else 1),
                    point=point)
         )  # fmt: skip
     return found
