@@ -53,6 +53,26 @@ class Phases:
 
 
 @dataclass(frozen=True)
+class Given:
+    """How a result compares with the phases the user gave.
+
+    n : reflections that had one; fom : their mean figure of merit; moved : mean phase change in degrees, weighted by
+    figure of merit times F; map_cc : correlation of the best map of the phases given and that of the result, on the
+    reflections both have; kept : share of what was given that the result keeps, 1 as honest figures of merit promise of
+    the true phases; hand_margin : how much better the result agrees with the hand given than with the other (NaN where
+    there is none to tell); turned : the result had to be brought to the hand given
+    """
+
+    n: int
+    fom: float
+    moved: float
+    map_cc: float
+    kept: float
+    hand_margin: float
+    turned: bool
+
+
+@dataclass(frozen=True)
 class ShellRow:
     """One resolution shell of the result."""
 
@@ -69,7 +89,8 @@ class Outcome:
 
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
-    shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from.
+    shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from;
+    ``given``: what became of phases the user gave.
     """
 
     data: Amplitudes
@@ -85,3 +106,4 @@ class Outcome:
     device: str = "cpu"
     threads: int = 1
     best: int = 0
+    given: Given | None = None

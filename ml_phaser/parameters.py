@@ -43,6 +43,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         high=50,
         unit="A",
     ),
+    Parameter("phasein", "input", "your own phases to start from: MTZ, mmCIF or SHELXE .phs [none: random starts]"),
+    Parameter("labphase", "text", "columns of phasein: PHIB=PHI FOM=FOM, HLA=A HLB=B HLC=C HLD=D, or just PHI,FOM"),
     Parameter("spacegroup", "text", 'space group, e.g. P212121 or "P 21 21 21" or 19 [that of the file]'),
     Parameter("cell", "cell", "a,b,c,alpha,beta,gamma in A and degrees, for files that hold none"),
     Parameter("trials", "int", "number of starts [as many as the time allows]", low=1, high=100000),
@@ -78,6 +80,8 @@ class Options:
     xmlout: Path | None = None
     labin: str | None = None
     resolution: tuple[float, float] | None = None
+    phasein: Path | None = None
+    labphase: str | None = None
     spacegroup: str | None = None
     cell: tuple[float, float, float, float, float, float] | None = None
     trials: int | None = None

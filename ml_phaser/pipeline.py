@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
+    from ml_phaser.exchange.phases import UserPhases
+    from ml_phaser.outcome import Given
     from ml_phaser.phasing.search import Hunt, Solution
     from ml_phaser.plan import Plan
 
@@ -28,18 +30,20 @@ def run(options: Options, notify: Notify) -> Outcome:
     clock = Clock(notify)
     with clock.stage("read"):
         data = read(options)
+        given = read_given(data, options)
     with clock.stage("normalise"):
         normalised = normalise(data)
     with clock.stage("phase"):
-        plan = make_plan(data, normalised, options)
+        plan = make_plan(data, normalised, options, given)
         hunt = phase(plan, options, notify)
     with clock.stage("weigh"):
-        solution = max(hunt.solutions, key=lambda s: s.probability)
+        solution, agreement = choose(hunt, data, normalised, plan)
         phases, shells, verdict, hand = weigh(data, normalised, plan, solution)
     outcome = Outcome(
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
-        choices=(*data.notes, *normalised.notes, *plan.choices), weights=plan.weights, times=clock.times,
-        device=plan.device, threads=plan.threads, best=solution.trial,
+        choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
+        weights=plan.weights, times=clock.times,
+        device=plan.device, threads=plan.threads, best=solution.trial, given=agreement,
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)
@@ -70,6 +74,15 @@ def read(options: Options) -> Amplitudes:
     )  # fmt: skip
 
 
+def read_given(data: Amplitudes, options: Options) -> UserPhases | None:
+    """The user's phases, where there are any."""
+    if options.phasein is None:
+        return None
+    from ml_phaser.exchange.phases import read_phases
+
+    return read_phases(options.phasein, data, options.labphase)
+
+
 def normalise(data: Amplitudes) -> Normalised:
     """E values, Wilson scale, anisotropy, outliers; French-Wilson amplitudes for the map."""
     from ml_phaser.crystal import normalise as stage
@@ -84,11 +97,11 @@ def patterson(data: Amplitudes) -> NDArray[np.float64]:
     return patterson_map(data, data.intensity if data.intensity is not None else data.f**2)
 
 
-def make_plan(data: Amplitudes, normalised: Normalised, options: Options) -> Plan:
+def make_plan(data: Amplitudes, normalised: Normalised, options: Options, given: UserPhases | None = None) -> Plan:
     """P1 expansion, held-out reflections, and the methods the resolution allows."""
     from ml_phaser.plan import plan_phasing
 
-    return plan_phasing(data, normalised, options)
+    return plan_phasing(data, normalised, options, starts=None if given is None else given.known)
 
 
 def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
@@ -99,6 +112,18 @@ def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit, most_trials=options.trials,
         seed=options.seed, progress=notify.progress,
     )  # fmt: skip
+
+
+def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> tuple[Solution, Given | None]:
+    """The likeliest solution; where phases were given, one that keeps what they say, at their origin and hand."""
+    if plan.starts is None:
+        return max(hunt.solutions, key=lambda s: s.probability), None
+    from ml_phaser.phasing.starts import as_given
+
+    known = plan.starts
+    settled = [(s, *as_given(s.f, normalised.f, known, data.hkl, data.cell, data.spacegroup)) for s in hunt.solutions]
+    solution, f, given = max(settled, key=lambda x: x[0].score * min(1.0, max(0.0, x[2].kept)))
+    return replace(solution, f=f), given
 
 
 def weigh(

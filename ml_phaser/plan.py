@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, condition
@@ -22,6 +23,7 @@ from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 from ml_phaser.phasing.projections import restore, unit_variance
 from ml_phaser.phasing.search import Entrant, Finisher
 from ml_phaser.phasing.seeds import Seeds, seeded
+from ml_phaser.phasing.starts import modification, phased, remembering
 
 SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
 SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
@@ -32,6 +34,7 @@ WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are 
 WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
 WRAP_SHARES = (0.25, 0.12, 0.45)  # of the cell: how empty it is, is not known; in order of success
 WRAP_BAR = 0.6  # held-out correlation: wrong maps of packed crystals reach 0.4, right ones of empty cells 0.8
+LEARNED = "learned projection"
 STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every method its turn early
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
@@ -46,7 +49,8 @@ class Plan:
     """The search laid out.
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
-    log; weights : name and hash of the network, empty if none is used
+    log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
+    all reflections
     """
 
     entrants: tuple[Entrant, ...]
@@ -58,6 +62,7 @@ class Plan:
     n: int
     device: str
     threads: int
+    starts: PhaseDistributions | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +100,17 @@ class Board:
         )  # fmt: skip
 
 
-def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options, seeds: Seeds | None = None) -> Plan:
+def plan_phasing(
+    data: Amplitudes,
+    normalised: Normalised,
+    options: Options,
+    seeds: Seeds | None = None,
+    starts: PhaseDistributions | None = None,
+) -> Plan:
     """Hold reflections out, choose the methods; UserError where the device asked for is not there.
 
-    ``seeds``, on all reflections, are what every start begins with.
+    ``seeds``, on all reflections, are what every start begins with; ``starts``, on all reflections, what the starts are
+    drawn from.
     """
     board, whole, d_search = lay_out(data, normalised, options)
     used = board.rows
@@ -129,9 +141,47 @@ def plan_phasing(data: Amplitudes, normalised: Normalised, options: Options, see
     if seeds is not None:
         choices.append(f"Every start has the phases of {int(seeds.given.sum())} seeds, released half-way.")
         entrants = [seeded(entrant, seeds) for entrant in entrants]
+    if starts is not None:
+        entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options.engine)
+        choices.append(
+            "All starts come from the phases given: the first of each method is their best map, the others are drawn "
+            "from their distributions. Their origin and hand are kept."
+        )
     return Plan(
-        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count
+        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts
     )  # fmt: skip
+
+
+def from_phases(
+    entrants: list[Entrant],
+    finishers: list[Finisher],
+    starts: PhaseDistributions,
+    whole: Problem,
+    rows: NDArray[np.int64],
+    engine: str,
+) -> tuple[list[Entrant], list[Finisher]]:
+    """Density modification of the phases given, then the entrants with their starts made of them.
+
+    Shrink-wrap stays away: its supports come from maps without phases.
+    """
+    learned = [e for e in entrants if e.method.name == LEARNED]
+    first = []
+    for e in learned:
+        if e.home is not None:
+            cycles = affordable(20, e.problem, LEARNED_POINTS)
+            way = {"name": LEARNED, "cycles": cycles, "block": min(e.block, cycles), "core": e.core}
+            first.append(modification(e.problem, e.rows, e.home.projections[0][1], starts, **way))  # type: ignore[arg-type]
+    if engine != "learned" or not learned:
+        projection, core = (sparse(atoms_share(whole.d_min, factor)) for factor in (0.8, 0.25))
+        cycles = affordable(60, whole, FINISH_POINTS)
+        way = {"name": "sparse density", "cycles": cycles, "block": max(1, cycles // 3), "core": core}
+        first.append(modification(whole, rows, projection, starts, **way))  # type: ignore[arg-type]
+    rest = [
+        replace(phased(e, starts), home=None if e.home is None else remembering(e.home, starts))
+        for e in entrants
+        if "shrink-wrap" not in e.method.name
+    ]
+    return first + rest, [remembering(finisher, starts) for finisher in finishers]
 
 
 def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[Entrant]:
@@ -207,7 +257,7 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     problem = board.as_trained(rows, config.spacing, config.stride)
     projection = density_projection(network.to(board.device), problem)
     home = Finisher(problem, rows, (("learned", projection),), affordable(20, problem, LEARNED_POINTS))
-    method = Relaxed(problem, projection, 0.6, "learned projection", keep_mean=False)
+    method = Relaxed(problem, projection, 0.6, LEARNED, keep_mean=False)
     batch = int(np.clip(LEARNED_STARTS // problem.points, 1, 8))
     block = 5 if problem.points < SMALL_GRID else 2
     share = 1.0 if board.data.d_min < config.d_best else 4.0

@@ -25,6 +25,7 @@ BY_NAME = {p.name: p for p in PARAMETERS}
 MAP_SUFFIXES = (".map", ".ccp4", ".mrc")
 DEFAULT_SUFFIX = {
     "hklin": ".mtz",
+    "phasein": ".mtz",
     "mapout": ".map",
     "hklout": ".mtz",
     "pattout": ".map",
@@ -87,7 +88,7 @@ def _takes(parameter: Parameter, taken: Sequence[str], word: str) -> bool:
     """Whether one more word belongs to the value: ``resolution 20 1.2``, ``spacegroup P 21 21 21``."""
     if parameter.kind in ("resolution", "cell"):
         return len(taken) < (2 if parameter.kind == "resolution" else 6) and bool(_NUMBERS.fullmatch(word))
-    if parameter.name == "labin":
+    if parameter.name in ("labin", "labphase"):
         return "=" in word and not word.startswith("--") and find_parameter(word.split("=")[0]) is None
     if parameter.name == "spacegroup":
         return len(taken[0]) == 1 and bool(_SYMBOL_PART.fullmatch(word))
@@ -154,6 +155,7 @@ def example(parameter: Parameter) -> str:
         return "|".join(parameter.choices)
     by_kind = {"resolution": "20,1.2", "cell": "10,11,12,90,90,90", "int": "1", "float": "60"}
     by_name = {"hklin": "data.mtz", "mapout": "pred.map", "labin": "F,SIGF", "spacegroup": "P212121"}
+    by_name |= {"phasein": "phases.mtz", "labphase": "PHIB=PHI FOM=FOM"}
     return by_name.get(parameter.name) or by_kind.get(parameter.kind) or "out" + DEFAULT_SUFFIX[parameter.name]
 
 
@@ -391,7 +393,7 @@ def _with_suffix(path: Path, name: str) -> Path:
     if path.suffix or path.is_dir() or not path.name:
         return path
     full = path.with_name(path.name + DEFAULT_SUFFIX[name])
-    if name == "hklin":
+    if name in ("hklin", "phasein"):
         return full if full.exists() and not path.exists() else path
     return path if path.exists() and not path.is_file() else full
 
@@ -416,10 +418,15 @@ def check_files(options: Options) -> None:
     Raises
     ------
     UserError
-        input missing or unreadable; output in no folder, in one that cannot be written to, a folder itself,
-        the input, another output, or there already without ``overwrite``
+        an input missing or unreadable; output in no folder, in one that cannot be written to, a folder itself,
+        an input, another output, or there already without ``overwrite``
     """
-    _check_input(options.hklin)
+    inputs = {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "input"}
+    inputs = {name: path for name, path in inputs.items() if path is not None}
+    for name, path in inputs.items():
+        _check_input(name, path)
+    if options.labphase is not None and options.phasein is None:
+        raise UserError("names columns of phasein, which is missing", "labphase", "phasein phases.mtz")
     outputs = {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"}
     seen: dict[str, Path] = {}
     for name, path in outputs.items():
@@ -427,7 +434,7 @@ def check_files(options: Options) -> None:
             continue
         _check_output(name, path, overwrite=options.overwrite)
         special = path.exists() and not path.is_file()
-        if not special and _same(path, options.hklin):
+        if not special and any(_same(path, given) for given in inputs.values()):
             raise UserError("would overwrite the input", f"{name} {path}", f"another name for {name}")
         for other, there in seen.items():
             if not special and _same(path, there):
@@ -435,16 +442,16 @@ def check_files(options: Options) -> None:
         seen[name] = path
 
 
-def _check_input(path: Path) -> None:
-    where = f"hklin {path}"
+def _check_input(name: str, path: Path) -> None:
+    where = f"{name} {path}"
     if path.is_dir():
         raise UserError("is a folder", where, "the name of the data file in it")
     if not path.exists():
         folder = path.parent
         if not folder.is_dir():
-            raise UserError("no such folder", f"hklin {folder}", "check the spelling")
+            raise UserError("no such folder", f"{name} {folder}", "check the spelling")
         near = difflib.get_close_matches(path.name, [f.name for f in folder.iterdir()], n=1, cutoff=0.6)
-        raise UserError("no such file", where, f"hklin {folder / near[0]}" if near else "check the spelling")
+        raise UserError("no such file", where, f"{name} {folder / near[0]}" if near else "check the spelling")
     if not os.access(path, os.R_OK):
         raise UserError("cannot be read (permission denied)", where, f"chmod u+r {path}")
 
@@ -540,6 +547,7 @@ def help_text(commands: dict[str, str]) -> str:
         "Examples:",
         "  ml_phaser hklin data.mtz mapout pred.map",
         "  ml_phaser hklin data.mtz mapout pred.map labin F,SIGF resolution 20,1.2 timelimit 600",
+        "  ml_phaser hklin data.mtz phasein mir.mtz labphase PHIB=PHI FOM=FOM mapout better.map",
         "  ml_phaser hklin small.hkl mapout small.map cell 7.1,9.2,11.3,90,98.5,90 spacegroup P21/c",
     ]
     return "\n".join(lines)

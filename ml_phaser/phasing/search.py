@@ -6,16 +6,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
+from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.outcome import Trial
+from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.confidence import probability_solved
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
-from ml_phaser.phasing.place import hand_is_fixed, place
+from ml_phaser.phasing.place import Placed, hand_is_fixed, place
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, unit_variance
 
@@ -29,6 +32,14 @@ RIVALS_FROM = 0.25  # if the best agrees at least so well
 COMPARABLE = 0.25  # held-out score from which on a solution is worth comparing with others
 
 
+class Starts(Protocol):
+    """Where starts come from, if they are not random."""
+
+    def make(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Maps (count, u, v, w) to begin with, at the origin and hand of the phases given."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Entrant:
     """A method with its problem: ``rows`` of the full list of reflections, starts per batch, cycles per start.
@@ -36,6 +47,7 @@ class Entrant:
     core : projection that keeps the peaks of a map alone
     home : finisher at the method's own resolution, before those of the full data
     origin : the problem whose random starts are taken, where it is not ``problem``: that with seeds
+    given : starts from phases that were given; their origin is that of the group, and is kept
     finishers : of this entrant's solutions, where they are not those of all
     bar : held-out correlation a start must reach to be finished; a start of an entrant whose bar is above PROMISING
         is not finished below it only because nothing else is
@@ -51,11 +63,14 @@ class Entrant:
     share: float = 1.0
     home: Finisher | None = None
     origin: Problem | None = None
+    given: Starts | None = None
     finishers: tuple[Finisher, ...] = ()
     bar: float = PROMISING
 
     def starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Maps (count, u, v, w) to begin with."""
+        if self.given is not None:
+            return self.given.make(count, generator)
         return (self.origin or self.problem).random_starts(count, generator)
 
 
@@ -64,6 +79,7 @@ class Finisher:
     """How a solution is refined on a problem: density projections tried in turn, the held-out score decides.
 
     flips : cycles of charge flipping in the group before, as an alternative
+    known : phases of ``problem.hkl`` to be combined in
     """
 
     problem: Problem
@@ -71,6 +87,13 @@ class Finisher:
     projections: tuple[tuple[str, Projection], ...]
     cycles: int
     flips: int = 0
+    known: PhaseDistributions | None = None
+
+    def method(self, projection: Projection) -> Method:
+        """The cycles that refine."""
+        if self.known is not None:
+            return Combined(self.problem, projection, self.known)
+        return Alternating(self.problem, projection)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +103,8 @@ class Solution:
     f : (n,) complex structure factors of the density on all unique reflections (its own moduli, not the measured
     ones); score, r_work, symmetry as in Trial; trial : index of the start it came from; core : R of the density's
     peaks alone (``core_residual``); agreeing : number of other
-    starts that led here; cluster : number of the solution, in order of discovery
+    starts that led here; cluster : number of the solution, in order of discovery; given : it comes from phases that
+    were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything
     """
 
     f: NDArray[np.complex128]
@@ -94,6 +118,7 @@ class Solution:
     finisher: str = ""
     agreeing: int = 0
     cluster: int = 0
+    given: bool = False
 
     @property
     def probability(self) -> float:
@@ -112,6 +137,10 @@ def finish(
     if not np.isfinite(f_p1).all():  # it diverged: random phases, as equal ones would look like a single heavy atom
         f_p1 = np.exp(2j * np.pi * np.random.default_rng(trial).random(len(f_p1)))
     phased = moduli * np.exp(1j * np.angle(f_p1))
+    if entrant.given is not None:  # at the group's origin from the beginning, which is no evidence
+        unseen = np.where(problem.held, 0, problem.expansion.average(phased, len(problem.hkl)))
+        placed = [Placed(unseen, np.zeros(3), math.nan)]
+        return _finish_placed(placed, entrant, finishers, n, trial)
     hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
     placed = max(
         (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
@@ -119,6 +148,13 @@ def finish(
     )
     if placed[0].symmetry < RIVALS_FROM:
         placed = placed[:1]
+    return _finish_placed(placed, entrant, finishers, n, trial)
+
+
+def _finish_placed(
+    placed: Sequence[Placed], entrant: Entrant, finishers: Sequence[Finisher], n: int, trial: int
+) -> Solution:
+    """Refine phases brought to the group, from each rival origin, then with each finisher; the best of all."""
     starts = []
     for candidate in placed:
         start = np.zeros(n, dtype=np.complex128)
@@ -132,7 +168,10 @@ def finish(
         for name, projection in finisher.projections:
             f, score, residual = _refine(start, finisher, projection, n)
             held = int(finisher.problem.held.sum())
-            solution = Solution(f, score, residual, symmetry, held, trial, core, finisher.problem.d_min, name)
+            solution = Solution(
+                f, score, residual, symmetry, held, trial, core, finisher.problem.d_min, name,
+                given=entrant.given is not None,
+            )  # fmt: skip
             if best is None or solution.score > best.score:
                 best = solution
     assert best is not None
@@ -173,7 +212,7 @@ def _refine(
     """Alternate projections and averaging over the group; structure factors, held-out score, R."""
     problem = finisher.problem
     f = start[finisher.rows]
-    method = Alternating(problem, projection)
+    method = finisher.method(projection)
     score, residual = -1.0, 1.0
     cycles = min(10, finisher.cycles)
     for _ in range(max(1, finisher.cycles // 10)):
@@ -201,10 +240,14 @@ class Hunt:
         mates = [s for s in self.solutions if s.trial != solution.trial and self._same(s, solution)]
         older = [s for s in self.solutions if s.trial == solution.trial]
         cluster = min((s.cluster for s in mates), default=older[0].cluster if older else number)
-        solution = replace(solution, cluster=cluster, agreeing=max((s.agreeing + 1 for s in mates), default=0))
+        agreeing = 0 if solution.given else max((s.agreeing + 1 for s in mates), default=0)
+        solution = replace(solution, cluster=cluster, agreeing=agreeing)
         if older and older[0].score >= solution.score:
             return
-        kept = [replace(s, agreeing=s.agreeing + 1) if s in mates and not older else s for s in self.solutions]
+        kept = [
+            replace(s, agreeing=s.agreeing + 1) if s in mates and not older and not s.given else s
+            for s in self.solutions
+        ]
         kept = [s for s in kept if s.trial != solution.trial]
         self.solutions = sorted([*kept, solution], key=lambda s: -s.score)[:KEPT]
         i = solution.trial

@@ -13,13 +13,14 @@ import numpy as np
 if TYPE_CHECKING:
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
-    from ml_phaser.outcome import Outcome, Trial
+    from ml_phaser.outcome import Given, Outcome, Trial
     from ml_phaser.parameters import Options
 
 WIDTH = 63
 TEXT_WIDTH = 100
 TRIALS_IN_GRAPH = 500
 LOW_COMPLETENESS = 0.8
+LITTLE_KEPT = 0.3  # of what honest figures of merit would leave
 
 
 # ------------------------------------------------------------------------------------ the CCP4 frame
@@ -210,9 +211,20 @@ def verdict(outcome: Outcome) -> str:
         agreeing = sum(t.cluster == best.cluster for t in outcome.trials if t.finished)
         if agreeing > 1:
             lines.append(f" Trials that agree on this solution: {agreeing}")
+    if outcome.given is not None:
+        lines += given_lines(outcome.given)
     if outcome.hand:
         lines.append(f" Hand: {outcome.hand}")
     return "\n".join([*lines, bar])
+
+
+def given_lines(given: Given) -> list[str]:
+    """What became of the phases the user gave."""
+    moved = f"moved by {given.moved:.0f} degrees on average"
+    return [
+        f" Phases given: {given.n}, mean figure of merit {given.fom:.2f}; {moved}",
+        f" Correlation of the map with that of the phases given: {given.map_cc:.2f}",
+    ]
 
 
 def warnings(outcome: Outcome) -> tuple[str, ...]:
@@ -220,6 +232,8 @@ def warnings(outcome: Outcome) -> tuple[str, ...]:
     found = []
     if outcome.verdict.word != "solved":
         found.append(f"{outcome.verdict.word}: do not build into this map without further evidence")
+    if outcome.given is not None and outcome.given.kept < LITTLE_KEPT:
+        found.append(f"the result keeps only {outcome.given.kept:.0%} of what the phases given promised")
     if outcome.data.completeness < LOW_COMPLETENESS:
         found.append(f"the data are {100 * outcome.data.completeness:.0f} % complete")
     if outcome.data.free is None:

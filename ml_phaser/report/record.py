@@ -139,6 +139,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "wilson": wilson_facts(outcome.wilson),
         "verdict": outcome.verdict,
         "hand": outcome.hand,
+        "given_phases": outcome.given,
         "shells": outcome.shells,
         "trials": outcome.trials,
         "weights": outcome.weights,

@@ -77,6 +77,8 @@ VALUES = {
     "jsonout": ("r.json", "r.json"),
     "xmlout": ("program.xml", "program.xml"),
     "labin": ("FP=F SIGFP=SIGF", "FP=F SIGFP=SIGF"),
+    "phasein": ("mir.mtz", "mir.mtz"),
+    "labphase": ("PHIB=PHI FOM=W", "PHIB=PHI FOM=W"),
     "resolution": ("20 1.2", (20.0, 1.2)),
     "spacegroup": ("P 21 21 21", "P 21 21 21"),
     "cell": ("10 11 12 90 95.5 90", (10.0, 11.0, 12.0, 90.0, 95.5, 90.0)),
