@@ -50,11 +50,12 @@ class Plan:
     engine: str | None
     seed: int | None
     keep_maps: bool
+    own_limits: tuple[tuple[str, float], ...] = ()  # of single sets
 
-    def limit(self, cls: str) -> float | None:
-        """Time limit of a class: that for proteins where one was given."""
-        protein = cls.startswith("protein") and self.timelimit_protein is not None
-        return self.timelimit_protein if protein else self.timelimit
+    def limit(self, item: DataSet) -> float | None:
+        """Time limit of a set: its own, else that for proteins where one was given."""
+        protein = item.cls.startswith("protein") and self.timelimit_protein is not None
+        return dict(self.own_limits).get(item.name, self.timelimit_protein if protein else self.timelimit)
 
 
 def read_sets(folder: Path) -> list[DataSet]:
@@ -97,7 +98,7 @@ def arguments(item: DataSet, plan: Plan, folder: Path) -> list[str]:
     words += ["jsonout", folder / "pred.json"]
     options = {
         "labin": LABIN.get(item.name),
-        "timelimit": plan.limit(item.cls),
+        "timelimit": plan.limit(item),
         "threads": plan.threads,
         "engine": plan.engine,
         "seed": plan.seed,
@@ -242,7 +243,7 @@ def one_set(item: DataSet, plan: Plan, command: str, out: Path, runs: Runs) -> d
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = arguments(item, plan, folder)
-    limit = plan.limit(item.cls)
+    limit = plan.limit(item)
     row: dict[str, Any] = {"set": item.name, "cls": item.cls, "note": item.note, "table_d_min": item.d_min}
     row |= {"limit": limit, "labin": LABIN.get(item.name), "command": ["ml_phaser", *words]}
     run = runs.run([command, *words], folder, limit)
@@ -352,18 +353,25 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def merge(out: Path, sets: list[DataSet]) -> list[dict[str, Any]]:
-    """Gather the sets' JSON files into results.json and results.md; the rows."""
-    rows = [
-        json.loads((out / f"{item.name}.json").read_text(encoding="utf-8"))
-        for item in sets
-        if (out / f"{item.name}.json").exists()
-    ]
+    """Gather the sets' JSON files into results.json and results.md, where sets without one keep their row; the rows."""
+    results = out / "results.json"
+    found = {row["set"]: row for row in json.loads(results.read_text(encoding="utf-8"))} if results.exists() else {}
+    for path in (out / f"{item.name}.json" for item in sets):
+        if path.exists():
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    rows = [found[item.name] for item in sets if item.name in found]
     write_whole(out / "results.json", json.dumps(rows, indent=1) + "\n")
     lines = ["# Measured data", "", *(f"- {line}" for line in summary(rows)), ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     write_whole(out / "results.md", "\n".join(lines) + "\n")
     return rows
+
+
+def own_limits(words: str) -> dict[str, float | None]:
+    """Names out of "a,b:60", and the seconds of those that have a limit of their own. Raises ValueError."""
+    pairs = [word.partition(":") for word in words.split(",") if word]
+    return {name: float(seconds) if colon else None for name, colon, seconds in pairs}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -373,7 +381,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     data = ROOT.parent / "shared" / "data" / "diffraction"
     add("--data", type=Path, default=data, help="folder with README.csv [../shared/data/diffraction]")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "measured", help="folder for results")
-    add("--sets", default="", help="only these, separated by commas")
+    add("--sets", default="", help="only these, commas between; NAME:SECONDS has a limit of its own")
     add("--redo", action="store_true", help="also run the sets that have a result")
     add("--timelimit", type=float, help="seconds of phasing per set, passed on [the command's default]")
     add("--timelimit-protein", type=float, help="the same for classes protein_* [timelimit]")
@@ -392,7 +400,11 @@ def main(argv: list[str]) -> int:
     if not (options.data / "README.csv").is_file():
         sys.exit(f"measured: no README.csv in {options.data}; give --data")
     sets = read_sets(options.data)
-    wanted = [name for name in options.sets.split(",") if name]
+    try:
+        limits = own_limits(options.sets)
+    except ValueError:
+        sys.exit(f"measured: --sets {options.sets}: after a colon comes a number of seconds")
+    wanted = list(limits)
     unknown = set(wanted) - {item.name for item in sets}
     if unknown:
         sys.exit(f"measured: no such sets: {' '.join(sorted(unknown))}")
@@ -410,6 +422,7 @@ def main(argv: list[str]) -> int:
         options.engine,
         options.seed,
         options.keep_maps,
+        tuple((name, seconds) for name, seconds in limits.items() if seconds is not None),
     )
     runs = Runs()
     print(" | ".join(HEADER), flush=True)
@@ -418,6 +431,7 @@ def main(argv: list[str]) -> int:
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 print(" | ".join(cells(future.result())), flush=True)
+                merge(options.out, sets)
                 if options.progress:
                     print(f"measured: {done} of {len(todo)} done", file=sys.stderr, flush=True)
         except KeyboardInterrupt:

@@ -123,7 +123,7 @@ def _work(unit: Unit, entrant: Entrant, seed: int, result: Path) -> None:
     except Exception as error:  # a row of the table says so
         row: Row = {"status": "no crystal", "said": f"{type(error).__name__}: {error}".splitlines()[0]}
     else:
-        before, began, cpu = _resident(), time.monotonic(), _cpu()
+        before, began, cpu = resident(), time.monotonic(), _cpu()
         try:
             answer = entrant(crystal, unit.recipe.seconds, seed)
         except UserError as error:
@@ -206,7 +206,7 @@ def _cpu() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
-def _status(field: str) -> float:
+def memory_status(field: str) -> float:
     """Memory in MB by /proc/self/status, NaN where the system has none."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -215,18 +215,18 @@ def _status(field: str) -> float:
         return math.nan
 
 
-def _resident() -> float:
+def resident() -> float:
     """Resident memory in MB; the peak is counted from here."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return memory_status("VmRSS")
 
 
 def _memory(before: float) -> dict[str, float]:
     """Peak MB of the process, or of the largest it started, and what the entrant added to the process."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     own, other = (resource.getrusage(w).ru_maxrss / unit for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    peak = _status("VmHWM")
+    peak = memory_status("VmHWM")
     own = peak if math.isfinite(peak) else own
     return {"peak_mb": round(max(own, other), 1), "grown_mb": round(max(own - before, other), 1)}
 

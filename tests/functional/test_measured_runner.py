@@ -177,6 +177,20 @@ def test_finished_sets_are_skipped_unless_redone(bench, capsys):
     capsys.readouterr()
 
 
+def test_sets_with_limits_of_their_own_join_earlier_results(bench, capsys):
+    assert bench("--sets", "good") == 0
+    (bench.out / "good.json").unlink()  # as in a checkout, which has results.json alone
+    assert bench("--sets", "nomodel:7,1dtx") == 0
+    rows = {row["set"]: row for row in json.loads((bench.out / "results.json").read_text())}
+    assert {name: row["limit"] for name, row in rows.items()} == {"good": 30.0, "nomodel": 7.0, "1dtx": 30.0}
+    assert "timelimit 7" in " ".join(rows["nomodel"]["command"])
+    table = (bench.out / "results.md").read_text()
+    assert all(f"| {name} |" in table for name in rows)
+    with pytest.raises(SystemExit, match="number of seconds"):
+        bench("--sets", "good:soon")
+    capsys.readouterr()
+
+
 def test_interrupt_leaves_no_result(bench, tmp_path):
     module = runner()
     runs, plan = module.Runs(), module.Plan(100.0, None, None, None, None, False)
