@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_phaser.notify import Notify
-from ml_phaser.outcome import Outcome, Phases, ShellRow, Verdict
+from ml_phaser.outcome import Hand, Outcome, Phases, ShellRow, Verdict
 from ml_phaser.parameters import Options
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ml_phaser.crystal.reflections import Amplitudes
     from ml_phaser.exchange.phases import UserPhases
     from ml_phaser.outcome import Given
-    from ml_phaser.phasing.search import Hunt, Solution
+    from ml_phaser.phasing.finish import Solution
+    from ml_phaser.phasing.search import Hunt
     from ml_phaser.plan import Plan
 
 
@@ -38,7 +39,8 @@ def run(options: Options, notify: Notify) -> Outcome:
         hunt = phase(plan, options, notify)
     with clock.stage("weigh"):
         solution, agreement = choose(hunt, data, normalised, plan)
-        phases, shells, verdict, hand = weigh(data, normalised, plan, solution)
+        keep = options.hand == "keep" or given is not None
+        phases, shells, verdict, hand = weigh(data, normalised, plan, solution, keep_hand=keep)
     outcome = Outcome(
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
@@ -127,20 +129,21 @@ def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> 
 
 
 def weigh(
-    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution
-) -> tuple[Phases, tuple[ShellRow, ...], Verdict, str]:
-    """Figures of merit from held-out reflections, Hendrickson-Lattman coefficients, verdict, a word on the hand."""
+    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, *, keep_hand: bool = False
+) -> tuple[Phases, tuple[ShellRow, ...], Verdict, Hand]:
+    """Figures of merit from held-out reflections, Hendrickson-Lattman coefficients, verdict; the likelier hand."""
     import numpy as np
 
+    from ml_phaser.handedness import decide
     from ml_phaser.phasing import confidence
-    from ml_phaser.phasing.place import about_hand
 
     verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min)
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
     fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
-    return confidence.weigh(solution.f, fom, data.centric), shells, verdict, about_hand(data.spacegroup)
+    f, hand = decide(data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved")
+    return confidence.weigh(f, fom, data.centric), shells, verdict, hand
 
 
 def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:

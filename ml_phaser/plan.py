@@ -18,16 +18,18 @@ from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, condition
 from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
 from ml_phaser.parameters import Options
-from ml_phaser.phasing.dual_space import ChargeFlipping, Projection, Relaxed, ShrinkWrap, sparse
+from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, ShrinkWrap, sparse
+from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 from ml_phaser.phasing.projections import restore, unit_variance
-from ml_phaser.phasing.search import Entrant, Finisher
+from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
 from ml_phaser.phasing.starts import modification, phased, remembering
 
 SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
 SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
 CLASSICAL_D_MIN = 0.95  # A: to here classical projections solve what they can in seconds
+RELAXED_D_MIN = 0.9  # A: to here relaxed reflections with sparseness lead, beyond charge flipping
 FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separate
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
 WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are solved without
@@ -185,20 +187,23 @@ def from_phases(
 
 
 def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[Entrant]:
-    """Relaxed reflections with a tight and a loose sparseness, and charge flipping."""
+    """Relaxed reflections with a tight and a loose sparseness, and charge flipping; the likeliest first."""
     rows = board.beyond(d_search)
     problem = whole if len(rows) == len(board.rows) else board.sharpened(rows, d_search / 2)
-    tight = (("sparse", sparse(atoms_share(d_search, 0.6))),)
+    peaks = (("sparse", sparse(atoms_share(d_search, 0.6))),)
     flips = affordable(200, problem, FINISH_POINTS) if d_search < FLIPS_D_MIN else 0
-    home = Finisher(problem, rows, tight, affordable(40, problem, FINISH_POINTS), flips=flips)
+    home = Finisher(problem, rows, peaks, affordable(40, problem, FINISH_POINTS), flips=flips)
     core = sparse(atoms_share(d_search, 0.25))
     batch = int(np.clip(STARTS_POINTS // problem.points, 1, 8))
     block = 50 if problem.points < SMALL_GRID else 10
-    methods = (
-        (Relaxed(problem, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight"), 1500, 2.0),
-        (Relaxed(problem, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose"), 1500, 1.0),
-        (ChargeFlipping(problem), 600, 1.0),
-    )
+    tight = Relaxed(problem, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight")
+    loose = Relaxed(problem, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose")
+    flipping = ChargeFlipping(problem)
+    methods: tuple[tuple[Method, int, float], ...]
+    if d_search < RELAXED_D_MIN:
+        methods = ((tight, 1500, 2.0), (loose, 1500, 1.0), (flipping, 600, 1.0))
+    else:
+        methods = ((flipping, 600, 3.0), (tight, 1500, 1.0), (loose, 1500, 0.5))
     return [
         Entrant(method, problem, rows, batch, cycles, block, core, share, home) for method, cycles, share in methods
     ]

@@ -13,22 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
-from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.outcome import Trial
-from ml_phaser.phasing.combination import Combined
-from ml_phaser.phasing.confidence import probability_solved
-from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
-from ml_phaser.phasing.place import Placed, hand_is_fixed, place
+from ml_phaser.phasing.dual_space import Method, Projection
+from ml_phaser.phasing.finish import Finisher, Solution, finish
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import forward, inverse, unit_variance
 
 CONVINCED = 0.95  # probability at which the search stops
 PROMISING = 0.28  # held-out correlation of a running start worth finishing, and at least 2.5 standard errors
 KEPT = 6  # finished solutions remembered
 SAME = 0.7  # map correlation from which on two solutions are one
 FINISHING_SHARE = 0.3  # of the time so far that may go into finishing
-RIVALS = 4  # origins tried where several agree almost equally well,
-RIVALS_FROM = 0.25  # if the best agrees at least so well
 COMPARABLE = 0.25  # held-out score from which on a solution is worth comparing with others
 
 
@@ -72,157 +66,6 @@ class Entrant:
         if self.given is not None:
             return self.given.make(count, generator)
         return (self.origin or self.problem).random_starts(count, generator)
-
-
-@dataclass(frozen=True, eq=False)
-class Finisher:
-    """How a solution is refined on a problem: density projections tried in turn, the held-out score decides.
-
-    flips : cycles of charge flipping in the group before, as an alternative
-    known : phases of ``problem.hkl`` to be combined in
-    """
-
-    problem: Problem
-    rows: NDArray[np.int64]
-    projections: tuple[tuple[str, Projection], ...]
-    cycles: int
-    flips: int = 0
-    known: PhaseDistributions | None = None
-
-    def method(self, projection: Projection) -> Method:
-        """The cycles that refine."""
-        if self.known is not None:
-            return Combined(self.problem, projection, self.known)
-        return Alternating(self.problem, projection)
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Phases in the crystal's group.
-
-    f : (n,) complex structure factors of the density on all unique reflections (its own moduli, not the measured
-    ones); score, r_work, symmetry as in Trial; trial : index of the start it came from; core : R of the density's
-    peaks alone (``core_residual``); agreeing : number of other
-    starts that led here; cluster : number of the solution, in order of discovery; given : it comes from phases that
-    were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything
-    """
-
-    f: NDArray[np.complex128]
-    score: float
-    r_work: float
-    symmetry: float
-    held: int
-    trial: int
-    core: float
-    d_min: float
-    finisher: str = ""
-    agreeing: int = 0
-    cluster: int = 0
-    given: bool = False
-
-    @property
-    def probability(self) -> float:
-        return probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
-
-
-def finish(
-    f_p1: NDArray[np.complex128], entrant: Entrant, finishers: Sequence[Finisher], n: int, trial: int
-) -> Solution:
-    """Take a start's P1 phases home to the group, refine them with the symmetry imposed, keep what judges best.
-
-    Rival origins are told apart by ``core_residual``: a wrong one leaves a superposition that needs more density.
-    """
-    problem = entrant.problem
-    moduli = problem.expansion.spread(problem.amplitude)
-    if not np.isfinite(f_p1).all():  # it diverged: random phases, as equal ones would look like a single heavy atom
-        f_p1 = np.exp(2j * np.pi * np.random.default_rng(trial).random(len(f_p1)))
-    phased = moduli * np.exp(1j * np.angle(f_p1))
-    if entrant.given is not None:  # at the group's origin from the beginning, which is no evidence
-        unseen = np.where(problem.held, 0, problem.expansion.average(phased, len(problem.hkl)))
-        placed = [Placed(unseen, np.zeros(3), math.nan)]
-        return _finish_placed(placed, entrant, finishers, n, trial)
-    hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
-    placed = max(
-        (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
-        key=lambda p: -2.0 if math.isnan(p[0].symmetry) else p[0].symmetry,
-    )
-    if placed[0].symmetry < RIVALS_FROM:
-        placed = placed[:1]
-    return _finish_placed(placed, entrant, finishers, n, trial)
-
-
-def _finish_placed(
-    placed: Sequence[Placed], entrant: Entrant, finishers: Sequence[Finisher], n: int, trial: int
-) -> Solution:
-    """Refine phases brought to the group, from each rival origin, then with each finisher; the best of all."""
-    starts = []
-    for candidate in placed:
-        start = np.zeros(n, dtype=np.complex128)
-        start[entrant.rows] = candidate.f
-        for f in (start, *flip_in_group(start, entrant)):
-            refined = _refine(f, entrant.home, entrant.home.projections[0][1], n)[0] if entrant.home else f
-            starts.append((core_residual(refined, entrant), candidate.symmetry, refined))
-    core, symmetry, start = min(starts, key=lambda s: s[0])
-    best: Solution | None = None
-    for finisher in finishers:
-        for name, projection in finisher.projections:
-            f, score, residual = _refine(start, finisher, projection, n)
-            held = int(finisher.problem.held.sum())
-            solution = Solution(
-                f, score, residual, symmetry, held, trial, core, finisher.problem.d_min, name,
-                given=entrant.given is not None,
-            )  # fmt: skip
-            if best is None or solution.score > best.score:
-                best = solution
-    assert best is not None
-    return best
-
-
-def flip_in_group(start: NDArray[np.complex128], entrant: Entrant) -> list[NDArray[np.complex128]]:
-    """Charge flipping with the group imposed every few cycles, where the entrant wants it: leaves false symmetry."""
-    if entrant.home is None or not entrant.home.flips:
-        return []
-    problem = entrant.problem
-    method = ChargeFlipping(problem)
-    f = start[entrant.rows]
-    x = inverse(problem.scatter(problem.amplitude * np.exp(1j * np.angle(f))), problem.shape)
-    for _ in range(entrant.home.flips // 5):
-        half = forward(method.advance(x, 5))
-        mean = half[..., 0, 0, 0].clone()
-        half = problem.scatter(problem.expansion.average(problem.gather_p1(half[0]), len(problem.hkl)))
-        half[..., 0, 0, 0] = mean
-        x = inverse(half, problem.shape)
-    out = start.copy()
-    f_p1 = problem.gather_p1(method.estimate(x)[0])
-    out[entrant.rows] = problem.expansion.average(f_p1, len(problem.hkl))
-    return [out]
-
-
-def core_residual(f: NDArray[np.complex128], entrant: Entrant) -> float:
-    """R between the measured moduli and those of the peaks alone, from the map of measured moduli and phases of f."""
-    problem = entrant.problem
-    phased = problem.amplitude * np.exp(1j * np.angle(f[entrant.rows]))
-    x = unit_variance(inverse(problem.scatter(phased), problem.shape))
-    return float(problem.residuals(forward(entrant.core(x)))[0])
-
-
-def _refine(
-    start: NDArray[np.complex128], finisher: Finisher, projection: Projection, n: int
-) -> tuple[NDArray[np.complex128], float, float]:
-    """Alternate projections and averaging over the group; structure factors, held-out score, R."""
-    problem = finisher.problem
-    f = start[finisher.rows]
-    method = finisher.method(projection)
-    score, residual = -1.0, 1.0
-    cycles = min(10, finisher.cycles)
-    for _ in range(max(1, finisher.cycles // 10)):
-        x = unit_variance(inverse(problem.scatter(f), problem.shape))
-        half = method.estimate(method.advance(x, cycles))
-        f = problem.expansion.average(problem.gather_p1(half[0]), len(problem.hkl))
-        score, residual = float(problem.scores(half)[0]), float(problem.residuals(half)[0])
-    out = start.copy()
-    out[finisher.rows] = f
-    return out, score, residual
 
 
 @dataclass(eq=False)

@@ -21,9 +21,10 @@ from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.outcome import Given
 from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.dual_space import Projection
+from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import inverse
-from ml_phaser.phasing.search import Entrant, Finisher
+from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import HELD_SHARE, Held, Seeds, imposing
 
 GOOD = 0.5  # figure of merit from which on a phase is held as a seed

@@ -7,7 +7,8 @@ import pytest
 from crystals import Crystal, agreement, crystal, problem_of
 
 from ml_phaser.phasing.dual_space import Relaxed, sparse
-from ml_phaser.phasing.search import Entrant, Finisher, Hunt, Solution, search
+from ml_phaser.phasing.finish import Finisher, Solution
+from ml_phaser.phasing.search import Entrant, Hunt, search
 
 
 def hunt_for(c: Crystal, *, trials: int | None = None, seconds: float = 20.0, seed: int = 0, cycles: int = 600) -> Hunt:
