@@ -75,14 +75,16 @@ def main(argv: list[str]) -> int:
             sys.exit(f"benchmarks.truth: {args.out.name} is of another network or other cycles; --redo begins anew")
     network = load_projector(name)
     resolutions = [float(d) for d in args.resolutions.split(",") if d]
-    todo = [("box", d, noise, i) for i in range(args.crystals) for d in resolutions for noise in NOISE]
+    todo: list[tuple[str, Any, float | None, int]] = [
+        ("box", d, noise, i) for i in range(args.crystals) for d in resolutions for noise in NOISE
+    ]
     todo += [("measured", name, None, 0) for name in args.sets.split(",") if name]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for what, which, noise, number_ in todo:
         key = f"{what} {which} {noise} {number_}"
         if any(row["key"] == key for row in report["rows"]):
             continue
-        crystal = measured_truth(str(which)) if what == "measured" else box(float(which), float(noise or 0), number_)
+        crystal = measured_truth(which) if what == "measured" else box(which, noise or 0.0, number_)
         row = {"key": key, "what": what, "which": which, "noise": noise, "d_min": crystal.data.d_min}
         row |= {"kept": kept(crystal, network, cycles)}
         if what == "measured":
@@ -147,7 +149,7 @@ def methods(crystal: Crystal, network: Any) -> Iterator[tuple[str, str, Any]]:
         flipping = next(e for e in classical if "flipping" in e.method.name)
         projections = (
             density_projection(network, learned.problem), sparse(atoms_share(whole.d_min, 0.8)),
-            lambda rho, delta=flipping.method.delta: flip(rho, delta),
+            lambda rho, delta=flipping.method.delta: flip(rho, delta),  # type: ignore[attr-defined]
         )  # fmt: skip
         for who, entrant, projection in zip(WHO, (learned, tight, flipping), projections, strict=True):
             plain = replace(entrant, method=Alternating(entrant.problem, projection))

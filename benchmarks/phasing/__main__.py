@@ -34,7 +34,7 @@ WHO = {  # a kind that is not here has all
     "seeds": ("random phases", "charge flipping, 20% seeds", *SEEDED),
 }  # fmt: skip
 SECONDS = {"quick": 2.0, "full": 20.0, "break": 2.0, "seeds": 8.0, "frontier": 6.0, "frontier-seeds": 4.0}
-PER_TASK = {"quick": 2, "full": 24, "break": 6, "seeds": 9, "frontier": 3, "frontier-seeds": 2}
+PER_TASK = {"quick": 2, "full": 24, "break": 6, "seeds": 6, "frontier": 2, "frontier-seeds": 1}
 GROWING = ("seeds", "frontier", "frontier-seeds")  # more crystals can be added to what is done
 TITLES = {
     "quick": "quick run", "full": "full run", "break": "baselines",
