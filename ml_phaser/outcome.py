@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,21 @@ class Verdict:
     reason: str
 
 
+@dataclass(frozen=True)
+class Hand:
+    """What is known of the hand of the phases written: ``said`` a sentence; ``log_odds`` (natural) that they, not
+    their mirror image, show L-amino acids, NaN where not judged; ``turned`` the solution was inverted for it."""
+
+    said: str
+    log_odds: float = float("nan")
+    turned: bool = False
+
+    @property
+    def probability(self) -> float:
+        """That of L-amino acids, 0 to 1, or NaN."""
+        return 1 / (1 + math.exp(-self.log_odds))
+
+
 @dataclass(frozen=True, eq=False)
 class Phases:
     """Phases on ``Amplitudes.hkl``: phase in radians (n,), fom (n,) 0-1, hl (n, 4) Hendrickson-Lattman A B C D."""
@@ -58,9 +74,9 @@ class Given:
 
     n : reflections that had one; fom : their mean figure of merit; moved : mean phase change in degrees, weighted by
     figure of merit times F; map_cc : correlation of the best map of the phases given and that of the result, on the
-    reflections both have; kept : share of what was given that the result keeps, 1 as honest figures of merit promise of
-    the true phases; hand_margin : how much better the result agrees with the hand given than with the other (NaN where
-    there is none to tell); turned : the result had to be brought to the hand given
+    reflections both have; kept : share of what was given that the density keeps, 1 as honest figures of merit promise
+    of the true phases; hand_margin : how much better the result agrees with the hand given than with the other (NaN
+    where there is none to tell); turned : the result had to be brought to the hand given
     """
 
     n: int
@@ -97,7 +113,7 @@ class Outcome:
     phases: Phases
     trials: tuple[Trial, ...]
     verdict: Verdict
-    hand: str
+    hand: Hand
     shells: tuple[ShellRow, ...]
     wilson: Any
     choices: tuple[str, ...] = ()

@@ -56,6 +56,13 @@ PARAMETERS: tuple[Parameter, ...] = (
         default="auto",
         choices=("auto", "classical", "learned"),
     ),
+    Parameter(
+        "hand",
+        "choice",
+        "auto: the hand that looks like L-amino acids, where the data leave it open; keep: as found",
+        default="auto",
+        choices=("auto", "keep"),
+    ),
     Parameter("mapextent", "choice", "what the map covers", default="cell", choices=("cell", "asu")),
     Parameter("seed", "int", "seed of the random starts", default=0, low=0, high=2**31 - 1),
     Parameter("device", "choice", "where to compute", default="auto", choices=("auto", "cpu", "cuda")),
@@ -87,6 +94,7 @@ class Options:
     trials: int | None = None
     timelimit: float = 240.0
     engine: str = "auto"
+    hand: str = "auto"
     mapextent: str = "cell"
     seed: int = 0
     device: str = "auto"

@@ -7,7 +7,7 @@ import numpy as np
 
 from ml_phaser.crystal.normalise import Normalised, Shell
 from ml_phaser.crystal.reflections import Amplitudes, Source
-from ml_phaser.outcome import Outcome, Phases, ShellRow, Trial, Verdict
+from ml_phaser.outcome import Hand, Outcome, Phases, ShellRow, Trial, Verdict
 from ml_phaser.parameters import Options
 
 CELL = gemmi.UnitCell(9, 11, 13, 90, 90, 90)
@@ -87,7 +87,7 @@ def outcome(data=None, word="solved", **more):
             Trial(2, "learned", 13, 100, 2.5, nan, 0.20, 0.50, -1),
         ),
         "verdict": Verdict(word, 0.93, "two trials agree"),
-        "hand": "both hands fit equally",
+        "hand": Hand("both hands fit equally"),
         "shells": (ShellRow(8.0, 2.0, 200, 0.91, 0.88), ShellRow(2.0, 1.2, 600, 0.75, nan)),
         "wilson": normalised(data),
         "choices": ("the sole amplitude column F was used",),

@@ -6,16 +6,23 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from ml_phaser.networks.hand import HandConfig, HandJudge
     from ml_phaser.networks.projector import Projector, ProjectorConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR = "projector-small"
+HAND_JUDGE = "hand-judge"
+
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,23 @@ def read_card(name: str = PROJECTOR, folder: Path = FOLDER) -> Card:
 
 def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
     """The network in evaluation mode; UserError if the weights are not those the card was written for."""
-    from safetensors.torch import load
-
     from ml_phaser.networks.projector import Projector
+
+    card, weights, path = _checked(name, folder)
+    return _filled(Projector(config_from(card.config, str(path))), weights, path)
+
+
+def load_hand_judge(name: str = HAND_JUDGE, folder: Path = FOLDER) -> HandJudge:
+    """The hand judge in evaluation mode; UserError if the weights are not those the card was written for."""
+    from ml_phaser.networks.hand import HandConfig, HandJudge
+
+    card, weights, path = _checked(name, folder)
+    return _filled(HandJudge(configured(HandConfig, card.config, str(path))), weights, path)
+
+
+def _checked(name: str, folder: Path) -> tuple[Card, dict[str, Any], Path]:
+    """Card, weights in single precision, and where they lie."""
+    from safetensors.torch import load
 
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
@@ -54,9 +75,12 @@ def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
         raise UserError("the weights file is missing", str(path), "reinstall ml_phaser") from None
     if hashlib.sha256(raw).hexdigest() != card.sha256:
         raise UserError("the weights are not those of the model card", str(path), "reinstall ml_phaser")
-    network = Projector(config_from(card.config, str(path)))
+    return card, {k: v.float() for k, v in load(raw).items()}, path
+
+
+def _filled(network: Network, weights: dict[str, Any], path: Path) -> Network:
     try:
-        network.load_state_dict({k: v.float() for k, v in load(raw).items()})
+        network.load_state_dict(weights)
     except RuntimeError:
         what = "the weights do not fit the network of the model card"
         raise UserError(what, str(path), "reinstall ml_phaser") from None
@@ -67,17 +91,22 @@ def config_from(values: dict[str, Any], where: str) -> ProjectorConfig:
     """The configuration a card or checkpoint (``where``) holds; UserError if it is not one this program knows."""
     from ml_phaser.networks.projector import ProjectorConfig
 
+    return configured(ProjectorConfig, values, where)
+
+
+def configured(kind: type[Config], values: dict[str, Any], where: str) -> Config:
+    """The same for a network's configuration of any ``kind``."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return ProjectorConfig(**fields)
+        return kind(**fields)
     except TypeError as error:
         raise UserError(f"unknown network configuration ({error})", where, "update ml_phaser") from None
 
 
 def save_projector(
-    state: dict[str, Any], config: ProjectorConfig, facts: dict[str, Any], name: str, folder: Path
+    state: dict[str, Any], config: ProjectorConfig | HandConfig, facts: dict[str, Any], name: str, folder: Path
 ) -> Path:
-    """Write half-precision weights and their card; returns the path of the card. Raises UserError.
+    """Write half-precision weights (of any network) and their card; returns the path of the card. Raises UserError.
 
     Parameters
     ----------

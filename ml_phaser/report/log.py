@@ -213,8 +213,7 @@ def verdict(outcome: Outcome) -> str:
             lines.append(f" Trials that agree on this solution: {agreeing}")
     if outcome.given is not None:
         lines += given_lines(outcome.given)
-    if outcome.hand:
-        lines.append(f" Hand: {outcome.hand}")
+    lines.append(textwrap.fill(f" Hand: {outcome.hand.said}", TEXT_WIDTH, subsequent_indent="   "))
     return "\n".join([*lines, bar])
 
 

@@ -291,6 +291,17 @@ def engine(folder, usual):
     assert networks["classical"] == {} and len(networks["learned"]["sha256"]) == 64
 
 
+def hand(folder, usual):
+    """A judge that finds the mirror image likelier: the solution is turned into it, unless it is to be kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ml_phaser.handedness.log_odds", lambda *_: -3.0)
+        runs = [phase(folder, f"hand_{name}", "hand", name) for name in ("auto", "keep")]
+    turned, kept = runs
+    assert [r.record["hand_judged"]["turned"] for r in runs] == [True, False]
+    assert [r.record["hand_judged"]["log_odds"] for r in runs] == [3.0, -3.0]
+    assert different(turned, kept) > 0.3
+
+
 def mapextent(folder, usual):
     other = phase(folder, "extent", "mapextent", "asu")
     assert other.map.grid.array.size < usual.map.grid.array.size
@@ -341,7 +352,7 @@ def quiet(folder, usual):
 
 
 CHECKS = (
-    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, spacegroup, cell, trials, timelimit, engine,
+    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, spacegroup, cell, trials, timelimit, engine, hand,
     mapextent, seed, device, threads, overwrite, quiet,
 )  # fmt: skip
 

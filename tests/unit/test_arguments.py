@@ -85,6 +85,7 @@ VALUES = {
     "trials": ("7", 7),
     "timelimit": ("33.5", 33.5),
     "engine": ("Classical", "classical"),
+    "hand": ("Keep", "keep"),
     "mapextent": ("asu", "asu"),
     "seed": ("3", 3),
     "device": ("cpu", "cpu"),

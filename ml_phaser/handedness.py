@@ -1,0 +1,93 @@
+"""The hand of a solution: a solution and its mirror image, scored by the hand judge."""
+
+from __future__ import annotations
+
+import gemmi
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml_phaser.crystal.agreement import hand_centre, move
+from ml_phaser.crystal.grid import HalfSphere, grid_shape
+from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.crystal.symmetry import expand
+from ml_phaser.networks.hand import HandJudge
+from ml_phaser.networks.store import FOLDER, HAND_JUDGE, load_hand_judge, read_card
+from ml_phaser.outcome import Hand
+from ml_phaser.phasing.place import about_hand
+
+JUDGE_B = 11.0  # A^2: the overall B the judge's training crystals have
+DETERMINED = 0.9  # probability from which on a hand counts as determined
+MOST_POINTS = 4_000_000  # grid points: about 1 kB of memory each
+
+
+def log_odds(
+    judge: HandJudge, hkl: NDArray[np.int32], f: NDArray[np.complex128], cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+) -> float:  # fmt: skip
+    """ln P / (1 - P) that the map of ``f`` (n,), and not its mirror image, shows L-amino acids.
+
+    ``f`` : of unique reflections ``hkl`` (n, 3), overall B about JUDGE_B; those finer than the judge knows are left out
+    """
+    d = cell.calculate_d_array(hkl)
+    used = d >= judge.config.d_best
+    expansion = expand(hkl[used], spacegroup)
+    d_min = float(d[used].min())
+    shape = grid_shape(cell, d_min, spacing=judge.config.spacing, multiple=judge.config.stride)
+    half = HalfSphere.of(expansion.hkl, shape).scatter(expansion.spread(f[used]))
+    rho = np.fft.irfftn(half, s=shape, axes=(0, 1, 2))
+    unit = torch.from_numpy((rho / rho.std()).astype(np.float32))[None]
+    frac = torch.tensor(cell.frac.mat.tolist())[None]
+    with torch.no_grad():
+        local = judge(unit, frac, torch.tensor([d_min]))
+        volume = cell.volume / len(list(spacegroup.operations()))
+        return float(judge.log_odds(local.mean(1), torch.tensor([volume])))
+
+
+def decide(
+    data: Amplitudes, normalised: Normalised, f: NDArray[np.complex128], *, keep: bool = False, solved: bool = True
+) -> tuple[NDArray[np.complex128], Hand]:
+    """The likelier of the solution ``f`` (n,) and its mirror image, as it stands where that cannot be told; and why.
+
+    Parameters
+    ----------
+    keep : report only, do not turn the solution; solved : whether it is worth judging
+    """
+    said = about_hand(data.spacegroup)
+    if not data.spacegroup.is_sohncke() or not solved:
+        return f, Hand(said)
+    if not (FOLDER / f"{HAND_JUDGE}.json").exists():  # TEMPORARY: until the weights are there
+        return f, Hand(said)
+    card = read_card(HAND_JUDGE)
+    if data.d_min > card.config["d_worst"] or data.cell.volume / card.config["spacing"] ** 3 > MOST_POINTS:
+        return f, Hand(said)
+    scale = np.exp((normalised.wilson_b - JUDGE_B) * (0.25 / data.d**2))
+    density = scale * normalised.f * np.exp(1j * np.angle(f))
+    odds = log_odds(load_hand_judge(), data.hkl, density, data.cell, data.spacegroup)
+    if (centre := hand_centre(data.spacegroup)) is None:
+        return f, Hand(told_by_group(said, odds), odds)
+    turned = odds < 0 and not keep
+    if turned:
+        f, odds = move(data.hkl, f, centre, inverted=True), -odds
+    return f, Hand(in_words(odds, turned), odds, turned)
+
+
+def in_words(odds: float, turned: bool) -> str:
+    """What the judge says of the hand written, in a sentence."""
+    p = Hand("", odds).probability
+    margin = f"log-odds {odds:+.1f} over the mirror image"
+    done = "; the solution was turned into its mirror image for it" if turned else ""
+    if p >= DETERMINED:
+        return f"that of L-amino acids with probability {p:.3f} ({margin}), if it is a peptide or protein of them{done}"
+    if p <= 1 - DETERMINED:
+        return f"that of D-amino acids: of L-amino acids with probability {p:.3f} only ({margin}); kept, as asked"
+    return f"not determined: that of L-amino acids with probability {p:.2f} ({margin}), the map may be mirrored{done}"
+
+
+def told_by_group(said: str, odds: float) -> str:
+    """The sentence where the space group tells the hand, and the judge may doubt the space group."""
+    p = Hand("", odds).probability
+    if p > 1 - DETERMINED:
+        return said
+    return f"{said}, but the map looks like D-amino acids (probability {1 - p:.3f}): try the enantiomorphic group"
