@@ -117,14 +117,19 @@ def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
 
 
 def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> tuple[Solution, Given | None]:
-    """The likeliest solution; where phases were given, one that keeps what they say, at their origin and hand."""
+    """The likeliest solution. Where phases were given: the first density modification of them, unless another solution
+    that keeps what they say is better by a standard error; at their origin and hand, with them combined in."""
     if plan.starts is None:
         return max(hunt.solutions, key=lambda s: s.probability), None
     from ml_phaser.phasing.starts import as_given
 
     known = plan.starts
-    settled = [(s, *as_given(s.f, normalised.f, known, data.hkl, data.cell, data.spacegroup)) for s in hunt.solutions]
-    solution, f, given = max(settled, key=lambda x: x[0].score * min(1.0, max(0.0, x[2].kept)))
+    settled = [(s, *as_given(s.f, data, normalised, known)) for s in sorted(hunt.solutions, key=lambda s: s.trial)]
+    worth = [s.score * min(1.0, max(0.0, given.kept)) for s, _, given in settled]
+    best = worth.index(max(worth))
+    if worth[best] - worth[0] < max(settled[0][0].held, 1) ** -0.5:
+        best = 0
+    solution, f, given = settled[best]
     return replace(solution, f=f), given
 
 
@@ -142,6 +147,8 @@ def weigh(
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
     fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
+    if plan.starts is not None:  # the phases given are worth what they were, whatever became of them
+        fom = np.maximum(fom, np.abs(plan.starts.centroid()))
     f, hand = decide(data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved")
     return confidence.weigh(f, fom, data.centric), shells, verdict, hand
 

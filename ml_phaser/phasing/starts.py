@@ -11,15 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gemmi
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare, correlation, move, multiplicity
+from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
+from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.outcome import Given
-from ml_phaser.phasing.combination import Combined
+from ml_phaser.phasing.combination import TRUST, Combined
+from ml_phaser.phasing.confidence import shell_edges
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.problem import Problem
@@ -86,47 +88,47 @@ def remembering(finisher: Finisher, known: PhaseDistributions) -> Finisher:
 
 
 def as_given(
-    f: NDArray[np.complex128],
-    modulus: NDArray[np.float64],
-    known: PhaseDistributions,
-    hkl: NDArray[np.int32],
-    cell: gemmi.UnitCell,
-    spacegroup: gemmi.SpaceGroup,
+    f: NDArray[np.complex128], data: Amplitudes, normalised: Normalised, known: PhaseDistributions
 ) -> tuple[NDArray[np.complex128], Given]:
-    """Structure factors ``f`` (n,) at the origin and hand that agree best with the phases ``known``, and how well.
+    """Structure factors ``f`` (n,) of a density where the phases ``known`` are, and what became of these.
 
-    modulus : (n,) measured F
+    They are brought to the origin and hand that agree best with the phases given, which are then combined in once more:
+    the moduli stay those of the density.
     """
-    best = modulus * known.centroid()
-    phased = modulus * np.exp(1j * np.angle(f))
-    found = compare(hkl, phased, best, cell, spacegroup, repeats=0)
-    moved = move(hkl, f, found.origin_shift, found.inverted)
+    best, weight = known.centroid(), multiplicity(data.hkl, data.spacegroup)
+    square = weight * normalised.f**2
+    phased = normalised.f * np.exp(1j * np.angle(f))
+    found = compare(data.hkl, phased, normalised.f * best, data.cell, data.spacegroup, repeats=0)
+    f = move(data.hkl, f, found.origin_shift, found.inverted)
+    unit = np.exp(1j * np.angle(f))
+    kept = float((square * (unit * np.conj(best)).real).sum() / (square * np.abs(best) ** 2).sum())
+    unit = _combined(unit, normalised.e * _e_of(f, data), known)
     there = known.given
-    weight = multiplicity(hkl, spacegroup)[there]
-    turn = np.abs(np.angle(moved[there] * np.conj(best[there])))
-    pull = weight * np.abs(best[there])
+    turn = np.abs(np.angle(unit[there] * np.conj(best[there])))
+    pull = (weight * normalised.f * np.abs(best))[there]
     given = Given(
         n=int(there.sum()),
-        fom=float(np.abs(known.centroid()[there]).mean()),
+        fom=float(np.abs(best[there]).mean()),
         moved=float(np.rad2deg((pull * turn).sum() / pull.sum())),
-        map_cc=correlation(weight, modulus[there] * np.exp(1j * np.angle(moved[there])), best[there]),
-        kept=kept(moved, modulus, known, hkl, spacegroup),
+        map_cc=correlation(square[there], unit[there], best[there]),
+        kept=kept,
         hand_margin=found.hand_margin,
         turned=found.inverted,
     )
-    return moved, given
+    return np.abs(f) * unit, given
 
 
-def kept(
-    f: NDArray[np.complex128], modulus: NDArray[np.float64], known: PhaseDistributions, hkl: Any, group: Any
-) -> float:
-    """How much of what was known of the phases those of ``f`` (n,) keep: 1 as the figures of merit promise, 0 nothing.
+def _e_of(f: NDArray[np.complex128], data: Amplitudes) -> NDArray[np.float64]:
+    """(n,) E values of a density, normalised by resolution shells."""
+    e = np.abs(f) / np.sqrt(data.epsilon)
+    for part in shell_edges(data.d):
+        e[part] /= np.sqrt(np.mean(e[part] ** 2)) or 1.0
+    return np.asarray(e)
 
-    sum w m cos(phi - phi_known) / sum w m^2 with w the measured F^2: its expectation is 1 for the true phases where
-    figures of merit m are honest.
-    """
-    best = known.centroid()
-    weight = multiplicity(hkl, group) * modulus**2
-    unit = f / np.maximum(np.abs(f), 1e-300)
-    total = float((weight * np.abs(best) ** 2).sum())
-    return float((weight * (unit * np.conj(best)).real).sum()) / total if total > 0 else 0.0
+
+def _combined(
+    unit: NDArray[np.complex128], strength: NDArray[np.float64], known: PhaseDistributions
+) -> NDArray[np.complex128]:
+    """exp(i phi) (n,) of the phases of a map and those known together, as ``combination.Combined`` has them."""
+    one, two = known.hl[:, 0] + 1j * known.hl[:, 1], known.hl[:, 2] + 1j * known.hl[:, 3]
+    return np.asarray(np.exp(1j * np.angle(one + 2 * two * np.conj(unit) + TRUST * strength * unit)))

@@ -219,10 +219,12 @@ def verdict(outcome: Outcome) -> str:
 
 def given_lines(given: Given) -> list[str]:
     """What became of the phases the user gave."""
+    margin = f" (the other hand agrees {given.hand_margin:.2f} less)" if given.hand_margin > 0 else ""
     moved = f"moved by {given.moved:.0f} degrees on average"
     return [
         f" Phases given: {given.n}, mean figure of merit {given.fom:.2f}; {moved}",
         f" Correlation of the map with that of the phases given: {given.map_cc:.2f}",
+        f" Origin and hand: those of the phases given{margin}",
     ]
 
 
