@@ -93,6 +93,7 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.confidence import SOLVED
     from ml_phaser.phasing.search import search
+    from ml_phaser.pipeline import weigh
     from ml_phaser.plan import plan_phasing
 
     clock, data = Clock(), crystal.data
@@ -105,7 +106,10 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     )  # fmt: skip
     best = max(hunt.solutions, key=lambda s: s.probability)
     said = f"{hunt.trials[best.trial].method}; {'no network' if not plan.weights else plan.weights['name']}"
-    return Answer(best.f, len(hunt.trials), best.score, best.probability >= SOLVED, said=said)
+    phases = weigh(data, normalised, plan, best, keep_hand=seeds is not None)[0]  # turns to the likelier hand
+    return Answer(
+        np.abs(best.f) * np.exp(1j * phases.phase), len(hunt.trials), best.score, best.probability >= SOLVED, said=said
+    )
 
 
 def true_quadrants(crystal: Crystal, e: NDArray[np.float64], share: float):  # type: ignore[no-untyped-def]
