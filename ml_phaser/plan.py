@@ -40,7 +40,8 @@ LEARNED = "learned projection"
 STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every method its turn early
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
-LEARNED_MOST = 4_000_000  # about 2 kB of memory a point
+LEARNED_MOST = 4_000_000
+POINT_BYTES = 2000  # of memory that the learned projection takes for a grid point
 FINISH_POINTS = 200_000
 ONE_THREAD = 60_000  # grid points
 SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
@@ -194,7 +195,7 @@ def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[En
     flips = affordable(200, problem, FINISH_POINTS) if d_search < FLIPS_D_MIN else 0
     home = Finisher(problem, rows, peaks, affordable(40, problem, FINISH_POINTS), flips=flips)
     core = sparse(atoms_share(d_search, 0.25))
-    batch = int(np.clip(STARTS_POINTS // problem.points, 1, 8))
+    batch = batch_size(problem.points, STARTS_POINTS, board.device)
     block = 50 if problem.points < SMALL_GRID else 10
     tight = Relaxed(problem, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight")
     loose = Relaxed(problem, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose")
@@ -221,7 +222,7 @@ def lay_out(data: Amplitudes, normalised: Normalised, options: Options) -> tuple
 def shrink_wrap_entrants(board: Board) -> list[Entrant]:
     """Hybrid input-output for molecules in mostly empty cells, with supports of several sizes."""
     problem = board.smoothed(board.rows, board.data.d_min / 2.5)
-    batch = int(np.clip(STARTS_POINTS // problem.points, 1, 8))
+    batch = batch_size(problem.points, STARTS_POINTS, board.device)
     entrants = []
     for share in WRAP_SHARES:
         method = ShrinkWrap(problem, share, f"shrink-wrap, {share:.0%}")
@@ -263,7 +264,7 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     projection = density_projection(network.to(board.device), problem)
     home = Finisher(problem, rows, (("learned", projection),), affordable(20, problem, LEARNED_POINTS))
     method = Relaxed(problem, projection, 0.6, LEARNED, keep_mean=False)
-    batch = int(np.clip(LEARNED_STARTS // problem.points, 1, 8))
+    batch = batch_size(problem.points, LEARNED_STARTS, board.device)
     block = 5 if problem.points < SMALL_GRID else 2
     share = 1.0 if board.data.d_min < config.d_best else 4.0
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
@@ -326,6 +327,14 @@ def device(options: Options) -> str:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
     return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def batch_size(points: int, together: int, device: str) -> int:
+    """Starts of ``points`` grid points cycled at once: on a processor, where many cost as much as one after the other,
+    few, of ``together`` points in all; on a GPU as many as half of its free memory holds, at most 256."""
+    if device == "cuda":
+        return int(np.clip(torch.cuda.mem_get_info()[0] // (2 * POINT_BYTES * points), 1, 256))
+    return int(np.clip(together // points, 1, 8))
 
 
 def affordable(cycles: int, problem: Problem, points: int) -> int:

@@ -20,6 +20,7 @@ from ml_phaser.phasing.problem import Problem
 
 CONVINCED = 0.95  # probability at which the search stops
 PROMISING = 0.28  # held-out correlation of a running start worth finishing, and at least 2.5 standard errors
+SETTLED = 0.75  # of a method's usual residual: a start below has come to rest
 KEPT = 6  # finished solutions remembered
 SAME = 0.7  # map correlation from which on two solutions are one
 FINISHING_SHARE = 0.3  # of the time so far that may go into finishing
@@ -76,6 +77,23 @@ class Hunt:
     finishing: float = 0.0  # seconds
     trials: list[Trial] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
+    residuals: dict[str, list[float]] = field(default_factory=dict)  # of a method's starts, after each block
+
+    def note(self, trials: NDArray[np.int64], done: int, seconds: float, scores: NDArray, residuals: NDArray) -> None:
+        """Enter how far running ``trials`` have come."""
+        for i, score, residual in zip(trials, scores, residuals, strict=True):
+            trial = replace(self.trials[i], cycles=done, seconds=seconds)
+            if not trial.finished:
+                trial = replace(trial, score=float(score), r_work=float(residual))
+            self.trials[i] = trial
+
+    def settled(self, method: str, residuals: NDArray) -> NDArray[np.bool_]:
+        """Which starts (B,) of a method have come to rest: the gap between what the amplitudes and what the density
+        ask for, whose size is the residual, is far smaller than it was for most before them."""
+        seen = self.residuals.setdefault(method, [])
+        usual = float(np.median(seen)) if seen else 0.0
+        seen.extend(residuals)
+        return residuals < SETTLED * usual
 
     def add(self, solution: Solution) -> None:
         """File a finished solution: which earlier ones it equals up to origin and hand, what its start scored."""
@@ -173,43 +191,44 @@ def _batch(
     time_left: Callable[[], float],
     tell: Callable[[], None],
 ) -> None:
-    """One batch of starts, finished as soon as one looks promising, the best of it in any case (but see ``bar``).
+    """One batch of starts, finished as soon as one has settled or looks promising, the best of it in any case (but see
+    ``bar``). A start that has settled leaves the batch once it is finished: more cycles would only turn in place.
 
     ``final``: no more starts are allowed
     """
     first = len(hunt.trials)
     hunt.trials += [Trial(first + i, entrant.method.name, seed, 0, 0.0, -1.0, 1.0, float("nan")) for i in range(count)]
+    trials = np.arange(first, first + count)
     began = now()
     x = entrant.starts(count, generator)
     bar = np.full(count, max(entrant.bar, 2.5 / math.sqrt(max(1, int(entrant.problem.held.sum())))))
     finished = False
     done = 0
-    while done < entrant.cycles:
+    while len(trials) and done < entrant.cycles:
         x = entrant.method.advance(x, entrant.block, done)
         done += entrant.block
         half = entrant.method.estimate(x)
         scores = np.nan_to_num(entrant.problem.scores(half).cpu().numpy().astype(float), nan=-1.0)
-        residuals = entrant.problem.residuals(half).cpu().numpy().astype(float)
-        seconds = (now() - began) / count
-        for i in range(count):
-            trial = replace(hunt.trials[first + i], cycles=done, seconds=seconds)
-            if not trial.finished:
-                trial = replace(trial, score=float(scores[i]), r_work=float(residuals[i]))
-            hunt.trials[first + i] = trial
+        residuals = np.nan_to_num(entrant.problem.residuals(half).cpu().numpy().astype(float), nan=1.0)
+        hunt.note(trials, done, (now() - began) / count, scores, residuals)
+        settled = hunt.settled(entrant.method.name, residuals)
         out_of_time = time_left() <= 0
         last = done >= entrant.cycles or out_of_time
         # The start furthest above its own bar: a start that was finished in vain must improve to be tried again.
-        leader = int(np.argmax(scores - bar))
+        leader = int(np.argmax(scores - bar + 2.0 * settled))
         affordable = hunt.finishing <= FINISHING_SHARE * (spent_before + now() - began)
-        promising = scores[leader] > bar[leader] and affordable and not out_of_time
+        promising = (scores[leader] > bar[leader] or settled[leader]) and affordable and not out_of_time
         wanted = entrant.bar <= PROMISING and (affordable or not hunt.solutions)
         if promising or (last and not finished and (wanted or (final and not hunt.solutions))):
             bar[leader] = scores[leader] + 0.04
             since = now()
             phases = entrant.problem.gather_p1(half[leader])
-            hunt.add(finish(phases, entrant, entrant.finishers or finishers, n, first + leader))
+            hunt.add(finish(phases, entrant, entrant.finishers or finishers, n, int(trials[leader])))
             hunt.finishing += now() - since
             finished = True
+            if settled[leader]:
+                stay = np.arange(len(trials)) != leader
+                x, trials, bar = x[torch.from_numpy(stay).to(x.device)], trials[stay], bar[stay]
         tell()
         if last or hunt.convinced:
             break

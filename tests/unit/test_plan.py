@@ -79,3 +79,14 @@ def test_the_learned_projection_uses_bfloat16_where_the_device_has_it(monkeypatc
         maps.append(plan.density_projection(network, p)(x))
         assert network.precision == precision and maps[-1].dtype == torch.float32
     assert 0 < (maps[0] - maps[1]).norm() / maps[1].norm() < 0.02
+
+
+def test_batches_fit_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan.batch_size(5_000, 60_000, "cpu") == 8 and plan.batch_size(30_000, 60_000, "cpu") == 2
+    assert plan.batch_size(10**6, 60_000, "cpu") == 1
+    free = 16 * 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
+    for points in (5_000, 100_000, 1_000_000):
+        count = plan.batch_size(points, 60_000, "cuda")
+        assert count == 256 or free / 4 < count * points * plan.POINT_BYTES <= free / 2
+    assert plan.batch_size(10**9, 60_000, "cuda") == 1

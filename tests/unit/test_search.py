@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+import torch
 from crystals import Crystal, agreement, crystal, problem_of
 
 from ml_phaser.phasing.dual_space import Relaxed, sparse
 from ml_phaser.phasing.finish import Finisher, Solution
+from ml_phaser.phasing.projections import forward, inverse
 from ml_phaser.phasing.search import Entrant, Hunt, search
 
 
@@ -83,3 +87,35 @@ def test_a_start_that_diverges_stops_nothing() -> None:
     best = hunt.solutions[0]
     assert np.isfinite(best.f).all() and np.isfinite(best.score)
     assert best.probability < 0.25 or agreement(c, best.f) > 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """A method that turns the first start of a batch into the truth after some cycles, and leaves the others."""
+
+    truth: torch.Tensor
+    after: int
+    name: str = "told"
+
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+        return torch.cat([self.truth, x[1:]]) if done + cycles == self.after else x
+
+    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+        return forward(x)
+
+
+def test_a_start_that_has_settled_is_finished_whatever_it_scores_and_leaves_the_batch() -> None:
+    c = crystal("P 1 21 1", atoms=6, d_min=1.0)
+    p = problem_of(c)
+    rows = np.arange(len(c.hkl))
+    home = Finisher(p, rows, (("sparse", sparse(0.06)),), 10)
+    method = Told(inverse(p.scatter(c.f), p.shape), 20)
+    entrant = Entrant(method, p, rows, batch=4, cycles=50, block=10, core=sparse(0.02), home=home, bar=2.0)
+    hunt = search([entrant], [home], p, len(c.hkl), seconds=60, most_trials=4, seed=0, progress=lambda *_: None)
+    assert [t.finished for t in hunt.trials] == [True, False, False, False]
+    assert hunt.trials[0].cycles == 20
+    assert agreement(c, hunt.solutions[0].f) > 0.9
+    # Nothing settles where no start differs from the others: the level is the method's own.
+    assert not Hunt(p).settled("any", np.array([0.1, 0.1])).any()
+    hunt.settled("flat", np.full(8, 0.3))
+    assert hunt.settled("flat", np.array([0.3, 0.2, 0.29])).tolist() == [False, True, False]
