@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +119,8 @@ def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
 
 def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> tuple[Solution, Given | None]:
     """The likeliest solution. Where phases were given: the first density modification of them, unless another solution
-    that keeps what they say is better by a standard error; at their origin and hand, with them combined in."""
+    that keeps what they say is better than the luck of so many trials; at their origin and hand, with them combined
+    in."""
     if plan.starts is None:
         return max(hunt.solutions, key=lambda s: s.probability), None
     from ml_phaser.phasing.starts import as_given
@@ -127,7 +129,8 @@ def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> 
     settled = [(s, *as_given(s.f, data, normalised, known)) for s in sorted(hunt.solutions, key=lambda s: s.trial)]
     worth = [s.score * min(1.0, max(0.0, given.kept)) for s, _, given in settled]
     best = worth.index(max(worth))
-    if worth[best] - worth[0] < max(settled[0][0].held, 1) ** -0.5:
+    luck = math.sqrt(2 * math.log(max(2, len(hunt.trials))) / max(1, settled[0][0].held))
+    if worth[best] - worth[0] < luck:
         best = 0
     solution, f, given = settled[best]
     return replace(solution, f=f), given
