@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from itertools import product
@@ -128,3 +129,18 @@ def test_the_code_that_only_trains_has_no_part_in_crystals() -> None:
     used = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "ml_phaser.simulate.packing" in used
     assert not {f"{m.rsplit('.', 1)[-1]}.py" for m in used} & set(crystals.FOR_TRAINING)
+
+
+def test_results_of_other_weights_or_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.phasing import __main__ as command
+
+    (tmp_path / "coordinates").mkdir()
+    monkeypatch.setattr(crystals, "shared_data", lambda: tmp_path)
+    settings = {"kind": "seeds", "seconds": 3.0, "crystals": 1, "seed": 0, "jobs": 1}
+    earlier = {"settings": settings, "weights": {"name": "others", "sha256": "0"}, "load": [0.0]}
+    (tmp_path / "seeds.run.json").write_text(json.dumps(earlier))
+    words = ["--seeds", "--out", str(tmp_path), "--crystals", "5", "--seconds"]
+    with pytest.raises(SystemExit, match="other weights"):
+        command.main([*words, "3"])
+    with pytest.raises(SystemExit, match="other settings"):
+        command.main([*words, "4"])
