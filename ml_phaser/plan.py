@@ -18,7 +18,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, condition
 from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
 from ml_phaser.parameters import Options
-from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, ShrinkWrap, sparse
+from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 from ml_phaser.phasing.projections import restore, unit_variance
@@ -36,6 +36,9 @@ WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are 
 WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
 WRAP_SHARES = (0.25, 0.12, 0.45)  # of the cell: how empty it is, is not known; in order of success
 WRAP_BAR = 0.6  # held-out correlation: wrong maps of packed crystals reach 0.4, right ones of empty cells 0.8
+LEARNED_D_MIN = 1.1  # A: beyond it the learned projection gets most of the time
+SHAPED_D_MIN = 1.35  # A: to here charge flipping brings random starts nearer to the structure,
+SHAPING = 200  # in so many cycles
 LEARNED = "learned projection"
 STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every method its turn early
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
@@ -125,22 +128,28 @@ def plan_phasing(
     network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine)
     choices += said
 
-    entrants: list[Entrant] = []
+    wraps: list[Entrant] = []
+    classical: list[Entrant] = []
+    learned: list[Entrant] = []
     finishers: list[Finisher] = []
     if network is None or options.engine != "learned":
-        if data.d_min > WRAP_D_MIN:
-            entrants += shrink_wrap_entrants(board)
-        entrants += classical_entrants(board, whole, d_search)
+        wraps = shrink_wrap_entrants(board) if data.d_min > WRAP_D_MIN else []
+        classical = classical_entrants(board, whole, d_search)
         if d_search > data.d_min * 1.001:
             choices.append(f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A.")
     if network is None or options.engine != "learned" or data.d_min < network.config.d_best:
         finishers.append(classical_finisher(whole, used))
     if network is not None:
         entrant = learned_entrant(board, network)
-        first = sum("shrink-wrap" in e.method.name for e in entrants) if entrant.share > 1 else len(entrants)
-        entrants.insert(first, entrant)
+        if data.d_min < SHAPED_D_MIN and classical:
+            entrant = replace(entrant, origin=flipped_starts(board, entrant.problem, d_search))
+            choices.append(
+                f"Random starts of the learned projection have {SHAPING} cycles of charge flipping behind them."
+            )
+        learned = [entrant]
         if data.d_min >= network.config.d_best and entrant.home is not None:
             finishers.append(entrant.home)
+    entrants = wraps + in_turn(classical, learned, data.d_min)
     if seeds is not None:
         choices.append(f"Every start has the phases of {int(seeds.given.sum())} seeds, released half-way.")
         entrants = [seeded(entrant, seeds) for entrant in entrants]
@@ -153,6 +162,12 @@ def plan_phasing(
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts
     )  # fmt: skip
+
+
+def in_turn(classical: list[Entrant], learned: list[Entrant], d_min: float) -> list[Entrant]:
+    """The likeliest to succeed first: charge flipping while atoms are separate, then the learned projection."""
+    quick = len(classical) if d_min < LEARNED_D_MIN else int(d_min < SHAPED_D_MIN)
+    return classical[:quick] + learned + classical[quick:]
 
 
 def from_phases(
@@ -248,6 +263,12 @@ def shrink_wrap_entrants(board: Board) -> list[Entrant]:
     return entrants
 
 
+def flipped_starts(board: Board, problem: Problem, d_search: float) -> Shaped:
+    """Starts on ``problem`` that charge flipping, many times quicker than a network, has brought some order into."""
+    before = board.sharpened(board.beyond(d_search), d_search / 2)
+    return Shaped(problem, ChargeFlipping(before), before, SHAPING)
+
+
 def classical_finisher(whole: Problem, rows: NDArray[np.int64]) -> Finisher:
     """Error reduction on all data, at several degrees of sparseness where atoms are resolved."""
     factors = (0.5, 0.8, 1.25) if whole.d_min < FLIPS_D_MIN else (0.8,)
@@ -266,7 +287,7 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     method = Relaxed(problem, projection, 0.6, LEARNED, keep_mean=False)
     batch = batch_size(problem.points, LEARNED_STARTS, board.device)
     block = 5 if problem.points < SMALL_GRID else 2
-    share = 1.0 if board.data.d_min < config.d_best else 4.0
+    share = 1.0 if board.data.d_min < LEARNED_D_MIN else 8.0
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 
 

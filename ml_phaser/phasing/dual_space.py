@@ -20,7 +20,15 @@ from typing import Protocol
 import torch
 
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import flip, forward, impose_amplitudes, inverse, with_amplitudes
+from ml_phaser.phasing.projections import (
+    flip,
+    forward,
+    impose_amplitudes,
+    inverse,
+    regrid,
+    unit_variance,
+    with_amplitudes,
+)  # fmt: skip
 
 QUANTILE_POINTS = 10_000  # enough of a large grid to place a threshold
 
@@ -87,6 +95,22 @@ class Relaxed:
 
     def estimate(self, x: torch.Tensor) -> torch.Tensor:
         return forward(self.projection(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Shaped:
+    """Random starts on ``problem``, shaped by a quicker ``method`` on its own problem ``before`` for some cycles."""
+
+    problem: Problem
+    method: Method
+    before: Problem
+    cycles: int
+
+    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Maps (count, u, v, w)."""
+        x = self.method.advance(self.before.random_starts(count, generator), self.cycles)
+        half = regrid(self.method.estimate(x), self.problem.shape)
+        return unit_variance(inverse(with_amplitudes(half, self.problem.target), self.problem.shape))
 
 
 @dataclass(frozen=True, eq=False)

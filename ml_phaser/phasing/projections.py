@@ -60,6 +60,18 @@ def inverse(half: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Te
     return torch.fft.irfftn(half, s=tuple(shape[-3:]), dim=(-3, -2, -1), norm="ortho")
 
 
+def regrid(half: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Half-complex coefficients (B, u, v, w') on the grid ``shape`` (u, v, w): those both grids hold, else 0."""
+    count, u, v, w = half.shape
+    out = half.new_zeros((count, shape[0], shape[1], shape[2] // 2 + 1))
+    a, b, c = (
+        min(m - 1, n - 1) // 2 for m, n in zip((u, v, 2 * w - 1), shape, strict=True)
+    )  # below both grids' limits
+    rows, columns = torch.arange(-a, a + 1)[:, None], torch.arange(-b, b + 1)
+    out[:, rows % shape[0], columns % shape[1], : c + 1] = half[:, rows % u, columns % v, : c + 1]
+    return out
+
+
 def with_amplitudes(half: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
     """Measured moduli with the phases of ``half``; what was not measured is left as it stands, F(000) on request."""
     out = half * (target.imposed / half.abs().clamp_min(1e-20) + target.free)

@@ -35,13 +35,19 @@ class Starts(Protocol):
         ...
 
 
+class Source(Protocol):
+    """Where random starts come from."""
+
+    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Entrant:
     """A method with its problem: ``rows`` of the full list of reflections, starts per batch, cycles per start.
 
     core : projection that keeps the peaks of a map alone
     home : finisher at the method's own resolution, before those of the full data
-    origin : the problem whose random starts are taken, where it is not ``problem``: that with seeds
+    origin : whose random starts are taken, where it is not ``problem``: the problem with seeds, or a quicker method
     given : starts from phases that were given; their origin is that of the group, and is kept
     finishers : of this entrant's solutions, where they are not those of all
     bar : held-out correlation a start must reach to be finished; a start of an entrant whose bar is above PROMISING
@@ -57,7 +63,7 @@ class Entrant:
     core: Projection
     share: float = 1.0
     home: Finisher | None = None
-    origin: Problem | None = None
+    origin: Source | None = None
     given: Starts | None = None
     finishers: tuple[Finisher, ...] = ()
     bar: float = PROMISING
@@ -66,7 +72,8 @@ class Entrant:
         """Maps (count, u, v, w) to begin with."""
         if self.given is not None:
             return self.given.make(count, generator)
-        return (self.origin or self.problem).random_starts(count, generator)
+        source: Source = self.origin or self.problem
+        return source.random_starts(count, generator)
 
 
 @dataclass(eq=False)

@@ -8,14 +8,15 @@ import torch
 from crystals import agreement, crystal, problem_of
 
 from ml_phaser.crystal.agreement import compare
-from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Relaxed, sparse
-from ml_phaser.phasing.problem import choose_held_out
+from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Relaxed, Shaped, sparse
+from ml_phaser.phasing.problem import choose_held_out, pose
 from ml_phaser.phasing.projections import (
     Target,
     flip,
     forward,
     impose_amplitudes,
     inverse,
+    regrid,
     unit_variance,
     with_amplitudes,
 )  # fmt: skip
@@ -124,3 +125,39 @@ def test_held_out_reflections_are_few_random_and_repeatable() -> None:
     small = choose_held_out(np.linspace(5, 1.6, 400), 1.6, 0)
     assert small.sum() == 60
     assert choose_held_out(np.linspace(5, 1.6, 40), 1.6, 0).sum() == 6
+
+
+def test_coefficients_move_between_grids() -> None:
+    """Against trigonometric interpolation point by point: a band-limited map is the same map on any finer grid."""
+    g = torch.Generator().manual_seed(0)
+    coarse, fine = (8, 10, 12), (16, 20, 24)
+    smooth = regrid(forward(torch.randn(2, *coarse, generator=g)), coarse)  # without what a grid holds by halves
+    x = inverse(smooth, coarse)
+    scale = np.sqrt(np.prod(fine) / np.prod(coarse))  # of orthonormal transforms
+    y = scale * inverse(regrid(smooth, fine), fine)
+    assert torch.allclose(y[:, ::2, ::2, ::2], x, atol=1e-5)
+    assert torch.allclose(regrid(regrid(smooth, fine), coarse), smooth)
+    assert torch.allclose(regrid(smooth, (20, 8, 12)).abs().pow(2).sum(), regrid(smooth, (8, 8, 12)).abs().pow(2).sum())
+
+
+def test_shaped_starts_carry_the_phases_of_the_quick_method_to_the_other_grid() -> None:
+    c = crystal("P 1 21 1", atoms=10, d_min=1.0)
+    before = problem_of(c)
+    ones = np.ones(len(c.hkl))
+    after = pose(c.hkl, before.amplitude, ones, before.held, c.cell, c.spacegroup, spacing=0.4)
+    assert before.shape != after.shape
+
+    class Solves(ChargeFlipping):
+        def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+            return inverse(before.scatter(c.f), before.shape).expand(len(x), -1, -1, -1)
+
+        def estimate(self, x: torch.Tensor) -> torch.Tensor:
+            return forward(x)
+
+    x = Shaped(after, Solves(before), before, 10).random_starts(3, torch.Generator().manual_seed(0))
+    assert x.shape == (3, *after.shape)
+    assert x.pow(2).mean((1, 2, 3)).sqrt() == pytest.approx(torch.ones(3), abs=1e-3)
+    f = after.expansion.average(after.gather_p1(forward(x)[2]), len(c.hkl))
+    assert agreement(c, f) > 0.95
+    moduli = forward(x)[0].abs()[after.target.known[0]]  # measured moduli, not those of the method
+    assert np.corrcoef(moduli, after.target.imposed[after.target.known])[0, 1] > 0.999

@@ -90,3 +90,13 @@ def test_batches_fit_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -
         count = plan.batch_size(points, 60_000, "cuda")
         assert count == 256 or free / 4 < count * points * plan.POINT_BYTES <= free / 2
     assert plan.batch_size(10**9, 60_000, "cuda") == 1
+
+
+def test_the_likeliest_method_has_the_first_turn() -> None:
+    c = crystal("P 1", atoms=12, d_min=1.0)
+    data = data_of(c.hkl, c.f, c.cell, c.spacegroup)
+    entrants = plan_phasing(data, normalise(data), OPTIONS).entrants
+    assert "flipping" in entrants[0].method.name
+    classical, learned = list(entrants), [replace(entrants[0], share=99)]
+    places = [plan.in_turn(classical, learned, d).index(learned[0]) for d in (1.0, 1.2, 1.6)]
+    assert places == [len(classical), 1, 0]
