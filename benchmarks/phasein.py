@@ -135,11 +135,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run all cases and write OUT.md and OUT.json."""
+def write(out: Path, rows: list[dict[str, Any]], command: str) -> None:
+    """OUT.md and OUT.json of the rows so far."""
     from ml_phaser import __version__
     from ml_phaser.networks.store import PROJECTOR, read_card
 
+    sha = read_card(PROJECTOR).sha256[:8]
+    text = [
+        "# Phases put in (`phasein`)", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
+        "*weighted*: the start's map weighted by its figures of merit. The engines' columns are map correlations after",
+        f"the search; *s* their processor seconds. `{command}`, ml_phaser {__version__}, projector `{sha}`.", "",
+        table(rows), "",
+    ]  # fmt: skip
+    out.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    facts = {"command": command, "version": __version__, "projector": sha, "rows": rows}
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all cases and write OUT.md and OUT.json."""
     parser = argparse.ArgumentParser(prog="phasein.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "diffraction")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "phasein")
@@ -148,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="names of sets")
     words = parser.parse_args(argv)
     rows = []
+    command = f"python benchmarks/phasein.py --seconds {words.seconds:g} --seed {words.seed}"
+    command += f" --only {' '.join(words.only)}" if words.only else ""
     for name, cut in SETS:
         if words.only and name not in words.only:
             continue
@@ -162,17 +178,7 @@ def main(argv: list[str] | None = None) -> int:
                 row[engine] = improve(case, phase, fom, engine, words.seconds, words.seed)
                 print(name, cc, engine, json.dumps(row[engine]), file=sys.stderr, flush=True)
             rows.append(row)
-    command = f"python benchmarks/phasein.py --seconds {words.seconds:g} --seed {words.seed}"
-    sha = read_card(PROJECTOR).sha256[:8]
-    text = [
-        "# Phases put in (`phasein`)", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
-        "*weighted*: the start's map weighted by its figures of merit. The engines' columns are map correlations after",
-        f"the search; *s* their processor seconds. `{command}`, ml_phaser {__version__}, projector `{sha}`.", "",
-        table(rows), "",
-    ]  # fmt: skip
-    words.out.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
-    facts = {"command": command, "version": __version__, "projector": sha, "rows": rows}
-    words.out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            write(words.out, rows, command)
     print(table(rows))
     return 0
 

@@ -126,7 +126,10 @@ def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> 
     from ml_phaser.phasing.starts import as_given
 
     known = plan.starts
-    settled = [(s, *as_given(s.f, data, normalised, known)) for s in sorted(hunt.solutions, key=lambda s: s.trial)]
+    settled = []
+    for s in sorted(hunt.solutions, key=lambda s: s.trial):
+        vouched = min(1.0, max(0.0, (s.score * math.sqrt(s.held) - 1) / 2))  # no word for it at one standard error
+        settled.append((s, *as_given(s.f, data, normalised, known, vouched)))
     worth = [s.score * min(1.0, max(0.0, given.kept)) for s, _, given in settled]
     best = worth.index(max(worth))
     luck = math.sqrt(2 * math.log(max(2, len(hunt.trials))) / max(1, settled[0][0].held))

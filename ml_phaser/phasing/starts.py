@@ -30,6 +30,7 @@ from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import HELD_SHARE, Held, Seeds, imposing
 
 GOOD = 0.5  # figure of merit from which on a phase is held as a seed
+LEAST = 1e-3  # of the trust in a density: it has the phase where nothing else is known
 HOLDABLE = 0.02  # share of such phases that makes holding them worth while
 
 
@@ -88,12 +89,16 @@ def remembering(finisher: Finisher, known: PhaseDistributions) -> Finisher:
 
 
 def as_given(
-    f: NDArray[np.complex128], data: Amplitudes, normalised: Normalised, known: PhaseDistributions
+    f: NDArray[np.complex128],
+    data: Amplitudes,
+    normalised: Normalised,
+    known: PhaseDistributions,
+    vouched: float = 1.0,
 ) -> tuple[NDArray[np.complex128], Given]:
     """Structure factors ``f`` (n,) of a density where the phases ``known`` are, and what became of these.
 
     They are brought to the origin and hand that agree best with the phases given, which are then combined in once more:
-    the moduli stay those of the density.
+    the moduli stay those of the density. ``vouched`` (0-1): how far the density is to be trusted beside the phases.
     """
     best, weight = known.centroid(), multiplicity(data.hkl, data.spacegroup)
     square = weight * normalised.f**2
@@ -102,7 +107,7 @@ def as_given(
     f = move(data.hkl, f, found.origin_shift, found.inverted)
     unit = np.exp(1j * np.angle(f))
     kept = float((square * (unit * np.conj(best)).real).sum() / (square * np.abs(best) ** 2).sum())
-    unit = _combined(unit, normalised.e * _e_of(f, data), known)
+    unit = _combined(unit, max(vouched, LEAST) * normalised.e * _e_of(f, data), known)
     there = known.given
     turn = np.abs(np.angle(unit[there] * np.conj(best[there])))
     pull = (weight * normalised.f * np.abs(best))[there]
