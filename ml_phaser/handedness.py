@@ -13,7 +13,7 @@ from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 from ml_phaser.networks.hand import HandJudge
-from ml_phaser.networks.store import FOLDER, HAND_JUDGE, load_hand_judge, read_card
+from ml_phaser.networks.store import HAND_JUDGE, load_hand_judge, read_card
 from ml_phaser.outcome import Hand
 from ml_phaser.phasing.place import about_hand
 
@@ -56,8 +56,6 @@ def decide(
     """
     said = about_hand(data.spacegroup)
     if not data.spacegroup.is_sohncke() or not solved:
-        return f, Hand(said)
-    if not (FOLDER / f"{HAND_JUDGE}.json").exists():  # TEMPORARY: until the weights are there
         return f, Hand(said)
     card = read_card(HAND_JUDGE)
     if data.d_min > card.config["d_worst"] or data.cell.volume / card.config["spacing"] ** 3 > MOST_POINTS:

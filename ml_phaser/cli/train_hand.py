@@ -37,7 +37,10 @@ def usage() -> str:
             "Train the judge that tells a map of L-amino acids from its mirror image, on crystals made on the fly.",
             "A run that is stopped goes on with the same command. Names in any case, with or without --.",
             "",
-            *(f"  {p.name:<12}{p.help}" + ("" if p.default in (None, False) else f" [{p.default:g}]") for p in TABLE),
+            *(
+                f"  {p.name:<12}{p.help}" + ("" if p.default is None or p.default is False else f" [{p.default:g}]")
+                for p in TABLE
+            ),
             "",
         ]
     )

@@ -298,7 +298,7 @@ LIMITS = [
 ]
 
 
-def calibrate(judge: HandJudge, library: Library, seed: int, batches: int = 40) -> dict[str, float]:
+def calibrate(judge: HandJudge, library: Library, seed: int, batches: int = 32) -> dict[str, float]:
     """Fit scale and lapse rate of a trained judge by maximum likelihood on fresh crystals, one wrong answer added to
     those found, however sure; returns what came of it."""
     rng = np.random.default_rng([seed, 1])

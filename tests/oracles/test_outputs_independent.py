@@ -352,8 +352,8 @@ def quiet(folder, usual):
 
 
 CHECKS = (
-    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, spacegroup, cell, trials, timelimit, engine, hand,
-    mapextent, seed, device, threads, overwrite, quiet,
+    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, spacegroup, cell, trials, timelimit, engine,
+    hand, mapextent, seed, device, threads, overwrite, quiet,
 )  # fmt: skip
 
 
