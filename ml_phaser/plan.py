@@ -286,7 +286,7 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     home = Finisher(problem, rows, (("learned", projection),), affordable(20, problem, LEARNED_POINTS))
     method = Relaxed(problem, projection, 0.6, LEARNED, keep_mean=False)
     batch = batch_size(problem.points, LEARNED_STARTS, board.device)
-    block = 5 if problem.points < SMALL_GRID else 2
+    block = 10 if problem.points < SMALL_GRID else 5  # after each comes one more pass of the network, to judge by
     share = 1.0 if board.data.d_min < LEARNED_D_MIN else 8.0
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 
