@@ -261,8 +261,7 @@ def training(folder: Path, peak: dict[str, float], args: argparse.Namespace) -> 
     session = run["sessions"][-1]
     rates = samples_per_second(log, run["seconds"] - session["seconds"])
     points = float(np.mean([np.prod(shape) for shape in SHAPES]))
-    passes = FORWARDS + further_passes(session["schedule"])
-    flop = flop_per_point(Projector(config_from(run["config"], "run.json"))) * points * passes
+    flop = flop_per_point(Projector(config_from(run["config"], "run.json"))) * points * FORWARDS
     precision = "bfloat16" if "bfloat16" in session["precision"] else "float32"
     here = session["device"] == args.device and session["threads"] == args.threads
     rate = float(np.median(rates)) if rates else float("nan")
@@ -271,7 +270,7 @@ def training(folder: Path, peak: dict[str, float], args: argparse.Namespace) -> 
         "overall": session["samples"] / session["seconds"] if session["seconds"] else None,
         "device": session["device"], "processor": session["processor"], "threads": session["threads"],
         "workers": session["workers"], "precision": precision, "batch": session["schedule"]["batch"],
-        "samples": run["samples"], "gflop_per_sample": flop / 1e9, "passes": passes,
+        "samples": run["samples"], "gflop_per_sample": flop / 1e9, "passes": FORWARDS,
         "share_of_peak": rate * flop / peak[precision] if here else None,
     }  # fmt: skip
 
@@ -284,12 +283,6 @@ def samples_per_second(log: Sequence[dict[str, Any]], since: float) -> list[floa
         for a, b in pairwise(late)
         if b["seconds"] > a["seconds"]
     ]
-
-
-def further_passes(schedule: dict[str, Any]) -> float:
-    """Forward passes a step takes on average to make the network's own cycles."""
-    late = 1 - schedule.get("own_cycles", 1.0)
-    return late * schedule.get("own_share", 0.0) * (1 + schedule.get("most_cycles", 0)) / 2
 
 
 def fits(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, tuple[float, float, float]]:

@@ -59,7 +59,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "hand",
         "choice",
-        "auto: the hand that looks like L-amino acids, where the data leave it open; keep: as found",
+        "auto: that of L-amino acids, where the data leave it open; keep: as found",
         default="auto",
         choices=("auto", "keep"),
     ),

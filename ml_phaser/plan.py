@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import Projector, condition
-from ml_phaser.networks.store import PROJECTOR, load_projector, read_card
+from ml_phaser.networks.store import choose_projector, load_projector, read_card
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
@@ -125,7 +124,7 @@ def plan_phasing(
         choices.append(f"{len(data) - len(used)} improbably strong reflections are left out of the phasing.")
     count = threads(options, whole.points)
     torch.set_num_threads(count)
-    network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine)
+    network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine, board.device)
     choices += said
 
     wraps: list[Entrant] = []
@@ -291,12 +290,14 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 
 
-def bundled_network(d_min: float, volume: float, engine: str) -> tuple[Projector | None, dict[str, Any], list[str]]:
+def bundled_network(
+    d_min: float, volume: float, engine: str, device: str = "cpu"
+) -> tuple[Projector | None, dict[str, Any], list[str]]:
     """The learned projection if it is wanted, the data lie in its domain and the cell (A^3) is not too large for it;
     its hash, and what to say about it."""
     if engine == "classical":
         return None, {}, ["The learned projection is not used, as asked (engine classical)."]
-    card = read_card(PROJECTOR)
+    card = read_card(choose_projector(device))
     best, worst = card.config["d_best"], card.config["d_worst"]
     if d_min > worst:
         said = f"The learned projection claims {best}-{worst} A; these data end at {d_min:.2f} A: it is not used."
@@ -308,32 +309,22 @@ def bundled_network(d_min: float, volume: float, engine: str) -> tuple[Projector
         said = f"The learned projection is not used: the cell would need {points:.1e} grid points, and much memory."
         return None, {}, [said]
     cut = [f"The learned projection sees data to {best} A."] if d_min < best else []
-    return load_projector(PROJECTOR), {"name": card.name, "sha256": card.sha256}, cut
+    return load_projector(card.name), {"name": card.name, "sha256": card.sha256}, cut
 
 
 def density_projection(network: Projector, problem: Problem) -> Projection:
     """The network as a projection of maps on the problem's grid."""
-    cell, where = problem.cell, problem.target.amplitude.device
-    spacing = sum(a / n for a, n in zip((cell.a, cell.b, cell.c), problem.shape, strict=True)) / 3
+    where = problem.target.amplitude.device
+    steps = torch.from_numpy(np.array(problem.cell.orth.mat) / np.array(problem.shape)).float()
     known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
     one = torch.ones(1)
-    quick = has_bfloat16(where)
-    cond = condition(one * problem.d_min, one * spacing, one * float(known)).to(where)
+    cond = condition(one * problem.d_min, steps[None], one * float(known)).to(where)
 
     @torch.no_grad()
     def project(rho: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(where.type, torch.bfloat16, enabled=quick):
-            return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1)).float()
+        return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1))
 
     return project
-
-
-def has_bfloat16(where: torch.device) -> bool:
-    """Whether the device calculates in bfloat16 itself; where it does not, pretending to is slower than float32."""
-    if where.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    able: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch 2.6 and later
-    return able()
 
 
 def threads(options: Options, points: int) -> int:

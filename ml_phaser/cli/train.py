@@ -29,9 +29,8 @@ TABLE = (
     Parameter(
         "session", "float", "stop this session after so long [when the budget is spent]", low=0, high=1e8, unit="s"
     ),
-    Parameter("channels", "text", "features of each level, finest first, multiples of 8", default="16,48,128"),
-    Parameter("blocks", "int", "residual blocks at each level", default=1, low=1, high=16),
-    Parameter("inputs", "int", "maps the network sees: 1, that of F; 2, that of E too", default=2, low=1, high=2),
+    Parameter("channels", "text", "features of each level, finest first, multiples of 8", default="64,128"),
+    Parameter("blocks", "text", "residual blocks at each level", default="2,3"),
     Parameter("begin", "text", "bundled network whose weights to begin with [random weights]"),
     Parameter("batch", "int", "crystals a step", default=8, low=1, high=4096),
     Parameter("rate", "float", "highest learning rate", default=2e-3, low=1e-7, high=1.0),
@@ -112,15 +111,23 @@ def parse(argv: list[str], table: tuple[Parameter, ...] = TABLE) -> dict[str, An
     return {p.name: given.get(p.name, p.default) for p in table}
 
 
-def parse_channels(text: str) -> tuple[int, ...]:
-    """One to three multiples of 8: training grids can be halved twice. Raises UserError."""
-    try:
-        channels = tuple(int(x) for x in text.split(","))
-    except ValueError:
-        channels = ()
-    if not 1 <= len(channels) <= 3 or any(c <= 0 or c % 8 for c in channels):
-        raise UserError(f"wants one to three multiples of 8, not {text!r}", "channels", "channels 16,48,128")
-    return channels
+def parse_levels(channels: str, blocks: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Features and blocks of one or two levels: training grids can be halved twice. Raises UserError."""
+
+    def numbers(name: str, text: str, multiple: int) -> tuple[int, ...]:
+        try:
+            values = tuple(int(x) for x in text.split(","))
+        except ValueError:
+            values = ()
+        if not 1 <= len(values) <= 2 or any(x <= 0 or x % multiple for x in values):
+            what = "numbers" if multiple == 1 else f"multiples of {multiple}"
+            raise UserError(f"wants one or two {what}, not {text!r}", name, "channels 64,128 blocks 2,3")
+        return values
+
+    features, depths = numbers("channels", channels, 8), numbers("blocks", blocks, 1)
+    if len(features) != len(depths):
+        raise UserError(f"has {len(depths)} levels, channels {len(features)}", "blocks", "channels 64,128 blocks 2,3")
+    return features, depths
 
 
 class PlainReporter(Reporter):
@@ -178,7 +185,7 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
 
     out, batch, seed, workers = options["out"], options["batch"], options["seed"], options["workers"]
     device = choose_device(options["device"])
-    config = ProjectorConfig(channels=options["channels"], blocks=options["blocks"], inputs=options["inputs"])
+    config = ProjectorConfig(channels=options["channels"], blocks=options["blocks"])
     begin, origin = beginning(options["begin"], config)
     schedule = Schedule(options["seconds"], batch=batch, rate=options["rate"])
     recipe = Recipe()
@@ -296,7 +303,11 @@ def check(options: dict[str, Any]) -> dict[str, Any]:
         raise UserError("is a name, not a path", f"export {options['export']}", "export NAME weights FOLDER")
     paths = {n: Path(options[n]).expanduser() if options[n] else None for n in ("data", "out", "holdout", "benchout")}
     paths["weights"] = Path(options["weights"]).expanduser() if options["weights"] else paths["out"]
-    options = {**options, **paths, "channels": parse_channels(options["channels"])}
+    options = {
+        **options,
+        **paths,
+    }
+    options["channels"], options["blocks"] = parse_levels(options["channels"], options["blocks"])
     for path in exported(options):
         if path.exists() and not options["overwrite"]:
             raise UserError("exists already", str(path), "overwrite yes, or another name")

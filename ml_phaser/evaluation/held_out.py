@@ -26,7 +26,7 @@ class Crystal:
     """A crystal of known structure on its grid.
 
     f : (n,) true structure factors on ``hkl``; contents : its atoms; places : of ``hkl`` on the grid
-    d_min, spacing : A
+    d_min : A
     """
 
     hkl: NDArray[np.int32]
@@ -35,7 +35,6 @@ class Crystal:
     contents: Contents
     places: HalfSphere
     d_min: float
-    spacing: float
 
     def half(self, f: NDArray) -> torch.Tensor:
         """Half-complex coefficients (1, u, v, w') of structure factors, in units that give the true map variance 1."""
@@ -53,7 +52,8 @@ class Crystal:
     @property
     def cond(self) -> torch.Tensor:
         one = torch.ones(1)
-        return condition(one * self.d_min, one * self.spacing, one)
+        steps = np.array(self.contents.cell.orth.mat) / np.array(self.places.shape)
+        return condition(one * self.d_min, torch.from_numpy(steps).float()[None], one)
 
 
 def make_crystal(
@@ -68,8 +68,7 @@ def make_crystal(
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
     f = calculate(contents, hkl, stol2, np.ones(len(contents.xyz), dtype=bool), contents.xyz)
-    steps = np.array([cell.a, cell.b, cell.c]) / np.array(shape)
-    return Crystal(hkl, stol2, f, contents, HalfSphere.of(hkl, shape), d_min, float(steps.mean()))
+    return Crystal(hkl, stol2, f, contents, HalfSphere.of(hkl, shape), d_min)
 
 
 def held_out_crystals(library: Library, d_min: float, count: int, seed: int) -> list[Crystal]:
@@ -99,9 +98,13 @@ def start_at(rng: np.random.Generator, crystal: Crystal, level: float, kind: str
     return best
 
 
-def partial_start(rng: np.random.Generator, crystal: Crystal, fraction: float) -> NDArray[np.complex128]:
-    """True moduli with the phases of a contiguous part of the atoms, misplaced as in training, (n,)."""
+def partial_model(rng: np.random.Generator, crystal: Crystal, fraction: float) -> NDArray[np.complex128]:
+    """Structure factors (n,) of a contiguous part of the atoms, misplaced as in training."""
     contents = crystal.contents
     kept, moved = corrupt.partial_structure(rng, contents.xyz, np.array(contents.cell.orth.mat), fraction)
-    part = calculate(contents, crystal.hkl, crystal.stol2, kept, moved)
-    return np.abs(crystal.f) * np.exp(1j * np.angle(part))
+    return calculate(contents, crystal.hkl, crystal.stol2, kept, moved)
+
+
+def phased_by(crystal: Crystal, model: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """True moduli with the phases of a model, (n,)."""
+    return np.abs(crystal.f) * np.exp(1j * np.angle(model))

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml_phaser.evaluation.held_out import MATES, Crystal, held_out_crystals, partial_start, start_at
-from ml_phaser.evaluation.rivals import DELTA, ENTRANTS, FURTHER, IDENTITY, NETWORK, Entrant, Group
+from ml_phaser.evaluation.held_out import MATES, Crystal, held_out_crystals, partial_model, phased_by, start_at
+from ml_phaser.evaluation.rivals import DELTA, ENTRANTS, IDENTITY, NETWORK, SHOWN, Entrant, Group
 from ml_phaser.networks.projector import Projector
 from ml_phaser.phasing.projections import forward, with_amplitudes
 from ml_phaser.simulate.fragments import Library
@@ -38,7 +38,7 @@ class Plan:
     fractions: tuple[float, ...] = FRACTIONS
     crystals: int = 32
     fixed: int = 16
-    cycles: int = 50
+    cycles: int = 200
     seed: int = 20_000
 
 
@@ -124,7 +124,7 @@ def leads(rows: Sequence[Correlations], chosen: dict[str, tuple[Entrant, Entrant
     the rows (each on the same crystals): of maps as they are, with measured moduli."""
     mean = {name: np.mean([_columns(row, pair) for row in rows], axis=0) for name, pair in chosen.items()}
     own = mean.pop(NETWORK)
-    mean.pop(FURTHER, None)
+    mean.pop(SHOWN, None)
     found = [[float(d.mean()) - half_interval(d) for d in (own - other).T] for other in mean.values()]
     plain, fixed = (min(column) for column in zip(*found, strict=True))
     return plain, fixed
@@ -158,17 +158,19 @@ def summarise(
     settings = {
         name: f"{e.setting:g}{' on E' if e.sharp else ' on F'}"
         for name, (_, e) in chosen.items()
-        if name not in (IDENTITY, NETWORK, FURTHER)
+        if name not in (IDENTITY, NETWORK, SHOWN)
     }
     return out, beats, settings
 
 
 @torch.no_grad()
-def measure(network: Projector, crystals: Sequence[Crystal], starts: Sequence[NDArray]) -> Correlations:
-    """Correlations (n, 2) of every entrant, from starts (reflections,) of each crystal."""
+def measure(
+    network: Projector, crystals: Sequence[Crystal], starts: Sequence[NDArray], models: Sequence[NDArray] | None = None
+) -> Correlations:
+    """Correlations (n, 2) of every entrant, from starts (reflections,) of each crystal, perhaps phased by models."""
     cc = {e: np.zeros((len(crystals), 2)) for e in ENTRANTS}
     for rows in _groups(crystals):
-        group = Group.of([crystals[i] for i in rows])
+        group = Group.of([crystals[i] for i in rows], models and [models[i] for i in rows])
         half = torch.cat([crystals[i].half(starts[i]) for i in rows])
         for entrant in ENTRANTS:
             cc[entrant][rows] = np.stack(group.correlations(group.restored(entrant, network, half)), axis=1)
@@ -252,7 +254,11 @@ def evaluate(
         found, beats[name], settings[name] = summarise(d_min, labels, cc)
         rows += found
         labels = [("partial", fraction) for fraction in plan.fractions]
-        cc = [measure(network, crystals, [partial_start(rng, c, part) for c in crystals]) for _, part in labels]
+        cc = []
+        for _, part in labels:
+            models = [partial_model(rng, c, part) for c in crystals]
+            starts = [phased_by(c, model) for c, model in zip(crystals, models, strict=True)]
+            cc.append(measure(network, crystals, starts, models))
         found, beats_partial[name], _ = summarise(d_min, labels, cc)
         rows += found
         kept[name] = keep_truth(network, crystals[: plan.fixed], plan.cycles)

@@ -8,13 +8,13 @@ from typing import Any
 
 from ml_phaser.atomic import atomic
 from ml_phaser.evaluation.one_pass import Report
-from ml_phaser.evaluation.rivals import FURTHER, IDENTITY, NAMES, NETWORK, STEP
+from ml_phaser.evaluation.rivals import IDENTITY, NAMES, NETWORK, SHOWN
 from ml_phaser.report.record import json_safe, write_json
 
 
 def markdown(report: Report) -> str:
     """The tables for people."""
-    classical = [n for n in NAMES if n not in (IDENTITY, NETWORK, FURTHER)]
+    classical = [n for n in NAMES if n not in (IDENTITY, NETWORK, SHOWN)]
     said = {True: "yes", False: "no"}
     lines = [
         f"Mean map correlation with the truth over {report.plan.crystals} crystals a row, with the measured moduli put",
@@ -22,9 +22,10 @@ def markdown(report: Report) -> str:
         "projections stand at the setting, on the map of F or of E, that is best on average over the rows of a",
         "resolution; *at best* is the best of them all at the best setting for that row alone. *Lead*: of the network",
         "over the best rival, less the 95 % interval of the paired difference; *wins* where both are positive.",
-        f"*A step further*: the network's change of the map taken {1 + STEP:g} times; not judged as the network.",
+        "*Model shown*: the same network, given the density of the misplaced part beside the map it phased; not judged",
+        "as the network.",
         "",
-        "| A | error | in | " + " | ".join([*classical, "at best", NETWORK, FURTHER]) + " | lead | wins |",
+        "| A | error | in | " + " | ".join([*classical, "at best", NETWORK, SHOWN]) + " | lead | wins |",
         "|---" * (len(classical) + 8) + "|",
     ]
     for r in report.rows:
@@ -33,7 +34,7 @@ def markdown(report: Report) -> str:
         best, best_f = (max(getattr(r.scores[n], k) for n in classical) for k in ("oracle", "oracle_f"))
         s = r.scores[NETWORK]
         cells += [f"{best_f:.3f} ({best:.3f})", f"**{s.cc_f:.3f} ± {s.cc_f_pm:.3f}** ({s.cc:.3f} ± {s.cc_pm:.3f})"]
-        cells.append(f"{r.scores[FURTHER].cc_f:.3f} ({r.scores[FURTHER].cc:.3f})")
+        cells.append(f"{r.scores[SHOWN].cc_f:.3f} ({r.scores[SHOWN].cc:.3f})")
         lead = f"{r.lead_f:+.3f} ({r.lead:+.3f})"
         lines.append(f"| {r.d_min:g} | {error} | {r.cc_in:.3f} | {' | '.join(cells)} | {lead} | {said[r.wins]} |")
     names = list(next(iter(report.kept.values())))
@@ -70,7 +71,7 @@ def markdown(report: Report) -> str:
 def brief(report: Report) -> dict[str, Any]:
     """What a model card needs of it: the network beside the best of its rivals, ``[before, after]`` the measured
     moduli are put back."""
-    rivals = [n for n in NAMES if n not in (NETWORK, FURTHER)]
+    rivals = [n for n in NAMES if n not in (NETWORK, SHOWN)]
     return {
         "what": "mean map correlation with the truth on crystals cut from held-out entries, one pass, "
         f"{report.plan.crystals} crystals a row; [before, after] the measured amplitudes are put back",

@@ -20,8 +20,7 @@ SHARES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4)
 PIVOTS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.5)
 SOLVENTS = (0.1, 0.2, 0.35, 0.5)
 NETWORK, IDENTITY = "network", "identity"
-FURTHER = "network, a step further"  # not a rival
-STEP = 0.4
+SHOWN = "network, model shown"  # not a rival: the same network, told more where phases come from a placed model
 
 
 def low_density_elimination(pivot: float) -> Projection:
@@ -50,13 +49,6 @@ def solvent_flattening(fraction: float, kernel: torch.Tensor) -> Projection:
     return project
 
 
-def further(rho: torch.Tensor, restored: torch.Tensor, step: float) -> torch.Tensor:
-    """restored + step (restored - k rho), k from least squares: a restoration of least squared error is timid, so some
-    more of what it adds to ``rho`` (zero mean, unit variance) makes better phases."""
-    k = (rho * restored).mean(dim=(-3, -2, -1), keepdim=True)
-    return restored + step * (restored - k * rho)
-
-
 @dataclass(frozen=True)
 class Entrant:
     """``name`` (a family of settings), ``setting``, and whether it acts on the map of E instead of F."""
@@ -75,22 +67,23 @@ ENTRANTS = (
     *(Entrant("low-density elimination", p, sharp) for p in PIVOTS for sharp in (False, True)),
     *(Entrant("solvent flattening", s) for s in SOLVENTS),
     Entrant(NETWORK, 0.0),
-    Entrant(FURTHER, STEP),
+    Entrant(SHOWN, 0.0),
 )
 NAMES = tuple(dict.fromkeys(e.name for e in ENTRANTS))
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Crystals on one grid. truth (B, u, v, w); kernel: of a 2 A Gaussian."""
+    """Crystals on one grid. truth (B, u, v, w); kernel: of a 2 A Gaussian; model: half-complex, of placed models."""
 
     truth: torch.Tensor
     target: Target
     cond: torch.Tensor
     kernel: torch.Tensor
+    model: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, crystals: Sequence[Crystal]) -> Group:
+    def of(cls, crystals: Sequence[Crystal], models: Sequence[NDArray] | None = None) -> Group:
         shape = crystals[0].places.shape
         target = Target(
             *(torch.cat([getattr(c.target, k) for c in crystals]) for k in ("amplitude", "known", "inside", "to_e"))
@@ -101,14 +94,16 @@ class Group:
              for c in crystals]
         )  # fmt: skip
         kernel[:, 0, 0, 0] = 1.0
-        return cls(truth, target, torch.cat([c.cond for c in crystals]), kernel)
+        model = None if models is None else torch.cat([c.half(f) for c, f in zip(crystals, models, strict=True)])
+        return cls(truth, target, torch.cat([c.cond for c in crystals]), kernel, model)
 
     def projection(self, entrant: Entrant, network: Projector) -> Projection:
         """What ``entrant`` does to maps of unit variance."""
         if entrant.name == NETWORK:
             return lambda rho: restore(network, rho, self.target, self.cond)
-        if entrant.name == FURTHER:
-            return lambda rho: further(rho, restore(network, rho, self.target, self.cond), entrant.setting)
+        if entrant.name == SHOWN:
+            shown = None if self.model is None else unit_variance(inverse(self.model, self.truth.shape))
+            return lambda rho: restore(network, rho, self.target, self.cond, shown)
         if entrant.name.startswith("charge flipping"):
             return lambda rho: flip(rho, entrant.setting)
         if entrant.name == "positivity":

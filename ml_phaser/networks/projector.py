@@ -1,7 +1,13 @@
-"""The learned density projection: a periodic 3D U-Net that restores density from a phase-corrupted map.
+"""The learned density projection: a periodic 3D network that restores density from a phase-corrupted map.
 
-Translation-equivariant (up to the pooling stride), so it needs no origin, no fixed cell and no space group. Input and
-output are maps of zero mean; the input has unit variance over the cell.
+    maps (3, u, v, w) --fold 2x2x2--> (24, u/2, v/2, w/2) --blocks-->  + --blocks--> unfold --> correction
+                                                  |                    ^
+                                                  +--stride 2--> blocks -
+
+Translation-equivariant up to ``config.stride`` grid points, so it needs no origin, no fixed cell and no space group.
+Folding (eight neighbours become eight channels) keeps all of the map's resolution and puts the work where processors
+are quick: many channels on few points. What is far away is known through the normalisations, which look at the whole
+cell, and through the measured amplitudes imposed between passes.
 """
 
 from __future__ import annotations
@@ -13,19 +19,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+MAPS = 3
+CONDITIONS = 11
+
 
 @dataclass(frozen=True)
 class ProjectorConfig:
     """Architecture and domain.
 
-    channels : features at each level, finest first; blocks : residual blocks at each level going down and up
-    inputs : 1, the map; 2, the map and the same sharpened to point atoms at rest (the map of E)
-    spacing : grid spacing in A the network is trained at; d_min, d_max_min : resolution range claimed, in A
+    channels : features at each level, finest (2 grid points) first; blocks : residual blocks at each level, passed on
+        the way down and, but for the coarsest, on the way up
+    spacing : grid spacing in A the network is trained at; d_best, d_worst : resolution range claimed, in A
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
-    blocks: int = 1
-    inputs: int = 1
+    channels: tuple[int, ...] = (64, 128)
+    blocks: tuple[int, ...] = (2, 3)
     spacing: float = 0.6
     d_best: float = 1.25
     d_worst: float = 2.2
@@ -33,7 +41,7 @@ class ProjectorConfig:
     @property
     def stride(self) -> int:
         """Grid dimensions must be multiples of this."""
-        return 2 ** (len(self.channels) - 1)
+        return 2 ** len(self.channels)
 
 
 class Conv(nn.Conv3d):
@@ -47,13 +55,13 @@ class Conv(nn.Conv3d):
 
 
 class Block(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), the conditioning shifting and scaling the second norm."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), the conditions shifting and scaling the second norm."""
 
-    def __init__(self, channels: int, n_cond: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
         self.conv1, self.conv2 = Conv(channels, channels), Conv(channels, channels)
-        self.film = nn.Linear(n_cond, 2 * channels)
+        self.film = nn.Linear(CONDITIONS, 2 * channels)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         nn.init.zeros_(self.conv2.weight)
@@ -67,8 +75,8 @@ class Block(nn.Module):
 class Level(nn.ModuleList):
     """Residual blocks one after the other."""
 
-    def __init__(self, channels: int, n_cond: int, blocks: int) -> None:
-        super().__init__(Block(channels, n_cond) for _ in range(blocks))
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__(Block(channels) for _ in range(blocks))
 
     def forward(self, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         for block in self:
@@ -76,43 +84,86 @@ class Level(nn.ModuleList):
         return x
 
 
-class Projector(nn.Module):
-    """rho -> restored rho, (B, u, v, w) -> (B, u, v, w), for any grid whose dimensions ``config.stride`` divides."""
+def fold(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, u, v, w) -> (B, 8 C, u/2, v/2, w/2): eight neighbours become channels."""
+    b, c, u, v, w = x.shape
+    x = x.reshape(b, c, u // 2, 2, v // 2, 2, w // 2, 2)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, u // 2, v // 2, w // 2)
 
-    N_COND = 3
+
+def unfold(x: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``fold``."""
+    b, c, u, v, w = x.shape
+    x = x.reshape(b, c // 8, 2, 2, 2, u, v, w)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // 8, 2 * u, 2 * v, 2 * w)
+
+
+class Projector(nn.Module):
+    """Restored density (B, u, v, w), for any grid whose dimensions ``config.stride`` divides."""
 
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
         self.config = config
-        c, n = config.channels, self.N_COND
-        self.stem = Conv(config.inputs, c[0])
-        self.down = nn.ModuleList(Level(k, n, config.blocks) for k in c)
+        c, n = config.channels, config.blocks
+        self.stem = nn.Conv3d(8 * MAPS, c[0], 1)
+        self.down = nn.ModuleList(Level(k, blocks) for k, blocks in zip(c, n, strict=True))
         self.shrink = nn.ModuleList(Conv(a, b, stride=2) for a, b in pairwise(c))
         self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(c))
-        self.up = nn.ModuleList(Level(k, n, config.blocks) for k in c[:-1])
-        last = Conv(c[0], 1)
+        self.up = nn.ModuleList(Level(k, blocks) for k, blocks in zip(c[:-1], n[:-1], strict=True))
+        last = Conv(c[0], 8)
         nn.init.zeros_(last.weight)
         self.head = nn.Sequential(nn.GroupNorm(8, c[0]), nn.SiLU(), last)
         # The output is gate * input + correction: at the start the network is close to the identity.
-        self.gate = nn.Linear(n, 1)
+        self.gate = nn.Linear(CONDITIONS, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, 0.7)
 
-    def forward(self, rho: torch.Tensor, cond: torch.Tensor, sharp: torch.Tensor | None = None) -> torch.Tensor:
-        """``cond`` (B, 3) is made by ``condition``; ``sharp`` (B, u, v, w), of unit variance, where inputs is 2."""
-        x = self.stem(rho[:, None] if sharp is None else torch.stack([rho, sharp], dim=1))
+    def forward(self, maps: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """
+        Parameters
+        ----------
+        maps : (B, MAPS, u, v, w), each of zero mean and unit variance over the cell or nothing but zeros: the map to
+            restore; the same sharpened to point atoms at rest (the map of E); the density of a placed model, if any
+        cond : (B, CONDITIONS), made by ``condition``
+        """
+        x = self.stem(fold(maps))
         skips = []
         for level, blocks in enumerate(self.down):
             x = blocks(x, cond)
             if level < len(self.shrink):
                 skips.append(x)
-                x = self.shrink[level](x)  # (B, C', u/2, v/2, w/2)
+                x = self.shrink[level](x)  # (B, C', u/4, v/4, w/4)
         for level in reversed(range(len(self.up))):
             x = F.interpolate(self.grow[level](x), scale_factor=2, mode="nearest") + skips[level]
             x = self.up[level](x, cond)
-        return self.head(x)[:, 0] + self.gate(cond)[:, :, None, None] * rho
+        return unfold(self.head(x))[:, 0] + self.gate(cond)[:, :, None, None] * maps[:, 0]
 
 
-def condition(d_min: torch.Tensor, spacing: torch.Tensor, completeness: torch.Tensor) -> torch.Tensor:
-    """What the network is told, (B, 3): resolution and mean grid spacing in A, completeness 0-1; order-one numbers."""
-    return torch.stack([(d_min - 1.7) / 0.3, (spacing - 0.6) / 0.05, (completeness - 0.9) / 0.1], dim=1)
+def condition(d_min: torch.Tensor, steps: torch.Tensor, completeness: torch.Tensor) -> torch.Tensor:
+    """What the network is told, (B, CONDITIONS), order-one numbers; the map's quality is told by ``tell``.
+
+    Parameters
+    ----------
+    d_min : (B,) A; completeness : (B,) 0-1
+    steps : (B, 3, 3) A, the grid's steps along a, b, c as columns: spacing, its differences, angles of oblique cells
+    """
+    lengths = steps.pow(2).sum(dim=1).sqrt()
+    spacing = lengths.mean(dim=1)
+    metric = steps.mT @ steps / spacing[:, None, None] ** 2  # 1 on the diagonal where the grid is cubic
+    nothing = torch.zeros_like(d_min)
+    return torch.stack(
+        [
+            (d_min - 1.7) / 0.3, (spacing - 0.6) / 0.05, (completeness - 0.9) / 0.1,
+            *((metric[:, i, i] - 1) / 0.15 for i in range(3)),
+            *(metric[:, i, j] / 0.3 for i, j in ((1, 2), (0, 2), (0, 1))),
+            nothing, nothing,
+        ],
+        dim=1,
+    )  # fmt: skip
+
+
+def tell(cond: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+    """The conditions with the correlation (B,) of the map with the truth, NaN where it is not known."""
+    known = torch.isfinite(quality)
+    last = torch.stack([torch.where(known, (quality - 0.6) / 0.3, 0.0), known.to(cond)], dim=1)
+    return torch.cat([cond[:, :-2], last], dim=1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ml_phaser.networks.projector import Projector, ProjectorConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
-PROJECTOR = "projector-small"
+PROJECTOR, LARGE = "projector-small", "projector-large"
 HAND_JUDGE = "hand-judge"
 
 Config = TypeVar("Config")
@@ -45,6 +45,11 @@ def read_card(name: str = PROJECTOR, folder: Path = FOLDER) -> Card:
         raise UserError("no such network is bundled", str(path), "reinstall ml_phaser") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"damaged model card ({error})", str(path), "reinstall ml_phaser") from None
+
+
+def choose_projector(device: str, folder: Path = FOLDER) -> str:
+    """The bundled projector for "cpu" or "cuda": the large one needs a GPU, and there is one only if it was trained."""
+    return LARGE if device == "cuda" and (folder / f"{LARGE}.json").exists() else PROJECTOR
 
 
 def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:

@@ -27,17 +27,20 @@ SHAPES = ((24, 24, 24), (20, 24, 28), (28, 20, 24), (24, 28, 20), (20, 20, 32), 
 @dataclass(frozen=True)
 class Batch:
     """truth (B, u, v, w) unit-variance maps; start: half-complex coefficients (B, ...) with measured amplitudes and
-    corrupted phases; target: amplitudes and masks; cond (B, 3) for the network; d_min (B,) A."""
+    corrupted phases; target: amplitudes and masks; cond (B, CONDITIONS) for the network, the quality not told; model
+    (B, u, v, w) unit-variance maps of the placed models, 0 where there is none; adrift (B,) bool: the phases are
+    random, the truth at any origin is as true."""
 
     truth: torch.Tensor
     start: torch.Tensor
     target: Target
     cond: torch.Tensor
-    d_min: torch.Tensor
+    model: torch.Tensor
+    adrift: torch.Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        target = self.target.to(device)
-        return Batch(self.truth.to(device), self.start.to(device), target, self.cond.to(device), self.d_min.to(device))
+        parts = (self.truth, self.start, self.target, self.cond, self.model, self.adrift)
+        return Batch(*(part.to(device) for part in parts))  # type: ignore[arg-type]
 
     def start_maps(self) -> torch.Tensor:
         """The corrupted maps, unit variance."""
@@ -48,6 +51,7 @@ class Batch:
 class Recipe:
     """What a sample is drawn from: ranges, shares of the kinds of phase error, shares of the families of crystals.
 
+    hexagonal : share of boxes with an angle of 120 degrees; shown : share of the placed models shown to the network
     families : "box" (dense boxes), "peptide" (packed peptide crystals, whole where the cell fits the grid, else a piece
         of the crystal), "protein" (pieces of protein crystals with their contacts)
     """
@@ -57,8 +61,10 @@ class Recipe:
     quality: tuple[float, float] = (0.12, 0.99)
     noise: tuple[float, float] = (0.0, 0.08)
     kinds: tuple[tuple[str, float], ...] = (
-        ("phase", 0.3), ("resolution", 0.15), ("additive", 0.35), ("partial", 0.2),
+        ("phase", 0.25), ("resolution", 0.15), ("additive", 0.25), ("partial", 0.2), ("truth", 0.1), ("random", 0.05),
     )  # fmt: skip
+    hexagonal: float = 0.1
+    shown: float = 0.7
     families: tuple[tuple[str, float], ...] = (("box", 1.0),)
 
 
@@ -97,7 +103,6 @@ class Drawn:
     contents: Contents
     shape: tuple[int, int, int]
     d_min: float
-    spacing: float
     hkl: NDArray
     stol2: NDArray
     kind: str
@@ -122,8 +127,9 @@ def draw(
     partial = None
     if kind == "partial":
         orth = np.array(cell.orth.mat)
-        partial = corrupt.partial_structure(rng, contents.xyz, orth, rng.uniform(0.15, 0.95))
-    return Drawn(contents, shape, d_min, float(steps.mean()), hkl, stol2, kind, quality, partial)
+        kept, moved = corrupt.partial_structure(rng, contents.xyz, orth, rng.uniform(0.15, 0.95))
+        partial = kept, corrupt.misplaced(rng, kept, moved, orth) if rng.random() < 0.5 else moved
+    return Drawn(contents, shape, d_min, hkl, stol2, kind, quality, partial)
 
 
 def _contents(
@@ -134,7 +140,7 @@ def _contents(
     family = families[0] if single else str(rng.choice(families, p=np.array(shares) / sum(shares)))
     while True:
         if family == "box":
-            contents = dense_box(rng, library, random_cell(rng, shape, recipe.spacing))
+            contents = dense_box(rng, library, random_cell(rng, shape, recipe.spacing, recipe.hexagonal))
         else:
             contents = pools[family].draw(rng, shape, recipe.spacing)
         # Mostly as dense as real crystals; one in five keeps the voids of a protein surface.
@@ -143,17 +149,20 @@ def _contents(
             return contents
 
 
-Arrays = tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray, tuple[float, float, float]]
+Arrays = tuple[NDArray, ...]
 
 
 def finish(rng: np.random.Generator, drawn: Drawn, f: NDArray, wrong: NDArray | None, recipe: Recipe) -> Arrays:
-    """Half-complex arrays of one crystal: truth, start, amplitude, known, inside, to_e; (d_min, spacing, completeness).
+    """Arrays of one crystal: half-complex truth, start, amplitude, known, inside, to_e, model; then d_min, the grid's
+    steps (3, 3), completeness, and whether its phases are random.
 
     Parameters
     ----------
     f : (n,) true structure factors; wrong : (n,) those of the partial structure, or None
     """
     stol2, shape = drawn.stol2, drawn.shape
+    shown = wrong is not None and rng.random() < recipe.shown
+    model = wrong if wrong is not None and shown else np.zeros_like(f)
     if wrong is None:
         wrong = corrupt.noisy_phases(rng, f, stol2, drawn.quality, drawn.kind)
     known = corrupt.missing(rng, stol2)
@@ -173,8 +182,11 @@ def finish(rng: np.random.Generator, drawn: Drawn, f: NDArray, wrong: NDArray | 
         places.scatter(known),
         places.scatter(np.ones(len(drawn.hkl), dtype=bool)),
         places.scatter(to_e / unit).astype(np.float32),
+        places.scatter(model).astype(np.complex64),
     )
-    return (*arrays, (drawn.d_min, drawn.spacing, float(known.mean())))
+    steps = np.array(drawn.contents.cell.orth.mat) / np.array(shape)
+    facts = (drawn.d_min, steps, known.mean(), drawn.kind == "random")
+    return (*arrays, *(np.asarray(fact, dtype=np.float32) for fact in facts))
 
 
 def make_sample(
@@ -258,10 +270,16 @@ def batches(
             samples = [make_sample(rng, library, shape, recipe, pools) for _ in range(size)]
         else:
             samples = make_together(rng, library, shape, recipe, size, device, pools)
-        truth, start, amplitude, known, inside, to_e = (
-            torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(6)
-        )
-        facts = torch.tensor([s[6] for s in samples], dtype=torch.float32)
-        target = Target(amplitude, known, inside, to_e)
-        cond = condition(facts[:, 0], facts[:, 1], facts[:, 2])
-        yield Batch(inverse(truth, shape), start, target, cond, facts[:, 0])
+        yield collate(samples, shape)
+
+
+def collate(samples: Sequence[Arrays], shape: tuple[int, int, int]) -> Batch:
+    """A batch of crystals on one grid."""
+    truth, start, amplitude, known, inside, to_e, model, d_min, steps, completeness, adrift = (
+        torch.from_numpy(np.stack(column)) for column in zip(*samples, strict=True)
+    )
+    cond = condition(d_min, steps, completeness)
+    models = unit_variance(inverse(model, shape))
+    return Batch(
+        inverse(truth, shape), start, Target(amplitude, known, inside, to_e), cond, models, adrift > 0
+    )  # fmt: skip

@@ -18,9 +18,14 @@ def noisy_phases(
     """Structure factors whose map correlates with the true one by about ``quality`` (0-1), amplitudes kept.
 
     kind : "phase" (von Mises, equal for all), "resolution" (von Mises, worse at high resolution), "additive" (complex
-        Gaussian noise, so that strong reflections are better phased than weak ones)
+        Gaussian noise, so that strong reflections are better phased than weak ones), or, whatever the ``quality``,
+        "truth" (no error) and "random" (all phases at random)
     """
     n = len(f)
+    if kind == "truth":
+        return f
+    if kind == "random":
+        return np.abs(f) * np.exp(2j * np.pi * rng.random(n))
     if kind == "additive":
         # The mean cosine, weighted by F^2, of |F| plus complex noise of size s falls as s grows: s from quality.
         s = np.sqrt(np.mean(np.abs(f) ** 2)) * (1 / max(quality, 0.02) ** 2 - 1) ** 0.5 * 1.1
@@ -71,3 +76,12 @@ def partial_structure(
     kept[np.argsort(distance)[: max(3, round(fraction * len(xyz)))]] = True
     error = rng.normal(size=xyz.shape) * rng.uniform(0, 0.25) + rng.normal(size=3) * rng.uniform(0, 0.15)
     return kept, xyz + error @ np.linalg.inv(orth).T
+
+
+def misplaced(
+    rng: np.random.Generator, kept: NDArray[np.bool_], xyz: NDArray, orth: NDArray, most: float = 0.2
+) -> NDArray[np.float64]:
+    """Fractional coordinates (m, 3) with up to the share ``most`` of the kept atoms thrown some angstroms off: those a
+    model gets wrong."""
+    wrong = kept & (rng.random(len(kept)) < rng.uniform(0, most))
+    return xyz + wrong[:, None] * (rng.normal(size=xyz.shape) * 1.5 @ np.linalg.inv(orth).T)

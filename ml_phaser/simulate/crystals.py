@@ -43,9 +43,14 @@ def wrapped_distances(a: NDArray, b: NDArray, cell: gemmi.UnitCell) -> NDArray[n
     return np.linalg.norm(frac @ np.array(cell.orth.mat).T, axis=-1)
 
 
-def random_cell(rng: np.random.Generator, shape: tuple[int, int, int], spacing: tuple[float, float]) -> gemmi.UnitCell:
-    """A cell for a given grid: spacing in A drawn per axis; two in five are oblique (72-108 degrees)."""
+def random_cell(
+    rng: np.random.Generator, shape: tuple[int, int, int], spacing: tuple[float, float], hexagonal: float = 0.0
+) -> gemmi.UnitCell:
+    """A cell for a given grid: spacing in A drawn per axis; of those that do not have an angle of 120 degrees, as the
+    share ``hexagonal`` has, two in five are oblique (72-108 degrees)."""
     lengths = [n * rng.uniform(*spacing) for n in shape]
+    if hexagonal and rng.random() < hexagonal:
+        return gemmi.UnitCell(*lengths, *rng.permutation([90.0, 90.0, 120.0]))
     angles = rng.uniform(72, 108, 3) if rng.random() < 0.4 else np.full(3, 90.0)
     return gemmi.UnitCell(*lengths, *angles)
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 
 from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
-from ml_phaser.networks.projector import Projector, ProjectorConfig
+from ml_phaser.networks.projector import Projector, ProjectorConfig, tell
 from ml_phaser.networks.store import config_from
-from ml_phaser.phasing.projections import forward, inverse, restore, unit_variance, with_amplitudes
+from ml_phaser.phasing.projections import Target, forward, restore, unit_variance
 from ml_phaser.simulate.batches import Batch
+from ml_phaser.training.chains import Chains
+from ml_phaser.training.muon import Both
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 LOG_EVERY = 100  # steps
@@ -31,8 +33,9 @@ class Schedule:
     seconds : wall-clock budget over all sessions; the learning rate falls to zero as a cosine over it
     batch : crystals a step; rate : highest learning rate, reached after the share ``warmup`` of the budget
     average : decay of the moving average of the weights, which is what gets used
-    own_cycles : after this fraction of the budget, a share of the inputs are the network's own earlier cycles, so
-        that it learns to correct itself and to keep what is right
+    own_cycles : from this fraction of the budget on, batches are gone on with for ``further`` cycles on average, or
+        for long, so that the network learns to correct itself and to keep what is right
+    told : share of the batches whose quality the network is told, within ``doubt``
     phases : weight of the loss on phases beside the one on density: least squares alone makes a network timid
     """
 
@@ -42,10 +45,11 @@ class Schedule:
     warmup: float = 0.01
     weight_decay: float = 1e-4
     average: float = 0.999
-    own_cycles: float = 0.25
-    own_share: float = 0.5
-    most_cycles: int = 4
-    phases: float = 0.5
+    own_cycles: float = 0.1
+    further: tuple[float, float] = (1.5, 60.0)
+    told: float = 0.3
+    doubt: float = 0.05
+    phases: float = 1.0
     save_every: float = 300.0
 
 
@@ -55,28 +59,19 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum(axes) / (a.pow(2).sum(axes) * b.pow(2).sum(axes)).sqrt().clamp_min(1e-12)
 
 
-def phase_agreement(rho: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Correlation (B,) with the truth of measured amplitudes with the phases of ``rho``; nearly so where a restored
+def phase_agreement(rho: torch.Tensor, true: torch.Tensor, target: Target) -> torch.Tensor:
+    """Correlation (B,) with ``true`` maps of measured amplitudes with the phases of ``rho``; nearly so where a restored
     modulus is less than a tenth of the r.m.s. one, for the sake of its gradient."""
-    half, truth = forward(rho), forward(batch.truth)
+    half, truth = forward(rho), forward(true)
     weak = 0.1 * rho.detach().pow(2).mean(dim=(1, 2, 3), keepdim=True).sqrt()
     phasor = half / (half.abs().pow(2) + weak.pow(2)).sqrt()
-    sides = torch.full_like(batch.target.amplitude, 2.0)  # the half-complex array holds two of most Friedel pairs' sums
+    sides = torch.full_like(target.amplitude, 2.0)  # the half-complex array holds two of most Friedel pairs' sums
     sides[..., 0] = 1.0
     if rho.shape[-1] % 2 == 0:
         sides[..., -1] = 1.0
-    weight = batch.target.imposed * sides
+    weight = target.imposed * sides
     agreed = (weight * (phasor * truth.conj()).real).sum(dim=(1, 2, 3))
     return agreed / (weight * truth.abs()).sum(dim=(1, 2, 3)).clamp_min(1e-12)
-
-
-@torch.no_grad()
-def own_cycles(network: Projector, batch: Batch, rho: torch.Tensor, cycles: int) -> torch.Tensor:
-    """Maps after some cycles of projection and amplitude replacement, as in the engine."""
-    for _ in range(cycles):
-        half = with_amplitudes(forward(restore(network, rho, batch.target, batch.cond).float()), batch.target)
-        rho = unit_variance(inverse(half, rho.shape))
-    return rho
 
 
 def learning_rate(schedule: Schedule, used: float) -> float:
@@ -93,7 +88,7 @@ class State:
 
     network: Projector
     mean: dict[str, torch.Tensor]
-    optimiser: torch.optim.Optimizer
+    optimiser: Both
     seconds: float = 0.0
     steps: int = 0
     samples: int = 0
@@ -107,9 +102,12 @@ class State:
             torch.manual_seed(seed)
             network = Projector(config)
         if begin is not None:
-            network.load_state_dict(_widened(begin, config))
+            if begin.config != config:
+                what = f"is another network ({_difference(begin.config, config)})"
+                raise UserError(what, "begin", "the same channels and blocks")
+            network.load_state_dict(begin.state_dict())
         network = network.to(device)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay)
+        optimiser = Both(network, schedule.rate, schedule.weight_decay)
         return cls(network, {k: v.clone() for k, v in network.state_dict().items()}, optimiser)
 
     def save(self, path: Path) -> None:
@@ -144,20 +142,6 @@ class State:
             raise _damaged(path, error) from None
         self.seconds, self.steps = saved["seconds"], saved["steps"]
         self.samples = saved.get("samples", self.steps * batch)
-
-
-def _widened(network: Projector, config: ProjectorConfig) -> dict[str, torch.Tensor]:
-    """State of a network with as many inputs as ``config``, deaf to those that are new. Raises UserError."""
-    if replace(network.config, inputs=config.inputs) != config or network.config.inputs > config.inputs:
-        raise UserError(
-            f"is another network ({_difference(network.config, config)})", "begin", "the same channels and blocks"
-        )
-    state = network.state_dict()
-    first = state["stem.weight"]
-    state["stem.weight"] = torch.cat(
-        [first, first.new_zeros(len(first), config.inputs - first.shape[1], 3, 3, 3)], dim=1
-    )
-    return state
 
 
 def _difference(a: ProjectorConfig, b: ProjectorConfig) -> str:
@@ -234,7 +218,7 @@ def train(
     network, optimiser = state.network.train(), state.optimiser
     torch.backends.cudnn.benchmark = device == "cuda"  # a handful of grid shapes, over and over
     draw = torch.Generator().manual_seed(1_000_003 * seed + 1 + state.steps)
-    source = make_batches(state.steps)
+    chains = Chains(make_batches(state.steps), draw, device)
     started = last_save = time.monotonic()
     before = state.seconds
     losses: list[torch.Tensor] = []
@@ -247,31 +231,32 @@ def train(
         saved(state)
 
     while state.seconds < schedule.seconds and time.monotonic() - started < session and not stop():
-        batch = next(source).to(device)
         used = state.seconds / schedule.seconds
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(schedule, used)
-        rho = batch.start_maps()
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            if used > schedule.own_cycles and torch.rand((), generator=draw) < schedule.own_share:
-                n = int(torch.randint(1, schedule.most_cycles + 1, (), generator=draw))
-                rho = own_cycles(network, batch, rho, n)
-            out_map = restore(network, rho, batch.target, batch.cond)
-        loss = (out_map.float() - batch.truth).pow(2).mean()
-        loss = loss + schedule.phases * (1 - phase_agreement(out_map.float(), batch)).mean()
-        optimiser.zero_grad(set_to_none=True)
+        chain = chains.next(schedule.further if used >= schedule.own_cycles else (0.0, 0.0), schedule.told)
+        batch, rho = chain.batch, unit_variance(chain.x)
+        truth = chain.truth(rho)
+        quality = correlation(rho, truth)
+        cond = batch.cond
+        if chain.told:
+            doubt = schedule.doubt * torch.randn(len(rho), generator=draw).to(device)
+            cond = tell(cond, (quality + doubt).clamp(0, 1))
+        out_map = restore(network, rho, batch.target, cond, batch.model)
+        loss = (out_map - truth).pow(2).mean()
+        loss = loss + schedule.phases * (1 - phase_agreement(out_map, truth, batch.target)).mean()
+        network.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+        optimiser.step(learning_rate(schedule, used))
+        chain.advance(out_map.detach())
         state.steps += 1
-        state.samples += len(batch.truth)
+        state.samples += len(truth)
         decay = min(schedule.average, state.steps / (state.steps + 10))
         for name, value in network.state_dict().items():
             state.mean[name].lerp_(value, 1 - decay)
         state.seconds = before + time.monotonic() - started
         # Kept on the device: to ask for their values at every step would make a GPU wait.
         losses.append(loss.detach())
-        gains.append((correlation(out_map.detach().float(), batch.truth) - correlation(rho, batch.truth)).mean())
+        gains.append((correlation(out_map.detach(), truth) - quality).mean())
         if len(losses) == LOG_EVERY:
             row = _log_row(state, losses, gains)
             _append(out / LOG, row)

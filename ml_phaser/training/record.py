@@ -13,6 +13,7 @@ from typing import Any
 from ml_phaser import __version__
 from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import ProjectorConfig
+from ml_phaser.phasing.projections import has_bfloat16
 from ml_phaser.report.record import json_safe, write_json
 from ml_phaser.simulate.batches import Recipe
 from ml_phaser.simulate.fragments import Library
@@ -102,7 +103,7 @@ class Recorder:
             "seed": seed,
             "device": device,
             "processor": processor(device),
-            "precision": "bfloat16 autocast" if device == "cuda" else "float32",
+            "precision": "bfloat16 autocast" if has_bfloat16(device) else "float32",
             "threads": threads,
             "workers": workers,
             "versions": versions(),
@@ -130,12 +131,14 @@ DESCRIPTION = (
     "amplitudes and wrong phases. Translation-equivariant, for any cell and space group (works on the P1 cell)."
 )
 NORMALISATION = {
-    "input": "density of zero mean and unit variance over the cell, F(000) left out; where inputs is 2, beside it the "
-    "map of E with the same phases, likewise",
+    "input": "three maps of zero mean and unit variance over the cell, F(000) left out: density to restore, the map of "
+    "E with the same phases, the density of a placed model (zeros where there is none)",
     "output": "density on the same grid; its mean carries no meaning",
     "amplitudes": "measured amplitudes scaled to an overall Wilson B of about 11 A^2 (training crystals: 4-40 A^2 an "
     "atom); not sharpened, not normalised to E",
-    "conditioning": "(d_min - 1.7) / 0.3, (mean grid spacing - 0.6) / 0.05, (completeness - 0.9) / 0.1; A, A, 0-1",
+    "conditioning": "(d_min - 1.7) / 0.3, (mean grid spacing - 0.6) / 0.05, (completeness - 0.9) / 0.1 (A, A, 0-1); "
+    "the grid's metric over the squared spacing: (diagonal - 1) / 0.15, off-diagonal (bc, ac, ab) / 0.3; (map "
+    "correlation - 0.6) / 0.3 and 1 where it is known, else 0 and 0",
     "conventions": "F(h) = sum f exp(+2 pi i h.x); grids indexed [u, v, w] along a, b, c",
 }
 LIMITS = [

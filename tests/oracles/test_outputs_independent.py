@@ -291,6 +291,48 @@ def engine(folder, usual):
     assert networks["classical"] == {} and len(networks["learned"]["sha256"]) == 64
 
 
+def write_phases(folder, usual):
+    """The usual run's phases twice, as they are and at another origin of the group."""
+    path = folder / "phases.mtz"
+    hkl = usual.mtz.make_miller_array()
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup = GROUP
+    mtz.add_dataset("given")
+    mtz.set_cell_for_all(CELL)
+    columns = [hkl]
+    for end, move in (("", 0), ("2", 180 * hkl[:, 0])):
+        mtz.add_column(f"PHI{end}", "P")
+        mtz.add_column(f"W{end}", "W")
+        columns += [usual.column("PHIB") + move, np.full(len(hkl), 0.9)]
+    mtz.set_data(np.column_stack(columns).astype(np.float32))
+    mtz.write_to_file(str(path))
+    return path
+
+
+def at_origins(run, usual):
+    """Mean cosine of the phase differences from the usual run, as it is and at the other origin."""
+    difference = np.deg2rad(run.column("PHIB") - usual.column("PHIB"))
+    use = np.isfinite(difference)
+    h = usual.mtz.make_miller_array()[use, 0]
+    return np.cos(difference[use]).mean(), np.cos(difference[use] - np.pi * h).mean()
+
+
+def phasein(folder, usual):
+    path = write_phases(folder, usual)
+    run = phase(folder, "phasein", "phasein", path, "labphase", "PHIB=PHI2 FOM=W2")
+    here, there = at_origins(run, usual)
+    assert there > 0.9 > here
+    assert run.record["given_phases"] and not usual.record["given_phases"]
+
+
+def labphase(folder, usual):
+    path = write_phases(folder, usual)
+    run = phase(folder, "labphase", "phasein", path, "labphase", "PHIB=PHI FOM=W")
+    here, there = at_origins(run, usual)
+    assert here > 0.9 > there
+    assert main([*f"hklin {folder}/data.mtz mapout {folder}/two.map phasein {path}".split(), *OTHER_SET]) == 1
+
+
 def hand(folder, usual):
     """A judge that finds the mirror image likelier: the solution is turned into it, unless it is to be kept."""
     with pytest.MonkeyPatch.context() as patch:
@@ -352,8 +394,8 @@ def quiet(folder, usual):
 
 
 CHECKS = (
-    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, spacegroup, cell, trials, timelimit, engine,
-    hand, mapextent, seed, device, threads, overwrite, quiet,
+    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, phasein, labphase, spacegroup, cell, trials,
+    timelimit, engine, hand, mapextent, seed, device, threads, overwrite, quiet,
 )  # fmt: skip
 
 

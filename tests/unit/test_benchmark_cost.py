@@ -69,20 +69,11 @@ def test_samples_a_second_are_those_of_the_last_session() -> None:
     assert cost.samples_per_second(log, 34.0) == []
 
 
-def test_passes_of_own_cycles_are_counted_as_they_are_drawn() -> None:
-    schedule = {"own_cycles": 0.25, "own_share": 0.5, "most_cycles": 4}
-    rng = np.random.default_rng(0)
-    n = 200_000
-    drawn = (rng.random(n) > 0.25) * (rng.random(n) < 0.5) * rng.integers(1, 5, n)
-    assert cost.further_passes(schedule) == pytest.approx(drawn.mean(), rel=0.02)
-    assert cost.further_passes({}) == 0
-
-
 def test_training_is_read_from_a_run(tmp_path: Path) -> None:
     schedule = {"own_cycles": 1.0, "batch": 8}
     session = {"seconds": 20.0, "samples": 400, "schedule": schedule, "device": "cpu", "processor": "x", "threads": 1}
     session |= {"workers": 0, "precision": "float32"}
-    config = {"channels": [8, 16], "blocks": 1, "inputs": 1, "spacing": 0.6, "d_best": 1.25, "d_worst": 2.2}
+    config = {"channels": [8, 16], "blocks": [1, 1], "spacing": 0.6, "d_best": 1.25, "d_worst": 2.2}
     run = {"config": config, "seconds": 30.0, "samples": 600, "sessions": [{}, session]}
     (tmp_path / "run.json").write_text(json.dumps(run))
     lines = [{"seconds": s, "samples": n} for s, n in ((5, 100), (15, 300), (25, 500))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import gemmi
 import numpy as np
@@ -16,6 +15,7 @@ from ml_phaser import plan
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.parameters import Options
+from ml_phaser.phasing import projections
 from ml_phaser.phasing.search import search
 from ml_phaser.phasing.seeds import Held, Seeds, quadrants, strongest
 from ml_phaser.plan import plan_phasing
@@ -60,12 +60,11 @@ class Blur(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(inputs=1)
         self.conv = torch.nn.Conv3d(1, 1, 3, padding=1)
         self.precision = torch.float64
 
-    def forward(self, rho: torch.Tensor, *given: torch.Tensor | None) -> torch.Tensor:
-        y = self.conv(rho[:, None])[:, 0]
+    def forward(self, maps: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        y = self.conv(maps[:, :1])[:, 0]
         self.precision = y.dtype
         return y
 
@@ -75,7 +74,7 @@ def test_the_learned_projection_uses_bfloat16_where_the_device_has_it(monkeypatc
     x = p.random_starts(2, torch.Generator().manual_seed(0))
     network, maps = Blur(), []
     for able, precision in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(plan, "has_bfloat16", lambda where, able=able: able)
+        monkeypatch.setattr(projections, "has_bfloat16", lambda where, able=able: able)
         maps.append(plan.density_projection(network, p)(x))
         assert network.precision == precision and maps[-1].dtype == torch.float32
     assert 0 < (maps[0] - maps[1]).norm() / maps[1].norm() < 0.02

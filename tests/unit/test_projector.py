@@ -1,11 +1,23 @@
 """The network: invariants that hold for any weights, and its first guess."""
 
+import warnings
+
+import gemmi
 import pytest
 import torch
 
-from ml_phaser.networks.projector import Projector, ProjectorConfig, condition
+from ml_phaser.networks.projector import (
+    CONDITIONS,
+    MAPS,
+    Projector,
+    ProjectorConfig,
+    condition,
+    fold,
+    tell,
+    unfold,
+)
 
-SMALL = ProjectorConfig(channels=(8, 16, 24))
+SMALL = ProjectorConfig(channels=(8, 16), blocks=(1, 2))
 
 
 def lively(config=SMALL, seed=0):
@@ -20,24 +32,46 @@ def lively(config=SMALL, seed=0):
 
 def given(shape=(8, 12, 16), n=2, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((n, *shape), generator=generator), torch.randn((n, 3), generator=generator)
+    maps = torch.randn((n, MAPS, *shape), generator=generator)
+    return maps, torch.randn((n, CONDITIONS), generator=generator)
 
 
 def test_condition_puts_numbers_of_order_one_in_order():
-    got = condition(torch.tensor([1.7, 2.0]), torch.tensor([0.6, 0.55]), torch.tensor([0.9, 1.0]))
-    assert torch.allclose(got, torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 1.0]]), atol=1e-5)
+    cubic = 0.6 * torch.eye(3)
+    oblique = torch.tensor(gemmi.UnitCell(11, 12, 13.5, 90, 90, 120).orth.mat.tolist()).float() / 20
+    got = condition(torch.tensor([1.7, 2.0]), torch.stack([cubic, oblique]), torch.tensor([0.9, 1.0]))
+    assert torch.allclose(got[0], torch.zeros(CONDITIONS), atol=1e-5)
+    spacing = (11 + 12 + 13.5) / 60
+    lengths = torch.tensor([0.55, 0.6, 0.675]) / spacing
+    assert got[1, :3] == pytest.approx([1.0, (spacing - 0.6) / 0.05, 1.0], abs=1e-4)
+    assert got[1, 3:6] == pytest.approx((lengths**2 - 1) / 0.15, abs=1e-4)
+    assert got[1, 6:9] == pytest.approx([0, 0, float(-0.5 * lengths[0] * lengths[1] / 0.3)], abs=1e-4)
+    assert got.abs().max() < 3
 
 
-@pytest.mark.parametrize(
-    ("channels", "stride"), [((8,), 1), ((8, 16), 2), ((8, 16, 24), 4)], ids=["one", "two", "three"]
-)
+def test_the_quality_is_told_where_it_is_known():
+    cond = torch.zeros(2, CONDITIONS)
+    got = tell(cond, torch.tensor([0.9, torch.nan]))
+    assert got[0, -2:] == pytest.approx([1.0, 1.0])
+    assert torch.equal(got[1], cond[1])
+
+
+def test_folding_keeps_everything_where_it_was():
+    x = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
+    folded = fold(x)
+    assert folded.shape == (2, 24, 2, 3, 4)
+    assert torch.equal(unfold(folded), x)
+    assert folded[1, 8 + 4 + 1, 1, 2, 3] == x[1, 1, 2 + 1, 4, 6 + 1]
+
+
+@pytest.mark.parametrize(("channels", "stride"), [((8,), 2), ((8, 16), 4)], ids=["one", "two"])
 def test_untrained_it_returns_seven_tenths_of_its_input(channels, stride):
-    config = ProjectorConfig(channels=channels)
+    config = ProjectorConfig(channels=channels, blocks=(1,) * len(channels))
     assert config.stride == stride
-    rho, cond = given()
+    maps, cond = given()
     network = Projector(config)
     torch.nn.init.zeros_(network.head[2].bias)
-    assert torch.allclose(network(rho, cond), 0.7 * rho, atol=1e-6)
+    assert torch.allclose(network(maps, cond), 0.7 * maps[:, 0], atol=1e-6)
 
 
 def test_shape_is_kept_on_uneven_grids():
@@ -50,17 +84,9 @@ def test_shift_by_the_stride_shifts_the_answer():
     rho, cond = given()
     network = lively()
     shift, axes = (4, -8, 12), (1, 2, 3)
-    moved = network(rho.roll(shift, axes), cond)
+    moved = network(rho.roll(shift, (2, 3, 4)), cond)
     assert torch.allclose(moved, network(rho, cond).roll(shift, axes), atol=2e-5)
     assert not torch.allclose(moved, network(rho, cond), atol=1e-2)
-
-
-@torch.no_grad()
-def test_without_pooling_any_shift_does():
-    rho, cond = given((5, 6, 7))
-    network = lively(ProjectorConfig(channels=(8,)))
-    moved = network(rho.roll((1, -2, 3), (1, 2, 3)), cond)
-    assert torch.allclose(moved, network(rho, cond).roll((1, -2, 3), (1, 2, 3)), atol=2e-5)
 
 
 @torch.no_grad()
@@ -69,7 +95,7 @@ def test_a_doubled_cell_gives_the_answer_twice(axis):
     """Two cells side by side are the same crystal: nothing happens at the cell's edges."""
     rho, cond = given()
     network = lively()
-    twice = network(torch.cat([rho, rho], dim=axis), cond)
+    twice = network(torch.cat([rho, rho], dim=axis + 1), cond)
     once = network(rho, cond)
     assert torch.allclose(twice, torch.cat([once, once], dim=axis), atol=2e-5)
 
@@ -85,13 +111,19 @@ def test_crystals_of_a_batch_do_not_mix():
 def test_what_it_is_told_matters():
     rho, cond = given()
     network = lively()
-    assert not torch.allclose(network(rho, cond), network(rho, cond + 1), atol=1e-2)
+    plain = network(rho, cond)
+    for i in range(CONDITIONS):
+        assert not torch.allclose(plain, network(rho, cond + torch.eye(CONDITIONS)[i]), atol=1e-3), i
+    for i in range(MAPS):
+        other = rho.clone()
+        other[:, i] = 0
+        assert not torch.allclose(plain, network(other, cond), atol=1e-2), i
 
 
 def test_blocks_add_depth():
-    size = {n: sum(p.numel() for p in Projector(ProjectorConfig((8, 16), blocks=n)).parameters()) for n in (1, 2)}
-    assert size[2] > 1.5 * size[1]
-    assert lively(ProjectorConfig((8, 16), blocks=2))(*given()).shape == (2, 8, 12, 16)
+    size = {n: sum(p.numel() for p in Projector(ProjectorConfig((8, 16), n)).parameters()) for n in ((1, 1), (2, 3))}
+    assert size[2, 3] > 1.5 * size[1, 1]
+    assert lively(ProjectorConfig((8, 16), (2, 3)))(*given()).shape == (2, 8, 12, 16)
 
 
 def test_every_weight_learns():
@@ -99,3 +131,26 @@ def test_every_weight_learns():
     network = lively()
     network(rho, cond).pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_it_can_be_exported_and_runs_the_same_elsewhere_on_other_grids(tmp_path):
+    """ONNX: any batch, any grid, no code of ours."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = lively()
+    maps, cond = given((16, 16, 16))
+    batch, *axes = (torch.export.Dim(name, min=2) for name in "buvw")
+    sides = {i + 2: SMALL.stride * axis for i, axis in enumerate(axes)}
+    path = tmp_path / "projector.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own names
+        torch.onnx.export(
+            network, (maps, cond), path, dynamo=True, dynamic_shapes=({0: batch, **sides}, {0: batch}), verbose=False
+        )
+    session = onnxruntime.InferenceSession(path)
+    names = [i.name for i in session.get_inputs()]
+    for shape, n in (((16, 16, 16), 2), ((12, 20, 28), 3)):
+        maps, cond = given(shape, n)
+        (got,) = session.run(None, dict(zip(names, (maps.numpy(), cond.numpy()), strict=True)))
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(got), network(maps, cond), atol=1e-4)

@@ -94,6 +94,8 @@ def test_random_cells_fit_their_grid():
     assert lengths.min() >= 0.5 and lengths.max() <= 0.6
     assert angles.min() >= 72 and angles.max() <= 108
     assert np.mean((angles != 90).any(axis=1)) == pytest.approx(0.4, abs=0.12)
+    hexagonal = [sorted(random_cell(rng, (20, 24, 28), (0.5, 0.6), 1.0).parameters[3:]) for _ in range(9)]
+    assert hexagonal == [[90, 90, 120]] * 9
 
 
 def test_draws_give_every_cluster_its_turn(library):
@@ -118,18 +120,53 @@ def test_batches_are_what_the_projection_expects(library):
 
 def test_a_sample_has_measured_amplitudes_where_known_and_a_start_of_some_use(library):
     rng = np.random.default_rng(1)
-    truth, start, amplitude, known, inside, to_e, (d_min, spacing, completeness) = make_sample(
+    truth, start, amplitude, known, inside, to_e, model, d_min, steps, completeness, adrift = make_sample(
         rng, library, (24, 24, 24), Recipe(kinds=(("phase", 1.0),), quality=(0.5, 0.5))
     )
+    spacing = np.linalg.norm(steps, axis=0)
+    assert not model.any() and not adrift
     np.testing.assert_allclose(np.abs(start), amplitude, rtol=1e-4, atol=1e-5)
     assert not amplitude[~known].any()
     assert np.mean((amplitude * to_e)[known] ** 2) == pytest.approx(1, abs=0.1) and not to_e[~known].any()
     assert not (known & ~inside).any() and not np.abs(truth[~inside]).any()
-    assert 1.25 <= d_min <= 2.2 and 0.5 <= spacing <= 0.66
+    assert 1.25 <= d_min <= 2.2 and 0.5 <= spacing.min() <= spacing.max() <= 0.66
     assert known.sum() / inside.sum() == pytest.approx(completeness, abs=0.02)
     use = known & (np.abs(truth) > 0)
     cosine = np.cos(np.angle(truth[use]) - np.angle(start[use]))
     assert cosine.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_truth_and_chance_are_kinds_of_start(library):
+    def cosine(kind):
+        recipe = Recipe(kinds=((kind, 1.0),))
+        truth, start, *_, adrift = make_sample(np.random.default_rng(1), library, (24, 24, 24), recipe)
+        use = (np.abs(truth) > 0) & (np.abs(start) > 0)
+        assert adrift == (kind == "random")
+        return np.cos(np.angle(truth[use]) - np.angle(start[use])).mean()
+
+    assert cosine("truth") > 0.999
+    assert cosine("random") == pytest.approx(0, abs=0.1)
+
+
+def test_placed_models_are_shown_as_often_as_asked(library):
+    """What is shown is the misplaced part: the start has its phases."""
+    for shown in (0.0, 1.0):
+        recipe = Recipe(kinds=(("partial", 1.0),), shown=shown)
+        truth, start, _, known, _, _, model, *_ = make_sample(np.random.default_rng(1), library, (24, 24, 24), recipe)
+        assert model.any() == bool(shown)
+        if shown:
+            strong = known & (np.abs(model) > np.median(np.abs(model[known])))
+            np.testing.assert_allclose(np.cos(np.angle(start) - np.angle(model))[strong], 1, atol=1e-4)
+            assert not np.allclose(model[strong] / truth[strong], 1, atol=0.1)
+
+
+def test_what_a_model_gets_wrong_is_among_what_was_kept():
+    rng = np.random.default_rng(0)
+    xyz, kept, orth = rng.random((400, 3)), rng.random(400) < 0.5, np.diag([20.0, 30.0, 40.0])
+    off = np.linalg.norm((corrupt.misplaced(rng, kept, xyz, orth, most=0.4) - xyz) @ orth.T, axis=1)
+    assert not off[~kept].any()
+    assert 0 < np.mean(off[kept] > 0) < 0.5
+    assert 1.5 < off[off > 0].mean() < 3.5
 
 
 def test_a_batch_at_once_has_the_structure_factors_of_one_by_one(library):

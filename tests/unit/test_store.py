@@ -6,10 +6,20 @@ import pytest
 import torch
 
 from ml_phaser.errors import UserError
-from ml_phaser.networks.projector import Projector, ProjectorConfig
-from ml_phaser.networks.store import FOLDER, HAND_JUDGE, load_hand_judge, load_projector, read_card, save_projector
+from ml_phaser.networks.projector import CONDITIONS, MAPS, Projector, ProjectorConfig
+from ml_phaser.networks.store import (
+    FOLDER,
+    HAND_JUDGE,
+    LARGE,
+    PROJECTOR,
+    choose_projector,
+    load_hand_judge,
+    load_projector,
+    read_card,
+    save_projector,
+)
 
-CONFIG = ProjectorConfig(channels=(8, 16), blocks=2, d_best=1.4, d_worst=1.9)
+CONFIG = ProjectorConfig(channels=(8, 16), blocks=(2, 1), d_best=1.4, d_worst=1.9)
 
 
 @pytest.fixture
@@ -43,15 +53,15 @@ def test_weights_come_back_bit_for_bit_in_half_precision(network, card):
 
 
 def test_loaded_network_computes_what_was_saved(network, card):
-    rho, cond = torch.randn((1, 8, 8, 8)), torch.zeros((1, 3))
+    maps, cond = torch.randn((1, MAPS, 8, 8, 8)), torch.zeros((1, CONDITIONS))
     with torch.no_grad():
-        assert torch.allclose(load_projector("tiny", card.parent)(rho, cond), network(rho, cond), atol=0.05)
+        assert torch.allclose(load_projector("tiny", card.parent)(maps, cond), network(maps, cond), atol=0.05)
 
 
 def test_card_holds_every_field_of_the_configuration(card):
     facts = read_card("tiny", card.parent)
     assert facts.config == {
-        "channels": [8, 16], "blocks": 2, "inputs": 1, "spacing": 0.6, "d_best": 1.4, "d_worst": 1.9,
+        "channels": [8, 16], "blocks": [2, 1], "spacing": 0.6, "d_best": 1.4, "d_worst": 1.9,
     }  # fmt: skip
     assert facts.facts["description"] == "a test"
     assert facts.name == json.loads(card.read_text())["name"] == "tiny"
@@ -82,13 +92,13 @@ def test_damaged_cards_are_refused(card, text):
 
 
 def test_unknown_configuration_is_refused(card):
-    change(card, config={"channels": [8, 16], "attention": 4})
+    change(card, config={"channels": [8, 16], "blocks": [2, 1], "attention": 4})
     with pytest.raises(UserError, match="unknown network configuration"):
         load_projector("tiny", card.parent)
 
 
 def test_weights_of_another_network_are_refused(card):
-    change(card, config={"channels": [8, 24], "blocks": 2})
+    change(card, config={"channels": [8, 24], "blocks": [2, 1]})
     with pytest.raises(UserError, match="do not fit"):
         load_projector("tiny", card.parent)
 
@@ -97,6 +107,12 @@ def test_a_folder_that_cannot_be_is_the_users_error(network, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         save_projector(network.state_dict(), CONFIG, {}, "tiny", tmp_path / "file" / "below")
+
+
+def test_the_large_network_is_for_gpus_and_only_if_it_is_there(network, tmp_path):
+    assert choose_projector("cuda", tmp_path) == choose_projector("cpu", tmp_path) == PROJECTOR
+    save_projector(network.state_dict(), CONFIG, {}, LARGE, tmp_path)
+    assert (choose_projector("cuda", tmp_path), choose_projector("cpu", tmp_path)) == (LARGE, PROJECTOR)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda p: p.stem)

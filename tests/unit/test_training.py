@@ -20,11 +20,20 @@ from ml_phaser.cli import main as ml_phaser
 from ml_phaser.cli.train import averaged, main
 from ml_phaser.errors import UserError
 from ml_phaser.evaluation import one_pass
-from ml_phaser.networks.projector import Projector, ProjectorConfig, condition
+from ml_phaser.networks.projector import Projector, ProjectorConfig
 from ml_phaser.networks.store import load_projector, read_card
-from ml_phaser.phasing.projections import Target, forward, inverse, restore, sharpened
-from ml_phaser.simulate.batches import Batch, Recipe, make_sample
+from ml_phaser.phasing.projections import (
+    forward,
+    has_bfloat16,
+    impose_amplitudes,
+    inverse,
+    restore,
+    sharpened,
+    unit_variance,
+)
+from ml_phaser.simulate.batches import Recipe, collate, make_sample
 from ml_phaser.simulate.fragments import load_library, save_library
+from ml_phaser.training.chains import Chain, Chains, best_shift, shifted
 from ml_phaser.training.loop import (
     CHECKPOINT,
     LOG,
@@ -33,15 +42,15 @@ from ml_phaser.training.loop import (
     State,
     correlation,
     learning_rate,
-    own_cycles,
     phase_agreement,
     read_checkpoint,
     train,
 )
+from ml_phaser.training.muon import Both, orthogonal
 from ml_phaser.training.record import RECORD, claims
 from ml_phaser.training.workers import seed_of, stream
 
-TINY = ProjectorConfig(channels=(8, 16))
+TINY = ProjectorConfig(channels=(8, 16), blocks=(1, 1))
 SHAPE = (16, 16, 16)
 
 
@@ -56,10 +65,11 @@ def batch(library):
     rng = np.random.default_rng(5)
     recipe = Recipe(d_min=(1.6, 1.8), quality=(0.4, 0.5), kinds=(("phase", 1.0),))
     samples = [make_sample(rng, library, SHAPE, recipe) for _ in range(2)]
-    arrays = [torch.from_numpy(np.stack([s[i] for s in samples])) for i in range(6)]
-    facts = torch.tensor([s[6] for s in samples], dtype=torch.float32)
-    target = Target(*arrays[2:])
-    return Batch(inverse(arrays[0], SHAPE), arrays[1], target, condition(*facts.T), facts[:, 0])
+    return collate(samples, SHAPE)
+
+
+def restored(network, batch):
+    return restore(network, batch.start_maps(), batch.target, batch.cond, batch.model)
 
 
 def steps(count):
@@ -76,7 +86,7 @@ def loop(batch, out, count, *, schedule=None, config=TINY, asked=None, **options
             asked.append(done)
         return itertools.repeat(batch)
 
-    schedule = schedule or Schedule(1e6, batch=2, warmup=0, rate=5e-3, own_cycles=2)
+    schedule = schedule or Schedule(1e6, batch=2, warmup=0, rate=5e-3, own_cycles=2, told=0)
     return train(config, schedule, source, out, stop=steps(count), **options)
 
 
@@ -86,7 +96,7 @@ def loop(batch, out, count, *, schedule=None, config=TINY, asked=None, **options
 def test_it_learns_one_batch_by_heart(batch, tmp_path):
     def loss(network):
         with torch.no_grad():
-            return float((network(batch.start_maps(), batch.cond) - batch.truth).pow(2).mean())
+            return float((restored(network, batch) - batch.truth).pow(2).mean())
 
     before = loss(State.new(TINY, Schedule(1), "cpu", 0).network)
     said = []
@@ -153,7 +163,7 @@ def test_checkpoints_of_the_first_runs_are_understood(batch, tmp_path):
 def test_another_network_is_not_continued(batch, tmp_path):
     loop(batch, tmp_path, 1)
     with pytest.raises(UserError, match=r"another network.*channels \(8, 16\), not \(8, 24\)"):
-        loop(batch, tmp_path, 1, config=ProjectorConfig(channels=(8, 24)))
+        loop(batch, tmp_path, 1, config=replace(TINY, channels=(8, 24)))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
@@ -167,7 +177,7 @@ def test_damaged_checkpoints_are_refused(batch, tmp_path, content):
 
 def test_divergence_is_told_and_the_good_checkpoint_stays(batch, tmp_path):
     loop(batch, tmp_path, 2)
-    bad = Batch(batch.truth * float("nan"), batch.start, batch.target, batch.cond, batch.d_min)
+    bad = replace(batch, truth=batch.truth * float("nan"))
     with pytest.raises(UserError, match="diverged"):
         loop(bad, tmp_path, 1)
     kept = read_checkpoint(tmp_path / CHECKPOINT)
@@ -183,70 +193,159 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_phases_are_judged_by_the_map_of_measured_moduli(batch):
-    truth = phase_agreement(batch.truth, batch)
+    def agreement(rho):
+        return phase_agreement(rho, batch.truth, batch.target)
+
+    truth = agreement(batch.truth)
     assert truth.min() > 0.99
-    assert phase_agreement(-batch.truth, batch) == pytest.approx(-truth, abs=1e-5)
+    assert agreement(-batch.truth) == pytest.approx(-truth, abs=1e-5)
     # Moduli do not count, phases do: the map with measured moduli has this correlation with the truth.
     start = batch.start_maps()
     half = forward(start)
     louder = inverse(half * torch.linspace(0.5, 2, half.shape[-1]), start.shape)
-    assert phase_agreement(louder, batch) == pytest.approx(phase_agreement(start, batch), abs=0.01)
-    assert phase_agreement(start, batch) == pytest.approx(correlation(start, batch.truth), abs=0.02)
+    assert agreement(louder) == pytest.approx(agreement(start), abs=0.01)
+    assert agreement(start) == pytest.approx(correlation(start, batch.truth), abs=0.03)
     start.requires_grad_()
-    phase_agreement(start, batch).sum().backward()
+    agreement(start).sum().backward()
     assert torch.isfinite(start.grad).all()
     assert float((start.grad * batch.truth).sum()) > 0
 
 
 def test_the_loss_on_phases_counts(batch, tmp_path):
-    plain = loop(batch, tmp_path / "plain", 40, schedule=Schedule(1e9, phases=0.0)).network
-    both = loop(batch, tmp_path / "both", 40, schedule=Schedule(1e9, phases=5.0)).network
+    plain = loop(batch, tmp_path / "plain", 40, schedule=Schedule(1e9, warmup=0, own_cycles=2, phases=0.0)).network
+    both = loop(batch, tmp_path / "both", 40, schedule=Schedule(1e9, warmup=0, own_cycles=2, phases=5.0)).network
 
     def agreement(network):
         with torch.no_grad():
-            return float(phase_agreement(restore(network, batch.start_maps(), batch.target, batch.cond), batch).mean())
+            return float(phase_agreement(restored(network, batch), batch.truth, batch.target).mean())
 
     assert agreement(both) > agreement(plain)
 
 
-def test_a_network_that_begins_with_anothers_weights_does_what_it_does(batch, tmp_path):
+def test_a_network_that_begins_with_anothers_weights_does_what_it_does(batch):
     torch.manual_seed(3)
     old = Projector(TINY)
     for value in old.parameters():
         torch.nn.init.normal_(value, std=0.1)
-    new = State.new(replace(TINY, inputs=2), Schedule(1), "cpu", 0, old).network
-    rho = batch.start_maps()
+    new = State.new(TINY, Schedule(1), "cpu", 0, old).network
     with torch.no_grad():
-        assert torch.allclose(restore(new, rho, batch.target, batch.cond), old(rho, batch.cond), atol=1e-6)
+        assert torch.equal(restored(new, batch), restored(old, batch))
     with pytest.raises(UserError, match="another network"):
-        State.new(ProjectorConfig(channels=(8, 24)), Schedule(1), "cpu", 0, old)
+        State.new(replace(TINY, channels=(8, 24)), Schedule(1), "cpu", 0, old)
 
 
-def test_the_sharpened_map_is_seen(batch):
+def test_the_map_of_e_and_the_model_are_seen(batch):
     torch.manual_seed(3)
-    network = Projector(replace(TINY, inputs=2))
+    network = Projector(TINY)
     torch.nn.init.normal_(network.head[2].weight)
     rho = batch.start_maps()
+    zero = torch.zeros_like(rho)
+
+    def seen(sharp, model):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16("cpu")):
+            return network(torch.stack([rho, sharp, model], dim=1), batch.cond).float()
+
+    sharp = sharpened(rho, batch.target)
+    model = unit_variance(batch.truth)
     with torch.no_grad():
-        seen = network(rho, batch.cond, sharpened(rho, batch.target))
-        assert not torch.allclose(seen, network(rho, batch.cond, torch.zeros_like(rho)), atol=1e-3)
-        assert torch.equal(seen, restore(network, rho, batch.target, batch.cond))
-    e = forward(sharpened(rho, batch.target)).abs()[batch.target.known & batch.target.inside]
+        both = restore(network, rho, batch.target, batch.cond, model)
+        assert torch.equal(both, seen(sharp, model))
+        assert torch.equal(restore(network, rho, batch.target, batch.cond), seen(sharp, zero))
+    for other in (seen(zero, model), seen(sharp, zero)):
+        assert not torch.allclose(other, both, atol=1e-3)
+    e = forward(sharp).abs()[batch.target.known & batch.target.inside]
     f = forward(rho).abs()[batch.target.known & batch.target.inside]
     assert e.std() / e.mean() < f.std() / f.mean()
 
 
-def test_own_cycles_put_the_measured_moduli_back(batch):
-    torch.manual_seed(0)
-    network = Projector(TINY)
-    rho = own_cycles(network, batch, batch.start_maps(), 1)
-    assert rho.mean(dim=(1, 2, 3)) == pytest.approx(0, abs=1e-5)
-    assert rho.pow(2).mean(dim=(1, 2, 3)) == pytest.approx(1, abs=1e-4)
+# ---------------------------------------------------------------------------------------- chains
+
+
+def test_maps_are_shifted_as_explicit_sums_say(batch):
+    """Oracle: the Fourier sum evaluated point by point at the shifted places."""
+    rho = batch.truth[:1]
+    shift = torch.tensor([[1.3, -2.6, 0.45]])
+    moved = shifted(rho, shift)[0]
+    f = torch.fft.fftn(rho[0].double()) / rho[0].numel()
+    h = torch.stack(torch.meshgrid(*(torch.fft.fftfreq(n) * n for n in SHAPE), indexing="ij"), dim=-1).double()
+    for point in ((0, 0, 0), (3, 7, 11)):
+        x = (torch.tensor(point) - shift[0]).double() / torch.tensor(SHAPE)
+        value = (f * torch.exp(2j * torch.pi * (h @ x))).sum().real
+        assert float(moved[point]) == pytest.approx(float(value), abs=1e-4)
+
+
+def test_the_best_shift_is_found_again(batch):
+    shift = torch.tensor([[1.3, 2.7, 5.2], [7.5, 0.0, 3.3]])
+    moved = shifted(batch.truth, shift)
+    again = shifted(batch.truth, best_shift(moved, batch.truth))
+    assert correlation(again, moved).min() > 0.97
+
+
+def chain(batch, **changes):
+    return Chain(**{"batch": batch, "x": batch.start_maps(), "left": 3, "relaxed": False, "told": False, **changes})
+
+
+def test_only_a_map_adrift_gets_the_truth_moved_to_it(batch):
+    adrift = replace(batch, adrift=torch.tensor([True, False]))
+    rho = shifted(batch.truth, torch.tensor([[4.0, 0.0, -3.0]] * 2))
+    truth = chain(adrift).truth(rho)
+    assert correlation(truth, rho)[0] > 0.99
+    assert torch.equal(truth[1], batch.truth[1])
+
+
+def test_a_chain_cycles_as_the_engine_does(batch):
+    made = 0.5 * batch.start_maps() + 0.3 * batch.truth
+    plain, relaxed = chain(batch), chain(batch, relaxed=True)
+    before = relaxed.x
+    plain.advance(made)
+    relaxed.advance(made)
+    assert (plain.left, relaxed.left) == (2, 2)
     known = batch.target.known & (batch.target.amplitude > 0)
-    ratio = (forward(rho).abs() / batch.target.amplitude.clamp_min(1e-9))[0][known[0]]
-    assert ratio.std() / ratio.mean() < 1e-3
-    # Untrained, it is 0.7 times the identity: phases stay, so the map does.
-    assert correlation(rho, batch.start_maps()).min() > 0.97
+    ratio = (forward(plain.x).abs() / batch.target.amplitude.clamp_min(1e-9))[known]
+    assert ratio.std() / ratio.mean() < 0.02
+    assert plain.x.pow(2).mean(dim=(1, 2, 3)) == pytest.approx(1, abs=1e-4)
+    expected = before + 0.6 * (impose_amplitudes(2 * made - before, batch.target) - made)
+    assert torch.allclose(relaxed.x, expected)
+
+
+def test_chains_are_gone_on_with_for_as_long_as_asked(batch):
+    chains = Chains(itertools.repeat(batch), torch.Generator().manual_seed(0), "cpu", count=4)
+    assert {chains.begin(0.0, 0.0).left for _ in range(50)} == {1}
+    lives = [chains.begin(2.0, 0.5) for _ in range(400)]
+    # The whole part of an exponential of mean 2, and one.
+    assert np.mean([c.left for c in lives]) == pytest.approx(1 + 1 / (np.exp(0.5) - 1), rel=0.15)
+    for share in (np.mean([c.told for c in lives]), np.mean([c.relaxed for c in lives])):
+        assert share == pytest.approx(0.5, abs=0.1)
+    taken = [chains.next((2.0, 2.0), 0.0) for _ in range(20)]
+    assert 4 <= len({id(c) for c in taken}) < 20
+    for c in taken:
+        c.left = 0
+    assert not {id(chains.next((2.0, 2.0), 0.0)) for _ in range(4)} & {id(c) for c in taken}
+
+
+# ------------------------------------------------------------------------------------------ muon
+
+
+def test_muon_applies_the_orthogonal_part_of_its_momentum():
+    """Oracle: the singular value decomposition."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((16, 40), (40, 16)):
+        matrix = torch.randn(shape, generator=generator)
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        inner = u.T @ orthogonal(matrix) @ vh.T
+        assert torch.allclose(inner, torch.diag(inner.diag()), atol=0.05)
+        assert inner.diag().min() > 0.6
+        assert inner.diag().max() < 1.3
+
+
+def test_muon_has_the_convolutions_and_no_more():
+    network = Projector(TINY)
+    muon, rest = Both(network, 1e-3, 0.1).optimisers
+    wide = {id(p) for p in muon.param_groups[0]["params"]}
+    names = {n for n, p in network.named_parameters() if id(p) in wide}
+    assert "shrink.0.weight" in names
+    assert all(n.endswith("weight") and ("conv" in n or "shrink" in n or "grow" in n) for n in names)
+    assert len(wide) + len(rest.param_groups[0]["params"]) == len(list(network.parameters()))
 
 
 # --------------------------------------------------------------------------------------- crystals
@@ -349,9 +448,8 @@ def threads(monkeypatch):
 
 
 def command(data, out, *words):
-    return main(
-        ["data", str(data / "train.npz"), "out", str(out), "device", "cpu", "channels", "8,16", *map(str, words)]
-    )
+    network = ("channels", "8,16", "blocks", "1,1")
+    return main(["data", str(data / "train.npz"), "out", str(out), "device", "cpu", *network, *map(str, words)])
 
 
 def record(out):
@@ -385,8 +483,7 @@ def test_the_run_record_tells_all(data, library, tmp_path, capsys):
     ("words", "where", "value"),
     [
         (["channels", "16,24"], ("config", "channels"), [16, 24]),
-        (["blocks", "2"], ("config", "blocks"), 2),
-        (["inputs", "1"], ("config", "inputs"), 1),
+        (["blocks", "2,1"], ("config", "blocks"), [2, 1]),
         (["batch", "3"], ("schedule", "batch"), 3),
         (["rate", "0.01"], ("schedule", "rate"), 0.01),
         (["seconds", "77"], ("schedule", "seconds"), 77),
@@ -398,8 +495,8 @@ def test_the_run_record_tells_all(data, library, tmp_path, capsys):
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
 def test_every_option_of_training_arrives(data, tmp_path, threads, words, where, value):
-    given = {"data": str(data / "train.npz"), "out": str(tmp_path), "channels": "8,16", "seconds": "50"}
-    given |= {words[0]: words[1]}
+    given = {"data": str(data / "train.npz"), "out": str(tmp_path), "seconds": "50"}
+    given |= {"channels": "8,16", "blocks": "1,1"} | {words[0]: words[1]}
     assert main([*itertools.chain(*given.items()), "session", "0", "quiet"]) == 0
     run = record(tmp_path)
     found = run if where[0] == "config" else run["sessions"][0]
@@ -422,8 +519,8 @@ def test_quiet_prints_nothing(data, tmp_path, capsys):
 
 def test_a_run_can_begin_with_bundled_weights(data, tmp_path):
     card = read_card()
-    channels = ",".join(str(c) for c in card.config["channels"])
-    words = ["data", data / "train.npz", "out", tmp_path, "seconds", 1, "session", 0, "channels", channels]
+    network = [w for n in ("channels", "blocks") for w in (n, ",".join(map(str, card.config[n])))]
+    words = ["data", data / "train.npz", "out", tmp_path, "seconds", 1, "session", 0, *network]
     assert main([*map(str, words), "begin", card.name, "quiet"]) == 0
     assert record(tmp_path)["begun_with"] == {"name": card.name, "sha256": card.sha256}
     trained, bundled = averaged(tmp_path / CHECKPOINT)[0], load_projector()
@@ -434,8 +531,8 @@ def test_other_data_do_not_go_on_with_a_run(data, tmp_path, capsys):
     assert command(data, tmp_path, "seconds", 9, "session", 0) == 0
     save_library(made_library(seed=2), tmp_path / "other.npz", "train")
     assert command(data, tmp_path, "seconds", 9, "session", 0) == 0
-    words = ["data", str(tmp_path / "other.npz"), "out", str(tmp_path), "channels", "8,16", "seconds", "9"]
-    assert main(words) == 1
+    words = ["data", str(tmp_path / "other.npz"), "out", str(tmp_path), "seconds", "9"]
+    assert main([*words, "channels", "8,16", "blocks", "1,1"]) == 1
     assert "other data" in capsys.readouterr().err
 
 
@@ -463,7 +560,7 @@ def test_export_judges_and_writes_the_network_with_its_card(data, tmp_path, smal
     assert card["training_data"]["sha256"] == record(tmp_path)["data"]["sha256"]
     assert card["training_run"]["sessions"][0]["schedule"]["batch"] == 2
     assert card["domain"]["d_min_A"] == [network.config.d_best, network.config.d_worst]
-    assert card["domain"]["grid_multiple"] == 2
+    assert card["domain"]["grid_multiple"] == 4
     assert card["benchmark"]["held_out_sha256"] == made_library(seed=1).digest
     # Untrained it is the identity: no win, and the card says so.
     assert card["benchmark"]["beats_identity_and_classical"]["1.9"]["on_average"] is False
@@ -561,7 +658,8 @@ def test_ctrl_c_leaves_a_checkpoint_on_a_bare_machine(data, tmp_path):
         "sys.exit(main(sys.argv[1:]))\n"
     )
     out = tmp_path / "run"
-    words = ["train", "data", data / "train.npz", "out", out, "seconds", "600", "channels", "8", "batch", "1"]
+    words = ["train", "data", data / "train.npz", "out", out, "seconds", "600"]
+    words += ["channels", "8", "blocks", "1", "batch", "1"]
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, words), "workers", "2", "device", "cpu"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
