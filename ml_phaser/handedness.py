@@ -52,10 +52,12 @@ def decide(
 
     Parameters
     ----------
-    keep : report only, do not turn the solution; solved : whether it is worth judging
+    keep : report only, do not turn the solution
+    solved : False for a map called not solved: some of those are right, so it is turned all the same, but what is said
+        of its hand is said with that reserve
     """
     said = about_hand(data.spacegroup)
-    if not data.spacegroup.is_sohncke() or not solved:
+    if not data.spacegroup.is_sohncke():
         return f, Hand(said)
     card = read_card(HAND_JUDGE)
     if data.d_min > card.config["d_worst"] or data.cell.volume / card.config["spacing"] ** 3 > MOST_POINTS:
@@ -64,11 +66,13 @@ def decide(
     density = scale * normalised.f * np.exp(1j * np.angle(f))
     odds = log_odds(load_hand_judge(), data.hkl, density, data.cell, data.spacegroup)
     if (centre := hand_centre(data.spacegroup)) is None:
-        return f, Hand(told_by_group(said, odds), odds)
+        return f, Hand(told_by_group(said, odds) if solved else said, odds)
     turned = odds < 0 and not keep
     if turned:
         f, odds = move(data.hkl, f, centre, inverted=True), -odds
-    return f, Hand(in_words(odds, turned), odds, turned)
+    return f, Hand(
+        in_words(odds, turned) if solved else f"should the map be right, {in_words(odds, turned)}", odds, turned
+    )
 
 
 def in_words(odds: float, turned: bool) -> str:

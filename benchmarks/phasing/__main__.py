@@ -59,6 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--crystals", type=int, help="crystals a task of the papers, or a cell of a grid [2 quick, 24 full...]")
     add("--seed", type=int, default=0)
     add("--tasks", default="", help="only tasks whose name holds one of these, semicolons between")
+    add("--points", default="", help="only these points of a grid, as d_min:atoms, semicolons between")
     add("--entrants", default="", help="only these, semicolons between")
     add("--grok", help="Python of an environment with grok-phase-solver")
     add("--out", type=Path, default=RESULTS)
@@ -97,6 +98,9 @@ def main(argv: list[str]) -> int:
         for r in tasks.recipes(kind, seconds, count, options.seed)
         if not options.tasks or any(word in r.task for word in options.tasks.split(";"))
     ]
+    if options.points:
+        wanted = {(float(d), int(n)) for d, _, n in (p.partition(":") for p in options.points.split(";"))}
+        recipes = [r for r in recipes if (dict(r.point).get("d_min"), dict(r.point).get("atoms")) in wanted]
     units = [Unit(r, n) for r in recipes for n in names]
     if not units:
         sys.exit("benchmarks.phasing: no task or no entrant of that name")
