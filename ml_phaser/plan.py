@@ -35,7 +35,7 @@ WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are 
 WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
 WRAP_SHARES = (0.25, 0.12, 0.45)  # of the cell: how empty it is, is not known; in order of success
 WRAP_BAR = 0.6  # held-out correlation: wrong maps of packed crystals reach 0.4, right ones of empty cells 0.8
-LEARNED_D_MIN = 1.1  # A: beyond it the learned projection gets most of the time
+LEARNED_D_MIN = 1.1  # A: beyond it the learned projection gets a good part of the time, beyond SHAPED_D_MIN most
 SHAPED_D_MIN = 1.35  # A: to here charge flipping brings random starts nearer to the structure,
 SHAPING = 200  # in so many cycles
 LEARNED = "learned projection"
@@ -286,7 +286,7 @@ def learned_entrant(board: Board, network: Projector) -> Entrant:
     method = Relaxed(problem, projection, 0.6, LEARNED, keep_mean=False)
     batch = batch_size(problem.points, LEARNED_STARTS, board.device)
     block = 10 if problem.points < SMALL_GRID else 5  # after each comes one more pass of the network, to judge by
-    share = 1.0 if board.data.d_min < LEARNED_D_MIN else 8.0
+    share = 1.0 if board.data.d_min < LEARNED_D_MIN else 2.0 if board.data.d_min < SHAPED_D_MIN else 8.0
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 
 
