@@ -238,16 +238,17 @@ def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Whether what is wanted of the network was reached, by mode."""
+    """Whether what is wanted of the network was reached, by mode, at the best origin: the cycles run in P1, where every
+    origin is as good and maps drift slowly as they are."""
     said = []
     for mode in ("plain", "engine"):
         for limit, cc in WANTED:
-            values = [row["kept"][mode]["network"][-2] for row in rows if row["d_min"] <= limit + 0.005]
+            values = [max(row["kept"][mode]["network"][-2:]) for row in rows if row["d_min"] <= limit + 0.005]
             if values:
                 good = sum(v >= cc for v in values)
                 said.append(
-                    f"{mode}, to {limit:g} A: CC >= {cc:g} in {good} of {len(values)}, lowest {min(values):.3f}, "
-                    f"mean {np.mean(values):.3f}"
+                    f"{mode}, to {limit:g} A, at the best origin: CC >= {cc:g} in {good} of {len(values)}, "
+                    f"lowest {min(values):.3f}, mean {np.mean(values):.3f}"
                 )
     return said
 

@@ -159,8 +159,8 @@ def test_the_tables_of_truth() -> None:
         }  # fmt: skip
 
     rows = [row(1.8001, 0.0, 0.96), row(1.8001, 0.0, 0.94), row(2.0, 0.05, 0.8), row(1.66, None, 0.9)]
-    assert "plain, to 1.8 A: CC >= 0.95 in 1 of 3, lowest 0.900, mean 0.933" in truth.verdicts(rows)
-    assert "plain, to 2 A: CC >= 0.9 in 3 of 4, lowest 0.800, mean 0.900" in truth.verdicts(rows)
+    assert "plain, to 1.8 A, at the best origin: CC >= 0.95 in 2 of 3, lowest 0.920, mean 0.953" in truth.verdicts(rows)
+    assert "plain, to 2 A, at the best origin: CC >= 0.9 in 3 of 4, lowest 0.820, mean 0.920" in truth.verdicts(rows)
     report = {"settings": {"network": "n", "sha256": "0" * 64, "cycles": [1, 9]}, "rows": rows}
     text = truth.markdown(report)
     assert "| 1.8001 A, exact | 2 | 0.990 0.950 [0.970] |" in text
