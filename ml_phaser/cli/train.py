@@ -334,12 +334,15 @@ def run(argv: list[str]) -> None:
     import torch
 
     from ml_phaser.simulate.fragments import load_library
+    from ml_phaser.training.alone import alone
 
     torch.set_num_threads(options["threads"])
     with reporter(options["quiet"]) as notify:
         if options["seconds"]:
             notify.stage("train")
-            run_training(options, load_library(options["data"], "train"), notify)
+            library = load_library(options["data"], "train")
+            with alone(options["out"]):
+                run_training(options, library, notify)
         if options["export"]:
             holdout = load_library(options["holdout"] or options["data"], "holdout")
             notify.say(f"exported: {run_export(options, holdout, notify)}")

@@ -93,10 +93,11 @@ def train(options: dict[str, Any], library: Any, notify: Reporter) -> None:
 
     from ml_phaser.networks.hand import HandConfig
     from ml_phaser.networks.store import load_projector
+    from ml_phaser.training.alone import alone
     from ml_phaser.training.hand import HandSchedule, train_hand
 
     schedule = HandSchedule(options["seconds"])
-    with stopping() as asked:
+    with alone(options["out"]), stopping() as asked:
         state = train_hand(
             HandConfig(), schedule, library, load_projector(), options["out"], seed=options["seed"],
             session=math.inf if options["session"] is None else options["session"],

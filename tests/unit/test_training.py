@@ -33,6 +33,7 @@ from ml_phaser.phasing.projections import (
 )
 from ml_phaser.simulate.batches import Recipe, collate, make_sample
 from ml_phaser.simulate.fragments import load_library, save_library
+from ml_phaser.training.alone import alone
 from ml_phaser.training.chains import Chain, Chains, best_shift, shifted
 from ml_phaser.training.loop import (
     CHECKPOINT,
@@ -510,6 +511,14 @@ def test_every_option_of_training_arrives(data, tmp_path, threads, words, where,
     if words[0] == "seed":
         torch.manual_seed(4)
         assert torch.equal(network.stem.weight, Projector(network.config).stem.weight.half().float())
+
+
+def test_two_do_not_train_in_one_folder(data, tmp_path, capsys):
+    with alone(tmp_path):
+        assert command(data, tmp_path, "seconds", 9, "session", 0) == 1
+    assert "another training is going on" in capsys.readouterr().err
+    assert not (tmp_path / CHECKPOINT).exists()
+    assert command(data, tmp_path, "seconds", 9, "session", 0) == 0
 
 
 def test_quiet_prints_nothing(data, tmp_path, capsys):
