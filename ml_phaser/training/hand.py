@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import pickle
 import time
@@ -32,9 +31,9 @@ from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, resolution_profile
 from ml_phaser.simulate.crystals import Contents, wrapped_distances
 from ml_phaser.simulate.fragments import ELEMENTS, Library
-from ml_phaser.training.record import LICENCE, check_data, processor, read_record, versions
+from ml_phaser.training.loop import CHECKPOINT, LOG, append_row
+from ml_phaser.training.record import LICENCE, RECORD, check_data, processor, read_record, versions
 
-CHECKPOINT, LOG, RECORD = "checkpoint.pt", "log.jsonl", "run.json"
 LOG_EVERY = 200  # steps
 NEAR = 32  # points about alpha carbons the loss is taken at
 # Worse maps are no solutions; one use in HandSchedule.uses begins with such and goes through cycles of the engine.
@@ -462,7 +461,7 @@ def train_hand(
         if len(rows) == LOG_EVERY:
             row = {"step": state.steps, "seconds": round(state.seconds, 1)}
             row |= {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
-            _append(out / LOG, row)
+            append_row(out / LOG, row)
             say(", ".join(f"{k} {v}" for k, v in row.items()))
             rows.clear()
         progress(state.seconds / schedule.seconds)
@@ -471,11 +470,3 @@ def train_hand(
             last_save = time.monotonic()
     save()
     return state
-
-
-def _append(path: Path, row: dict[str, float]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise cannot_write(path, error) from error

@@ -259,7 +259,7 @@ def train(
         gains.append((correlation(out_map.detach(), truth) - quality).mean())
         if len(losses) == LOG_EVERY:
             row = _log_row(state, losses, gains)
-            _append(out / LOG, row)
+            append_row(out / LOG, row)
             say(f"step {row['step']}, {row['samples']} samples: loss {row['loss']}, CC gained {row['cc_gain']}")
             if not math.isfinite(row["loss"]):
                 save()
@@ -280,7 +280,8 @@ def _log_row(state: State, losses: list[torch.Tensor], gains: list[torch.Tensor]
     }  # fmt: skip
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a log. Raises UserError where it cannot be written."""
     try:
         with path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")

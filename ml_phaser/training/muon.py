@@ -1,7 +1,8 @@
 """Muon: momentum whose matrix is made orthogonal before it is applied, so that no direction of a layer is neglected.
 
 Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; the scale that lets it share a learning rate with AdamW
-is that of Liu et al., arXiv:2502.16982. Convolution kernels are taken as matrices (out, in x volume).
+is that of Liu et al., arXiv:2502.16982. Convolution kernels are taken as matrices (out, in x volume); torch.optim.Muon
+refuses weights that are not matrices, and torch before 2.9 has none.
 """
 
 from __future__ import annotations
