@@ -61,7 +61,7 @@ class Recipe:
     quality: tuple[float, float] = (0.12, 0.99)
     noise: tuple[float, float] = (0.0, 0.08)
     kinds: tuple[tuple[str, float], ...] = (
-        ("phase", 0.25), ("resolution", 0.15), ("additive", 0.25), ("partial", 0.2), ("truth", 0.1), ("random", 0.05),
+        ("phase", 0.21), ("resolution", 0.12), ("additive", 0.21), ("partial", 0.35), ("truth", 0.08), ("random", 0.03),
     )  # fmt: skip
     hexagonal: float = 0.1
     shown: float = 0.7
@@ -127,7 +127,7 @@ def draw(
     partial = None
     if kind == "partial":
         orth = np.array(cell.orth.mat)
-        kept, moved = corrupt.partial_structure(rng, contents.xyz, orth, rng.uniform(0.15, 0.95))
+        kept, moved = corrupt.partial_structure(rng, contents.xyz, orth, rng.uniform(0.1, 0.9), 0.6)
         partial = kept, corrupt.misplaced(rng, kept, moved, orth) if rng.random() < 0.5 else moved
     return Drawn(contents, shape, d_min, hkl, stol2, kind, quality, partial)
 

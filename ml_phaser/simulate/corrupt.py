@@ -61,20 +61,20 @@ def missing(rng: np.random.Generator, stol2: NDArray, worst: float = 0.15) -> ND
 
 
 def partial_structure(
-    rng: np.random.Generator, xyz: NDArray, orth: NDArray, fraction: float
+    rng: np.random.Generator, xyz: NDArray, orth: NDArray, fraction: float, most: float = 0.4
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """A contiguous piece of the structure, misplaced.
 
     Returns
     -------
     (m,) bool, the ``fraction`` of atoms nearest (in the cell, modulo translations) to a random one, and (m, 3)
-    fractional coordinates with random error up to 0.4 A plus a rigid shift up to 0.3 A
+    fractional coordinates with random error up to ``most`` A (r.m.s.) plus a rigid shift up to 0.3 A
     """
     difference = xyz - xyz[rng.integers(len(xyz))]
     distance = np.linalg.norm((difference - np.round(difference)) @ orth.T, axis=1)
     kept = np.zeros(len(xyz), dtype=bool)
     kept[np.argsort(distance)[: max(3, round(fraction * len(xyz)))]] = True
-    error = rng.normal(size=xyz.shape) * rng.uniform(0, 0.25) + rng.normal(size=3) * rng.uniform(0, 0.15)
+    error = rng.normal(size=xyz.shape) * rng.uniform(0, most / 1.6) + rng.normal(size=3) * rng.uniform(0, 0.15)
     return kept, xyz + error @ np.linalg.inv(orth).T
 
 
