@@ -99,6 +99,21 @@ class ShellRow:
     cc_free: float  # held-out |E| correlation in the shell, NaN where too few
 
 
+@dataclass(frozen=True)
+class NextStep:
+    """A program that can go on from the result.
+
+    program : its name; purpose : what it is for, a phrase; command : ready to paste, with the files and labels of this
+        run; needs : what the user has still to supply (e.g. "a sequence: seqin FILE"); installed : whether it is on PATH
+    """
+
+    program: str
+    purpose: str
+    command: str
+    needs: tuple[str, ...] = ()
+    installed: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """Everything a run found out.
@@ -106,7 +121,7 @@ class Outcome:
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
     shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from;
-    ``given``: what became of phases the user gave.
+    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here.
     """
 
     data: Amplitudes
@@ -123,3 +138,4 @@ class Outcome:
     threads: int = 1
     best: int = 0
     given: Given | None = None
+    next_steps: tuple[NextStep, ...] = ()

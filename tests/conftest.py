@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import pytest
 # Before gemmi and scipy, which any test module may import: in the other order cctbx crashes the process.
 with suppress(ImportError):
     import cctbx.miller  # noqa: F401
+
+
+# A shell's background job ignores Ctrl-C, and so would every program the tests begin and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.parameters import PARAMETERS, Options, Parameter
 
 BY_NAME = {p.name: p for p in PARAMETERS}
+INPUTS = {p.name for p in PARAMETERS if p.kind == "input"}
 MAP_SUFFIXES = (".map", ".ccp4", ".mrc")
 DEFAULT_SUFFIX = {
     "hklin": ".mtz",
@@ -31,6 +32,9 @@ DEFAULT_SUFFIX = {
     "pattout": ".map",
     "jsonout": ".json",
     "xmlout": ".xml",
+    "reportout": ".html",
+    "seqin": ".fasta",
+    "shelxout": ".phi",
 }
 YES, NO = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
@@ -393,7 +397,7 @@ def _with_suffix(path: Path, name: str) -> Path:
     if path.suffix or path.is_dir() or not path.name:
         return path
     full = path.with_name(path.name + DEFAULT_SUFFIX[name])
-    if name in ("hklin", "phasein"):
+    if name in INPUTS:
         return full if full.exists() and not path.exists() else path
     return path if path.exists() and not path.is_file() else full
 
@@ -535,14 +539,14 @@ def help_text(commands: dict[str, str]) -> str:
         unit = f" in {p.unit}" if p.unit else ""
         shown = f"{p.default:g}" if isinstance(p.default, float) else str(p.default)
         default = f" [{shown}]" if p.default is not None and p.kind != "flag" else ""
-        lines.append(f"  {p.name + ' ' + value:<32}{p.help}{unit}{default}")
+        lines.append(f"  {p.name + ' ' + value:<38}{p.help}{unit}{default}")
     lines += [
         "",
-        "  -i                              program and version, as CCP4 programs answer",
+        "  -i                                    program and version, as CCP4 programs answer",
         "  --version, --help",
         "",
         "Other commands (ml_phaser COMMAND --help):",
-        *(f"  {name:<32}{phrase}" for name, phrase in commands.items()),
+        *(f"  {name:<38}{phrase}" for name, phrase in commands.items()),
         "",
         "Examples:",
         "  ml_phaser hklin data.mtz mapout pred.map",

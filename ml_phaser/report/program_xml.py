@@ -17,6 +17,8 @@ ITEM = {
     "choices": "choice",
     "columns": "column",
     "rows": "row",
+    "next": "step",
+    "needs": "need",
 }
 
 

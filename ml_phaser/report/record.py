@@ -112,6 +112,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
     record = {
         "program": "ml_phaser",
         "version": __version__,
+        "status": "finished",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command(options),
         "options": options,
@@ -145,6 +146,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "trials": outcome.trials,
         "weights": outcome.weights,
         "times": outcome.times,
+        "next": outcome.next_steps,
         "outputs": {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"},
     }
     safe: dict[str, Any] = json_safe(record)
