@@ -104,7 +104,7 @@ class NextStep:
     """A program that can go on from the result.
 
     program : its name; purpose : what it is for, a phrase; command : ready to paste, with the files and labels of this
-        run; needs : what the user has still to supply (e.g. "a sequence: seqin FILE"); installed : whether it is on PATH
+        run; needs : what the user has still to supply, e.g. "a sequence: seqin FILE"; installed : whether it is on PATH
     """
 
     program: str
