@@ -1,0 +1,1 @@
+"""Commands: libtbx makes a dispatcher of every other file here."""
