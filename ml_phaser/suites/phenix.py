@@ -5,6 +5,7 @@ The plugin is one Python package, ``ml_phaser_phenix``, and a libtbx module too:
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sysconfig
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 from ml_phaser import __version__
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import GROUPS, PARAMETERS, Parameter
-from ml_phaser.suites.install import Plugin, source
+from ml_phaser.suites.install import Plugin, shipped
 
 PACKAGE = "ml_phaser_phenix"
+COMMAND = "phenix.ml_phaser"
 SCOPE = "ml_phaser"
 PHIL_FILE = f"{PACKAGE}/ml_phaser.phil"
 TABLE_FILE = f"{PACKAGE}/table.py"
@@ -191,16 +193,13 @@ def generated() -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------- installing
 
 
-def _package_files() -> dict[str, bytes]:
-    """Path within the plugin's folder -> content, of the package as shipped."""
-    folder = source("phenix")
-    found = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted((folder / PACKAGE).rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+def _package_files(within: str) -> dict[str, bytes]:
+    """Path below the suite's folder -> content, of the package as shipped and of what it must know of us."""
+    found = {name: content for name, content in shipped("phenix").items() if name.startswith(f"{PACKAGE}/")}
     program = _this_executable()
-    return found | ({EXECUTABLE_FILE: f"{program}\n".encode()} if program is not None else {})
+    if program is not None:
+        found[EXECUTABLE_FILE] = f"{program}\n".encode()
+    return {f"{within}{name}": content for name, content in found.items()}
 
 
 def _this_executable() -> Path | None:
@@ -213,16 +212,13 @@ def _is_site_packages(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("iotbx/cli_parser.py", "libtbx/program_template.py"))
 
 
-def _site_packages(root: Path) -> list[Path]:
-    return [p for p in (*root.glob("lib/python3*/site-packages"), root / "Lib/site-packages") if _is_site_packages(p)]
-
-
 def plan(prefix: Path) -> Plugin:
     """What belongs into a Phenix or cctbx.
 
     Parameters
     ----------
-    prefix : a Phenix installation, its folder ``modules``, or the site-packages of a cctbx from pip or conda
+    prefix : a Phenix installation or its folder ``modules``, an environment that holds a cctbx (as Phenix 2 is), or
+        the site-packages of one
 
     Raises
     ------
@@ -232,39 +228,27 @@ def plan(prefix: Path) -> Plugin:
     if (root / "modules" / "cctbx_project" / "libtbx").is_dir():
         return _as_module(root, within="" if prefix.name == "modules" else "modules/")
     if _is_site_packages(prefix):
-        return _as_package("", _python_of(prefix))
-    inside = _site_packages(prefix)
-    if len(inside) == 1:
-        return _as_package(f"{inside[0].relative_to(prefix).as_posix()}/", _python_of(inside[0]))
+        return Plugin(_package_files(""), said=(f"Run it with the Python of {prefix}: python -m {PACKAGE} data.mtz",))
+    inside = [p for p in sorted(prefix.glob("lib/python3*/site-packages")) if _is_site_packages(p)]
+    if len(inside) == 1 and (prefix / "bin" / "python").exists():
+        return _as_command(prefix, within=f"{inside[0].relative_to(prefix).as_posix()}/")
     raise UserError(
         "neither a Phenix installation nor the site-packages of a cctbx",
-        f"--prefix {prefix}",
-        str(inside[0]) if inside else "the folder that holds phenix_env.sh, or site-packages with iotbx in it",
+        f"prefix {prefix}",
+        "the folder that holds phenix_env.sh, or a site-packages folder with iotbx in it",
     )
 
 
 def _as_module(root: Path, within: str) -> Plugin:
+    configure = f"{root / 'build' / 'bin' / 'libtbx.configure'} {PACKAGE}"
     return Plugin(
-        {within + name: content for name, content in _package_files().items()},
-        said=(
-            f"Make the command phenix.ml_phaser: {root / 'build' / 'bin' / 'libtbx.configure'} {PACKAGE}",
-            "Then: phenix.ml_phaser data.mtz",
-            "After uninstalling: libtbx.refresh",
-        ),
+        _package_files(within),
+        said=(f"Let libtbx make the command, once: {configure}", "Then: phenix.ml_phaser data.mtz"),
     )
 
 
-def _python_of(site_packages: Path) -> str:
-    """The command that runs the Python these packages belong to."""
-    root = site_packages.parents[2] if site_packages.parent.name.startswith("python3") else site_packages.parents[1]
-    for folder, name in (("phenix_bin", "phenix.python"), ("bin", "phenix.python"), ("bin", "python")):
-        if (root / folder / name).exists():
-            return str(root / folder / name)
-    return "python"
-
-
-def _as_package(within: str, python: str) -> Plugin:
-    return Plugin(
-        {within + name: content for name, content in _package_files().items()},
-        said=(f"Run it: {python} -m {PACKAGE} data.mtz",),
-    )
+def _as_command(root: Path, within: str) -> Plugin:
+    """The package in an environment's site-packages and the command beside its Python: libtbx makes none there."""
+    script = f'#!/bin/sh\nexec {shlex.quote(str(root / "bin" / "python"))} -m {PACKAGE} "$@"\n'
+    files = {**_package_files(within), f"bin/{COMMAND}": script.encode()}
+    return Plugin(files, said=(f"Run it: {root / 'bin' / COMMAND} data.mtz",))

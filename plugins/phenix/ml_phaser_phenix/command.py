@@ -77,11 +77,10 @@ def check_ranges(params: Any) -> None:
             raise Sorry(f"{entry.path}: {value:.10g} is out of range. Try: {allowed}")
 
 
-def _high_limit(entry: Entry, limits: list[Any]) -> float:
-    numbers = [x for x in limits if isinstance(x, (int, float))]
-    if len(numbers) != len(limits) or len(numbers) not in (1, 2) or len(set(numbers)) != len(numbers):
+def _high_limit(entry: Entry, limits: list[float]) -> float:
+    if len(limits) not in (1, 2) or len(set(limits)) != len(limits):
         raise Sorry(f"{entry.path}: two different numbers wanted, or the high limit alone. Try: 20,1.2")
-    return min(numbers)
+    return min(limits)
 
 
 def check_files(params: Any, chosen: dict[str, Any]) -> None:
@@ -131,7 +130,11 @@ def chosen_labels(manager: Any, hklin: str) -> str | None:
         return None
     kinds = manager.get_miller_array_array_types(filename=hklin)
     selected = manager.get_miller_array_user_selected_labels(filename=hklin)
-    measured = [m for m in (_full_label(label, kinds) for label in selected) if kinds[m] in ("amplitude", "intensity")]
+    found = [_full_label(label, kinds) for label in selected]
+    # cctbx does not know what some columns of CIFs are ("unknown"); ml_phaser does, or says so.
+    measured = [m for m in found if kinds[m] in ("amplitude", "intensity")] or [
+        m for m in found if kinds[m] == "unknown"
+    ]
     if len(measured) > 1:
         raise Sorry(f"user_selected_labels names several measurements: {'; '.join(measured)}. Try: one of them")
     if selected and not measured:
