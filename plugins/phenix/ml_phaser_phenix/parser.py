@@ -15,10 +15,10 @@ from libtbx.utils import Sorry
 def _readable(name: str) -> bool:
     """Whether cctbx can read a file at all; it refuses plain SHELX hkl and some CIFs, each in its own way."""
     try:
-        any_file(name)
+        file = any_file(name)
+        return file.file_type != "hkl" or bool(file.file_server.miller_arrays)
     except Exception:
         return False
-    return True
 
 
 class Parser(CCTBXParser):
