@@ -91,8 +91,9 @@ def write_map(
 ) -> None:
     """Write a CCP4 map (mode 2), whole or not at all.
 
-    The header names the group, so that programs can expand the map. A group in a setting CCP4 has no number
-    for is written as P 1, which is right for a whole cell.
+    The header names the group, so that programs can expand the map. A whole cell is written as P 1, which is right for
+    it, in settings that programs disagree on: those CCP4 has no number for, or one of its own (P 1 21/n 1 is its 2014:
+    cctbx refuses the map), or that of another setting elsewhere (origin choice 1: cctbx takes it for choice 2).
 
     Parameters
     ----------
@@ -111,13 +112,13 @@ def write_map(
     values = np.ascontiguousarray(rho, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError("the map holds values that are not finite numbers")
-    if not spacegroup.ccp4:
-        if extent == "asu":
-            raise UserError(
-                f"a CCP4 map cannot name space group {spacegroup.xhm()}, so none could expand it",
-                str(path),
-                "mapextent cell",
-            )
+    if extent == "asu" and not spacegroup.ccp4:
+        raise UserError(
+            f"a CCP4 map cannot name space group {spacegroup.xhm()}, so none could expand it",
+            str(path),
+            "mapextent cell",
+        )
+    if extent == "cell" and not (0 < spacegroup.ccp4 <= 230 and spacegroup.ext != "1"):
         spacegroup = gemmi.SpaceGroup("P 1")
     if not fits(values.shape, spacegroup):
         raise ValueError(f"a grid of {values.shape} does not suit {spacegroup.xhm()}")

@@ -19,6 +19,7 @@ BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
+HIGHEST = 0.99  # figure of merit; the phase distribution of 1 would be infinitely sharp
 SOLVED, NOT_SOLVED = 0.9, 0.25
 
 
@@ -67,11 +68,12 @@ def figures_of_merit(
         s = max(FAINTEST, min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98))
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
-        fom[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * max(probability, FLOOR)
+        part_fom = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * max(probability, FLOOR)
+        fom[part] = np.clip(part_fom, 0.0, HIGHEST)
         inside = part[held[part]]
         cc = float(np.corrcoef(e_obs[inside], e_calc[inside])[0, 1]) if len(inside) >= 8 else float("nan")
         rows.append(ShellRow(float(d[part].max()), float(d[part].min()), len(part), float(fom[part].mean()), cc))
-    return np.clip(fom, 0.0, 0.99), tuple(rows)
+    return fom, tuple(rows)
 
 
 def _rms(x: Floats) -> float:
