@@ -1,11 +1,12 @@
 """The Phenix plugin without a run: its parameters beside the table they are made from, and where it is installed."""
 
 import ast
+import importlib.util
 import math
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -350,6 +351,29 @@ def test_environment_of_the_child(tmp_path):
     assert found["PYTHONPATH"] == str(users) and found["HOME"] == "kept"
     assert "LD_LIBRARY_PATH" not in found and "PYTHONHOME" not in found
     assert given["PYTHONHOME"] == str(theirs)
+
+
+def test_phenix_own_template_comes_first(monkeypatch):
+    """phenix.program_template where there is one: a stand-in for it, derived from cctbx's."""
+    import ml_phaser_phenix.programs.ml_phaser as program
+
+    theirs = type("ProgramTemplate", (ProgramTemplate,), {})
+    assert program.Program.__mro__[1] is ProgramTemplate
+    monkeypatch.setitem(sys.modules, "phenix", ModuleType("phenix"))
+    monkeypatch.setitem(sys.modules, "phenix.program_template", SimpleNamespace(ProgramTemplate=theirs))
+    spec = importlib.util.spec_from_file_location("again", program.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert again.Program.__mro__[1] is theirs
+
+
+def test_example_of_the_page_is_understood():
+    page = (ROOT / "docs" / "phenix.md").read_text(encoding="utf-8")
+    example = next(block for block in page.split("```") if block.lstrip().startswith("ml_phaser {"))
+    found, unused = MASTER.fetch(sources=[iotbx.phil.parse(example)], track_unused_definitions=True)
+    assert not unused
+    words = command.words(found.extract(), {})
+    assert words[words.index("labin") + 1] == "I,SIGI" and words[-2:] == ["overwrite", "yes"]
 
 
 # -------------------------------------------------------------------------------------------------- where it goes
