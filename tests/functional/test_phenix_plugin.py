@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("iotbx.cli_parser", reason="cctbx is not here")
 import iotbx.mtz
+from cctbx import sgtbx
 from iotbx.map_manager import map_manager
 from libtbx.utils import Sorry, multi_out, null_out
 
