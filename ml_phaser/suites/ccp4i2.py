@@ -17,7 +17,7 @@ from ml_phaser.suites.install import Plugin, source
 
 TASK = "ml_phaser"
 TITLE = "Phases from amplitudes alone - ml_phaser"
-DESCRIPTION = "Density and phases from measured amplitudes alone, by dual-space methods and a learned density projection"
+DESCRIPTION = "Density and phases from measured amplitudes alone: no model, no heavy atoms"
 NAMESPACE = "http://www.ccp4.ac.uk/ccp4ns"
 
 # parameter -> the data object of ccp4i2 that carries it

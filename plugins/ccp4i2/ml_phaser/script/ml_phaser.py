@@ -6,8 +6,8 @@ module shares its name with the program's Python package and imports nothing of 
 
 from __future__ import annotations
 
-import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 try:
@@ -61,8 +61,8 @@ class ml_phaser(CPluginScript):
         self.appendErrorReport(code, f"{said}: {details}" if details else said, **SEVERE)
         return CPluginScript.FAILED
 
-    def _path(self, name: str) -> str:
-        return os.path.join(str(self.getWorkDirectory()), name)
+    def _path(self, name: str) -> Path:
+        return Path(str(self.getWorkDirectory())) / name
 
     # ------------------------------------------------------------------------------------ input
 
@@ -73,11 +73,11 @@ class ml_phaser(CPluginScript):
         data = self.container.inputData
         together = ["F_SIGF"] + (["FREERFLAG"] if data.FREERFLAG.isSet() else [])
         self.hklin, _, error = self.makeHklin0(together)
-        if error.maxSeverity() > SEVERITY_WARNING or not os.path.exists(str(self.hklin)):
+        if error.maxSeverity() > SEVERITY_WARNING or not Path(str(self.hklin)).exists():
             return self._fail(205)
         if data.ASUIN.isSet():
-            data.ASUIN.writeFasta(self._path("sequence.fasta"))
-            if not os.path.exists(self._path("sequence.fasta")):
+            data.ASUIN.writeFasta(str(self._path("sequence.fasta")))
+            if not self._path("sequence.fasta").exists():
                 return self._fail(206)
         return CPluginScript.SUCCEEDED
 
@@ -95,7 +95,7 @@ class ml_phaser(CPluginScript):
             self.appendCommandLine(["phasein", str(data.ABCD.fullPath), "labphase", labphase])
         if data.ASUIN.isSet():
             self.appendCommandLine(["seqin", self._path("sequence.fasta")])
-        self.hklout, self.xmlout = self._path("hklout.mtz"), str(self.makeFileName("PROGRAMXML"))
+        self.hklout, self.xmlout = self._path("hklout.mtz"), Path(str(self.makeFileName("PROGRAMXML")))
         self.appendCommandLine(["mapout", str(out.MAPOUT.fullPath), "hklout", self.hklout])
         self.appendCommandLine(["jsonout", self._path("ml_phaser.json"), "xmlout", self.xmlout, "overwrite"])
         for keyword, kind, *fields in KEYWORDS:
@@ -112,7 +112,7 @@ class ml_phaser(CPluginScript):
                 return []
             if keyword == "pattout":
                 return [keyword, str(self.container.outputData.PATTERSON.fullPath)]
-            return [keyword, self._path(OPTIONAL_OUTPUT[keyword])]
+            return [keyword, str(self._path(OPTIONAL_OUTPUT[keyword]))]
         written = str(values[0]).strip() if values[0].isSet() else ""
         return [keyword, written] if written else []
 
@@ -138,14 +138,14 @@ class ml_phaser(CPluginScript):
         if status != CPluginScript.SUCCEEDED:
             self._explain()
             return status, exit_status, exit_code
-        wanted = [self.hklout, self.xmlout, str(self.container.outputData.MAPOUT.fullPath)]
-        missing = [os.path.basename(path) for path in wanted if not os.path.exists(path)]
+        wanted = [self.hklout, self.xmlout, Path(str(self.container.outputData.MAPOUT.fullPath))]
+        missing = [path.name for path in wanted if not path.exists()]
         if missing:
             return self._fail(204, ", ".join(missing)), exit_status, exit_code
         return status, exit_status, exit_code
 
     def _explain(self) -> None:
-        said = why_failed(str(self.getWorkDirectory()))
+        said = why_failed(self._path(""))
         self._fail(202, said) if said else self._fail(203)
 
     def processOutputFiles(self) -> int:
@@ -166,9 +166,9 @@ class ml_phaser(CPluginScript):
         if free:
             files["FREEROUT"] = free
             out.FREEROUT.annotation.set("Free-R flags from ml_phaser")
-        error = self.splitHklout(list(files), list(files.values()), self.hklout)
+        error = self.splitHklout(list(files), list(files.values()), str(self.hklout))
         if error.maxSeverity() > SEVERITY_WARNING:
-            return self._fail(207, os.path.basename(self.hklout))
+            return self._fail(207, self.hklout.name)
         fom, score = mean_fom(record), best_score(record)
         if fom is not None:
             out.PERFORMANCE.FOM.set(round(fom, 3))

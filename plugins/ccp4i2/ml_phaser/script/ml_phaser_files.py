@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 LAST_WORDS = re.compile(r"^ ?ml_phaser: +(.*\S)", re.MULTILINE)
 
 
-def program_xml(path: str) -> ET.Element | None:
+def program_xml(path: Path) -> ET.Element | None:
     """The facts of the run, None where there are none (yet)."""
     try:
         return ET.parse(path).getroot()
@@ -50,15 +50,14 @@ def best_score(root: ET.Element | None) -> float | None:
     return None
 
 
-def why_failed(folder: str) -> str:
+def why_failed(folder: Path) -> str:
     """The program's own message, "" where it left none: from program.xml, else the last words of its output."""
-    said = text(program_xml(os.path.join(folder, "program.xml")), "error/message")
+    said = text(program_xml(folder / "program.xml"), "error/message")
     if said:
         return said
     for name in ("stderr.txt", "log_err.txt", "log.txt"):
         try:
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
-                words = LAST_WORDS.findall(file.read())
+            words = LAST_WORDS.findall((folder / name).read_text(encoding="utf-8", errors="replace"))
         except OSError:
             continue
         if words and words[-1] != "Normal termination":
@@ -66,9 +65,9 @@ def why_failed(folder: str) -> str:
     return ""
 
 
-def free_column(mtz: str) -> str:
+def free_column(mtz: Path) -> str:
     """Label of the free-R flags of an MTZ, "" where it has none: its columns of type I named FREE..."""
-    with open(mtz, "rb") as file:
+    with mtz.open("rb") as file:
         start = file.read(12)
         order = ">" if start[8] >> 4 == 1 else "<"
         (word,) = struct.unpack(order + "i", start[4:8])

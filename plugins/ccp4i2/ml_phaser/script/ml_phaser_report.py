@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -52,8 +52,8 @@ class ml_phaser_report(Report):
     def __init__(self, xmlnode: Any = None, jobInfo: dict[str, Any] | None = None, jobStatus: Any = None, **kw: Any):
         super().__init__(xmlnode=xmlnode, jobInfo=jobInfo or {}, jobStatus=jobStatus, **kw)
         self.addDiv(style="clear:both;")
-        folder = str((jobInfo or {}).get("fileroot") or ".")
-        record = program_xml(os.path.join(folder, "program.xml")) if xmlnode is None else xmlnode
+        folder = Path((jobInfo or {}).get("fileroot") or ".")
+        record = program_xml(folder / "program.xml") if xmlnode is None else xmlnode
         if jobStatus in RUNNING:
             self._running(record)
         elif record is None or text(record, "status", "finished") != "finished" or jobStatus == "Failed":
@@ -159,8 +159,8 @@ class ml_phaser_report(Report):
         counts = [item.text for item in record.findall("density/histogram/counts/*")]
         skewness = _shown(number(record, "density/skewness"), 2)
         fold = self.addFold(label="Density", brief="Density", initiallyOpen=False)
-        self._say(fold, f"Skewness {skewness}: atoms give a long tail to high density, wrong phases next to none.")
-        middles = [f"{(low + high) / 2:.3f}" for low, high in zip(edges, edges[1:])]  # noqa: B905 (Python 3.9)
+        self._say(fold, f"Skewness {skewness}: atoms give a density with a long tail upwards.")
+        middles = [f"{(low + high) / 2:.3f}" for low, high in zip(edges, edges[1:])]
         columns = (("Density (sigma)", middles), ("Grid points", counts))
         self._graph(fold, "Histogram of the density", columns, x_label="Density (sigma)")
 
