@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
     copy = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
-    for path in sorted((ROOT / "ml_phaser").rglob("*")):
+    for path in sorted([*(ROOT / "ml_phaser").rglob("*"), *(ROOT / "plugins").rglob("*")]):
         if path.is_file() and "__pycache__" not in path.parts:
             target = copy / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,22 @@ def run(site, *words):
     )  # fmt: skip
 
 
+def run_python(site, program):
+    """A program that imports the wheel's content."""
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=site, env=ENV | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
 def test_wheel_holds_code_weights_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ml_phaser").rglob("*.py")}
     assert here <= names
+    plugins = {p for s in ("ccp4i2", "phenix") for p in (ROOT / "plugins" / s).rglob("*") if p.is_file()}
+    plugins = {f"ml_phaser/{p.relative_to(ROOT).as_posix()}" for p in plugins if "__pycache__" not in p.parts}
+    assert plugins and plugins <= names
+    assert not any("__pycache__" in name for name in names)
     assert "ml_phaser/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     weights = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.safetensors", name)}
@@ -75,10 +87,7 @@ def test_bundled_weights_load_from_the_wheel(site):
     card = json.loads((site / "ml_phaser" / "weights" / "projector-small.json").read_text())
     program = "from ml_phaser.networks.store import *; print(FOLDER, read_card().sha256); load_projector();"
     program += "load_hand_judge()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=site, env=ENV | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = run_python(site, program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(site / "ml_phaser" / "weights"), card["sha256"]]
 
@@ -89,6 +98,12 @@ def test_command_of_the_wheel(site):
     assert done.returncode == 0 and "Usage:" in done.stdout and done.stderr == ""
     nothing = run(site)
     assert nothing.returncode == 1 and len(nothing.stderr.splitlines()) == 1
+
+
+def test_plugins_are_found_in_the_wheel(site):
+    program = "from ml_phaser.suites.install import source; print(source('ccp4i2'), source('phenix'))"
+    done = run_python(site, program)
+    assert done.stdout.split() == [str(site / "ml_phaser" / "plugins" / s) for s in ("ccp4i2", "phenix")], done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
