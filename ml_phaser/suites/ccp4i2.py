@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import GROUPS, PARAMETERS, Parameter
-from ml_phaser.suites.install import Plugin, source
+from ml_phaser.suites.install import Plugin, shipped
 
 TASK = "ml_phaser"
 TITLE = "Phases from amplitudes alone - ml_phaser"
@@ -171,8 +171,9 @@ def _add_field(parent: ET.Element, field: Field) -> None:
     else:
         text = _number(default, field.kind) if field.kind in ("CInt", "CFloat") else str(default)
         ET.SubElement(qualifiers, "default").text = text
-    if p.expert:  # the place both releases read it from
-        ET.SubElement(ET.SubElement(qualifiers, "guiDefinition"), "expertLevel").text = "1"
+    if p.expert:
+        ET.SubElement(qualifiers, "expertLevel").text = "1"  # where the Django release reads it
+        ET.SubElement(ET.SubElement(qualifiers, "guiDefinition"), "expertLevel").text = "1"  # and the classic one
 
 
 def _number(value: float, kind: str) -> str:
@@ -261,6 +262,4 @@ def plan(prefix: Path) -> Plugin:
 
 
 def _files() -> dict[str, bytes]:
-    folder = source("ccp4i2")
-    found = sorted(p for p in (folder / TASK).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return {f"wrappers/{p.relative_to(folder).as_posix()}": p.read_bytes() for p in found}
+    return {f"wrappers/{name}": content for name, content in shipped("ccp4i2").items() if name.startswith(f"{TASK}/")}

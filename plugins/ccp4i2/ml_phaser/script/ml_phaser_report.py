@@ -62,7 +62,8 @@ class ml_phaser_report(Report):
             self._finished(record)
 
     def _say(self, parent: Any, words: str, style: str = "", tag: str = "p") -> None:
-        parent.append(f'<{tag} style="{style}">{escape(words)}</{tag}>')
+        attribute = f' style="{style}"' if style else ""
+        parent.append(f"<{tag}{attribute}>{escape(words)}</{tag}>")
 
     # ------------------------------------------------------------------------------- running, failed
 
@@ -174,7 +175,7 @@ class ml_phaser_report(Report):
     ) -> None:
         graph = parent.addFlotGraph(title=title, style=GRAPH)
         for name, values in columns:
-            graph.addData(title=name, data=values)
+            graph.addData(title=name.replace(" ", "_"), data=values)  # a space would begin the next heading
         plot = graph.addPlotObject()
         plot.append("title", title)
         plot.append("plottype", "xy")
