@@ -30,7 +30,7 @@ def small_mtz(path, labels):
     mtz.spacegroup = gemmi.SpaceGroup("P 1 21 1")
     mtz.add_dataset("d")
     pieces = labels.split()
-    for label, kind in zip(pieces[::2], pieces[1::2]):
+    for label, kind in zip(pieces[::2], pieces[1::2], strict=True):
         mtz.add_column(label, kind)
     hkl = gemmi.make_miller_array(mtz.cell, mtz.spacegroup, 3)
     values = np.tile(np.linspace(1, 2, len(hkl))[:, None], len(mtz.columns) - 3)
@@ -96,7 +96,7 @@ def test_data_go_through_as_measured(task, content):
     mtz = gemmi.read_mtz_file(str(made.hklin))
     pieces = OBSERVED[content][0].split()
     types = {c.label: c.type for c in mtz.columns if c.type != "H"}
-    assert types == {f"F_SIGF_{label}": kind for label, kind in zip(pieces[::2], pieces[1::2])}
+    assert types == {f"F_SIGF_{label}": kind for label, kind in zip(pieces[::2], pieces[1::2], strict=True)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,183 @@
+"""The task inside the classic release's own classes: ``python classic_process.py CCP4I2 < requests > answers``.
+
+Requests and answers are JSON. The classic release needs Qt and CCP4's libraries; here a stub stands for Qt's objects
+and signals and mocks for the libraries, so that what is tested is its core: definitions, command line, reports.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import types
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from unittest import mock
+
+
+class QObject:
+    """A tree of named objects. Attributes go past the classes' own __getattr__."""
+
+    def __init__(self, parent=None, *_, **__):
+        self.__dict__["_parent"] = parent
+
+    def parent(self):
+        return self.__dict__.get("_parent")
+
+    def setParent(self, parent):
+        self.__dict__["_parent"] = parent
+
+    def objectName(self):
+        return self.__dict__.get("_name", "")
+
+    def setObjectName(self, name):
+        self.__dict__["_name"] = name
+
+    def blockSignals(self, *_):
+        return False
+
+
+class Signal:
+    def __init__(self, *_, **__):
+        pass
+
+    def connect(self, *_, **__):
+        pass
+
+    disconnect = emit = connect
+
+
+class QtModule(types.ModuleType):
+    """Any class that is asked for, made on the spot."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = type(name, (QObject,), {})
+        setattr(self, name, made)
+        return made
+
+
+class RecordingWidget:
+    """In place of the task widget: what drawContents asks for."""
+
+    def __init__(self):
+        self.lines, self.folders = [], []
+
+    def openFolder(self, **given):
+        self.folders.append(given["title"])
+
+    def createLine(self, line):
+        self.lines.append(line)
+
+    def openSubFrame(self, **_):
+        pass
+
+    def closeSubFrame(self):
+        pass
+
+
+def prepare(folder):
+    """Make the classic release importable."""
+    sys.path.insert(0, folder)
+    os.environ.setdefault("CCP4", folder)
+    qt = QtModule("PySide2")
+    qt.__path__ = []
+    sys.modules["PySide2"] = qt
+    for name in ("QtCore", "QtGui", "QtWidgets", "QtSql", "QtNetwork", "QtSvg", "QtXml", "QtWebEngineWidgets"):
+        module = QtModule(f"PySide2.{name}")
+        sys.modules[module.__name__] = module
+        setattr(qt, name, module)
+    core = sys.modules["PySide2.QtCore"]
+    core.QObject, core.Signal, core.Qt = QObject, Signal, mock.MagicMock()
+    core.Slot = lambda *_, **__: lambda function: function
+    for name in ("clipper", "ccp4mg", "mmdb2", "hapi", "pyrvapi", "ccp4srs", "mmut"):
+        sys.modules[name] = mock.MagicMock()
+    definition = str(Path(folder) / "wrappers" / "ml_phaser" / "script" / "ml_phaser.def.xml")
+    from core import CCP4TaskManager
+
+    manager = mock.MagicMock()
+    manager.lookupDefFile.return_value = definition
+    CCP4TaskManager.TASKMANAGER = lambda: manager
+
+
+def task(work):
+    """The task, given amplitudes."""
+    from core.CCP4XtalData import CMiniMtzDataFile
+    from wrappers.ml_phaser.script.ml_phaser import ml_phaser
+
+    CMiniMtzDataFile.setContentFlag = lambda *_, **__: None  # would read the file with CCP4's library
+    made = ml_phaser(workDirectory=work)
+    made.container.inputData.F_SIGF.setFullPath(str(Path(work) / "obs.mtz"))
+    made.container.inputData.F_SIGF.contentFlag.set(4)
+    for name in ("MAPOUT", "PATTERSON"):
+        getattr(made.container.outputData, name).setFullPath(str(Path(work) / f"{name}.map"))
+    return made
+
+
+def commands(requests, work):
+    """The command line of each (field, value)."""
+    from core.CCP4PluginScript import CPluginScript
+
+    answers = []
+    for field, value in requests:
+        made = task(work)
+        made.hklin, labels, _ = (
+            str(Path(work) / "hklin.mtz"),
+            *made.makeColinColout("F_SIGF", made.container.inputData.F_SIGF),
+        )
+        if field is not None:
+            made.container.controlParameters.get(field).set(value)
+        assert made.makeCommandAndScript() == CPluginScript.SUCCEEDED
+        answers.append([str(word) for word in made.commandLine])
+    return answers
+
+
+def definition(work):
+    """What the release made of the definition: complaints, and class, value, label and level of each field."""
+    made = task(work)
+    fields = {}
+    for name in made.container.controlParameters.dataOrder():
+        content = made.container.controlParameters.get(name)
+        level = content.qualifiers("guiDefinition").get("expertLevel")
+        value = str(content) if content.isSet() else None
+        fields[name] = [type(content).__name__, value, content.qualifiers("guiLabel"), level]
+    colin, colout = made.makeColinColout("F_SIGF", made.container.inputData.F_SIGF)
+    return {"complaints": made.getErrorReport().report(), "fields": fields, "labels": colout, "columns": colin}
+
+
+def report(requests):
+    """The report of each (program.xml as text or None, status of the job, folder) as XML."""
+    from wrappers.ml_phaser.script.ml_phaser_report import ml_phaser_report
+
+    answers = []
+    for text, status, folder in requests:
+        root = None if text is None else ET.fromstring(text)
+        made = ml_phaser_report(xmlnode=root, jobInfo={"fileroot": folder}, jobStatus=status)
+        answers.append(" ".join(" ".join(made.as_data_etree().itertext()).split()))
+    return answers
+
+
+def window():
+    """Folders and lines of the task window."""
+    module = types.ModuleType("qtgui.CCP4TaskWidget")
+    module.CTaskWidget = RecordingWidget
+    sys.modules["qtgui"] = types.ModuleType("qtgui")
+    sys.modules["qtgui.CCP4TaskWidget"] = module
+    from wrappers.ml_phaser.script.ml_phaser_gui import ml_phaser_gui
+
+    drawn = ml_phaser_gui()
+    drawn.drawContents()
+    return {"folders": drawn.folders, "lines": drawn.lines, "next": drawn.WHATNEXT}
+
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr):
+        prepare(sys.argv[1])
+        answers = {
+            "definition": definition(asked["work"]),
+            "commands": commands(asked["commands"], asked["work"]),
+            "reports": report(asked["reports"]),
+            "window": window(),
+        }
+    json.dump(answers, sys.stdout)
