@@ -106,6 +106,7 @@ def task(work):
     from wrappers.ml_phaser.script.ml_phaser import ml_phaser
 
     CMiniMtzDataFile.setContentFlag = lambda *_, **__: None  # would read the file with CCP4's library
+    (Path(work) / "obs.mtz").touch()
     made = ml_phaser(workDirectory=work)
     made.container.inputData.F_SIGF.setFullPath(str(Path(work) / "obs.mtz"))
     made.container.inputData.F_SIGF.contentFlag.set(4)
@@ -121,10 +122,7 @@ def commands(requests, work):
     answers = []
     for field, value in requests:
         made = task(work)
-        made.hklin, labels, _ = (
-            str(Path(work) / "hklin.mtz"),
-            *made.makeColinColout("F_SIGF", made.container.inputData.F_SIGF),
-        )
+        made.hklin = str(Path(work) / "hklin.mtz")
         if field is not None:
             made.container.controlParameters.get(field).set(value)
         assert made.makeCommandAndScript() == CPluginScript.SUCCEEDED
@@ -145,6 +143,28 @@ def definition(work):
     return {"complaints": made.getErrorReport().report(), "fields": fields, "labels": colout, "columns": colin}
 
 
+def ending(record, hklout, work):
+    """What is made of the program's files, and of a program that stopped."""
+    made, split = task(work), []
+    (Path(work) / "program.xml").write_text(record)
+    made.hklin, made.hklout, made.xmlout = "hklin.mtz", Path(hklout), Path(work) / "program.xml"
+    nothing_wrong = mock.MagicMock()
+    nothing_wrong.maxSeverity.return_value = 0
+    made.splitHklout = lambda *given: split.append(given) or nothing_wrong
+    status, figures = made.processOutputFiles(), made.container.outputData.PERFORMANCE
+    stopped = task(work)
+    (Path(work) / "program.xml").unlink()
+    (Path(work) / "log.txt").write_text(" ml_phaser:  a.mtz: no such file\nTimes: User:\n")
+    stopped._explain()
+    return {
+        "status": status,
+        "split": [list(map(str, names)) if isinstance(names, list) else str(names) for names in split[0]],
+        "figures": [float(figures.FOM), float(figures.CC), str(figures.annotation)],
+        "phases": str(made.container.outputData.ABCDOUT.annotation),
+        "stopped": stopped.getErrorReport().report(),
+    }
+
+
 def report(requests):
     """The report of each (program.xml as text or None, status of the job, folder) as XML."""
     from wrappers.ml_phaser.script.ml_phaser_report import ml_phaser_report
@@ -153,7 +173,8 @@ def report(requests):
     for text, status, folder in requests:
         root = None if text is None else ET.fromstring(text)
         made = ml_phaser_report(xmlnode=root, jobInfo={"fileroot": folder}, jobStatus=status)
-        answers.append(" ".join(" ".join(made.as_data_etree().itertext()).split()))
+        parts = [x for part in made.as_data_etree().iter() for x in (part.get("label"), part.text, part.tail) if x]
+        answers.append(" ".join(" ".join(parts).split()))
     return answers
 
 
@@ -178,6 +199,7 @@ if __name__ == "__main__":
             "definition": definition(asked["work"]),
             "commands": commands(asked["commands"], asked["work"]),
             "reports": report(asked["reports"]),
+            "ending": ending(*asked["ending"], asked["work"]),
             "window": window(),
         }
     json.dump(answers, sys.stdout)

@@ -57,7 +57,7 @@ class ml_phaser_report(Report):
         if jobStatus in RUNNING:
             self._running(record)
         elif record is None or text(record, "status", "finished") != "finished" or jobStatus == "Failed":
-            self._failed(record, why_failed(folder))
+            self._failed(record, text(record, "error/message") or why_failed(folder))
         else:
             self._finished(record)
 

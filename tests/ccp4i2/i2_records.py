@@ -40,7 +40,7 @@ def finished(word="solved", probability=0.97):
 
 # what each report must say, and must not
 SAID = {
-    "running": (running(), "Running", ["ml_phaser is phasing.", "Starts tried: 3", "charge flipping", "0.740"], ["Solved"]),
+    "running": (running(), "Running", ["ml_phaser is phasing.", "Starts tried: 3", "0.740"], ["Solved"]),
     "begun": (None, "Running", ["ml_phaser has begun."], ["failed", "No phases"]),
     "failed": (failed(), "Failed", ["the job did not finish", "a.mtz: no <data>. Try: b.mtz"], ["Solved", "Evidence"]),
     "died": (None, "Failed", ["the job did not finish", "left no message"], ["Solved"]),

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 
 import pytest
-from records import SAID, running
+from i2_records import SAID, running
 
 pytestmark = pytest.mark.ccp4i2
 
@@ -15,7 +15,8 @@ def row(suite):
 
 
 def said(element):
-    return " ".join(" ".join(element.itertext()).split())
+    pieces = [piece for part in element.iter() for piece in (part.get("label"), part.text, part.tail) if piece]
+    return " ".join(" ".join(pieces).split())
 
 
 @pytest.mark.parametrize("state", SAID)

@@ -1,4 +1,4 @@
-"""The task in the classic Qt release, where its sources are at hand: CCP4I2_CLASSIC=folder of ccp4/ccp4i2, branch main."""
+"""The task in the classic Qt release; CCP4I2_CLASSIC names its sources (ccp4/ccp4i2, branch main)."""
 
 import importlib.util
 import json
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from i2_fields import check_every_field, other
-from records import SAID
+from i2_fields import EXAMPLE, check_every_field, other
+from i2_records import SAID, finished
 
 from ml_phaser.cli.arguments import options_from, parse_command_line
 from ml_phaser.suites.ccp4i2 import fields, plan
@@ -39,6 +39,7 @@ def answers(tmp_path_factory):
     asked = {
         "work": str(work),
         "commands": [[None, None], *([f.id, other(f)] for f in fields())],
+        "ending": [finished(), str(EXAMPLE)],
         "reports": [[text, status, str(work)] for text, status, _, _ in SAID.values()],
     }
     script = Path(__file__).with_name("classic_process.py")
@@ -71,6 +72,14 @@ def test_the_labels_are_those_ccp4i2_gives(answers):
     given = options_from(parse_command_line(answers["commands"][0]))
     assert given.labin == answers["definition"]["labels"] == "F_SIGF_F,F_SIGF_SIGF"
     assert given.hklin.name == "hklin.mtz" and given.mapout.name == "MAPOUT.map" and given.xmlout.name == "program.xml"
+
+
+def test_what_becomes_of_the_programs_files(answers):
+    ending = answers["ending"]
+    assert ending["status"] == 0
+    assert ending["split"][:2] == [["ABCDOUT", "FPHIOUT", "FREEROUT"], ["HLA,HLB,HLC,HLD", "FWT,PHWT", "FreeR_flag"]]
+    assert ending["figures"] == [0.6, 0.74, "solved, P = 0.97"] and "solved, P = 0.97" in ending["phases"]
+    assert "ml_phaser stopped and said why: a.mtz: no such file" in ending["stopped"]
 
 
 @pytest.mark.parametrize("state", SAID)
