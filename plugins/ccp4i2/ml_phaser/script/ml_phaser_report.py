@@ -131,7 +131,7 @@ class ml_phaser_report(Report):
             ("CC of held-out E", [_shown(number(shell, "cc_free"), 3) for shell in shells]),
         )
         self._graph(fold, "Figure of merit and CC of held-out E", columns, x_label="Resolution (A)", one_over_d=True)
-        table = fold.addTable()
+        table = fold.addFold(label="As a table", brief="Table", initiallyOpen=False).addTable()
         table.addData(title="d min (A)", data=[_shown(number(shell, "d_min"), 2) for shell in shells])
         table.addData(title="Reflections", data=[text(shell, "n", "-") for shell in shells])
         for title, values in columns[1:]:
@@ -182,6 +182,8 @@ class ml_phaser_report(Report):
         plot.append("xlabel", x_label)
         if one_over_d:
             plot.append("xscale", "oneoversqrt")
+        if x_label == "Rank":
+            plot.append("xintegral", "true")
         for i, (name, _) in enumerate(columns[1:], start=2):
             line = plot.append("plotline", xcol=1, ycol=i)
             line.append("label", name)
