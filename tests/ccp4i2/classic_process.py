@@ -7,9 +7,9 @@ and signals and mocks for the libraries, so that what is tested is its core: def
 import contextlib
 import json
 import os
+import re
 import sys
 import types
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from unittest import mock
 
@@ -166,16 +166,41 @@ def ending(record, hklout, work):
 
 
 def report(requests):
-    """The report of each (program.xml as text or None, status of the job, folder) as XML."""
+    """The page of each (program.xml as text or None, status of the job, folder), as the release makes it: for a report
+    that reads its own files it hands over an empty element."""
+    from lxml import etree
     from wrappers.ml_phaser.script.ml_phaser_report import ml_phaser_report
 
     answers = []
     for text, status, folder in requests:
-        root = None if text is None else ET.fromstring(text)
-        made = ml_phaser_report(xmlnode=root, jobInfo={"fileroot": folder}, jobStatus=status)
-        parts = [x for part in made.as_data_etree().iter() for x in (part.get("label"), part.text, part.tail) if x]
-        answers.append(" ".join(" ".join(parts).split()))
+        (Path(folder) / "program.xml").unlink(missing_ok=True)
+        if text is not None:
+            (Path(folder) / "program.xml").write_text(text)
+        made = ml_phaser_report(
+            xmlnode=etree.fromstring("<dummy/>"), jobInfo={"fileroot": folder}, jobStatus=status, standardise=False
+        )
+        made.as_html_file(fileName=str(Path(folder) / "report.html"), htmlBase="")
+        page = etree.parse(str(Path(folder) / "report.html"), etree.HTMLParser())
+        for script in page.iter("script"):
+            if script.get("type") != "application/xml":  # else a table, drawn by the browser
+                script.text = None
+        words = re.sub(r"</?t(able|head|body|r|h|d)\b[^>]*>", " ", " ".join(page.getroot().itertext()))
+        answers.append(" ".join(words.split()))
     return answers
+
+
+def discovered():
+    """Modules of the task that the release's walk through its wrappers finds, and the tasks in them."""
+    import importlib
+
+    from core.CCP4TaskManager import CTaskManager
+
+    names = []
+    CTaskManager.explore_package(None, "wrappers", names)
+    ours = [name for name in names if name.startswith("wrappers.ml_phaser.")]
+    return {
+        name: sorted(vars(importlib.import_module(name))) for name in ours if not name.endswith(("_gui", ".script"))
+    }
 
 
 def window():
@@ -201,5 +226,6 @@ if __name__ == "__main__":
             "reports": report(asked["reports"]),
             "ending": ending(*asked["ending"], asked["work"]),
             "window": window(),
+            "discovered": discovered(),
         }
     json.dump(answers, sys.stdout)

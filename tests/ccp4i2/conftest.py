@@ -93,11 +93,17 @@ class Suite:
 
 
 @pytest.fixture(scope="session")
-def suite(tmp_path_factory):
-    """ccp4i2 with the plugin, its classes importable, its database made."""
-    package = _package()
-    if package is None:
+def package():
+    """The installed package of the Django release."""
+    found = _package()
+    if found is None:
         pytest.skip("ccp4i2 is not in this environment: make test-ccp4i2")
+    return found
+
+
+@pytest.fixture(scope="session")
+def suite(package, tmp_path_factory):
+    """ccp4i2 with the plugin, its classes importable, its database made."""
     if shutil.which("ml_phaser") is None:
         pytest.skip("the executable ml_phaser is not on PATH")
     folder = tmp_path_factory.mktemp("suite")

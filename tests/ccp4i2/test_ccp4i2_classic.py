@@ -96,3 +96,9 @@ def test_the_window_shows_every_field_once(answers):
     data = ["F_SIGF", "FREERFLAG", "ABCD", "ASUIN"]
     assert sorted(shown) == sorted([*data, *(f.id for f in fields())])
     assert len(window["folders"]) == 2 and "parrot" in window["next"]
+
+
+def test_the_task_is_found(answers):
+    found = answers["discovered"]
+    folder = "wrappers.ml_phaser.script"
+    assert "ml_phaser" in found[f"{folder}.ml_phaser"] and "ml_phaser_report" in found[f"{folder}.ml_phaser_report"]

@@ -53,7 +53,8 @@ class ml_phaser_report(Report):
         super().__init__(xmlnode=xmlnode, jobInfo=jobInfo or {}, jobStatus=jobStatus, **kw)
         self.addDiv(style="clear:both;")
         folder = Path((jobInfo or {}).get("fileroot") or ".")
-        record = program_xml(folder / "program.xml") if xmlnode is None else xmlnode
+        ours = xmlnode is not None and xmlnode.tag == "ml_phaser"  # the classic release hands over a dummy
+        record = xmlnode if ours else program_xml(folder / "program.xml")
         if jobStatus in RUNNING:
             self._running(record)
         elif record is None or text(record, "status", "finished") != "finished" or jobStatus == "Failed":
