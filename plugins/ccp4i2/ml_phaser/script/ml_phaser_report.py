@@ -70,8 +70,8 @@ class ml_phaser_report(Report):
 
     def _running(self, record: Any) -> None:
         stage = text(record, "stage")
-        doing = STAGES.get(stage, stage)
-        self._say(self, f"ml_phaser is {doing}." if doing else "ml_phaser has begun.", "font-size:120%;")
+        said = f"ml_phaser is {STAGES[stage]}." if stage in STAGES else "ml_phaser has begun."
+        self._say(self, said, "font-size:120%;")
         progress = number(record, "progress")
         if progress is not None:
             self.addProgress(value=round(100 * progress), max=100, label=f"{100 * progress:.0f} % of the time allowed")
