@@ -78,18 +78,27 @@ class Suite:
 
     folder: Path
 
-    def run(self, project: str, *words: str, path: str | None = None) -> Job:
-        """One job of ml_phaser, through i2run in a process of its own; ``path`` is what PATH is set to."""
+    def begin(self, project: str, *words: str, path: str | None = None) -> subprocess.Popen[bytes]:
+        """Begin one job of ml_phaser, through i2run in a process of its own; ``path`` is what PATH is set to."""
         environment = dict(os.environ, PYTHONPATH=str(self.folder)) | ({"PATH": path} if path is not None else {})
         command = [sys.executable, "-c", RUN, "ml_phaser", "--project_name", project, *map(str, words)]
-        done = subprocess.run(
-            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=600, check=False
-        )
+        with (self.folder / f"{project}.txt").open("w") as said:
+            return subprocess.Popen(command, env=environment, cwd=self.folder, stdout=said, stderr=subprocess.STDOUT)
+
+    def job(self, project: str) -> Job | None:
+        """The one job of a project as it stands now, None where there is none yet."""
         from ccp4i2.db.models import Job as Row
 
-        rows = list(Row.objects.filter(project__name=project))
-        assert len(rows) == 1, done.stdout[-2000:] + done.stderr[-2000:]
-        return Job(Path(rows[0].directory), rows[0], done.stdout + done.stderr)
+        row = Row.objects.filter(project__name=project).first()
+        said = (self.folder / f"{project}.txt").read_text()
+        return None if row is None else Job(Path(row.directory), row, said)
+
+    def run(self, project: str, *words: str, path: str | None = None) -> Job:
+        """One job of ml_phaser, from its beginning to its end."""
+        self.begin(project, *words, path=path).wait(timeout=600)
+        job = self.job(project)
+        assert job is not None, (self.folder / f"{project}.txt").read_text()[-3000:]
+        return job
 
 
 @pytest.fixture(scope="session")

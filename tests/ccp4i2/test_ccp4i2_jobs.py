@@ -1,7 +1,9 @@
 """Whole jobs in the Django release, through i2run: what it registers, shows and reports."""
 
+import importlib.util
 import re
 import shutil
+import time
 
 import gemmi
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from i2_fields import EXAMPLE
 
 pytestmark = [pytest.mark.ccp4i2, pytest.mark.slow]
-FINISHED, FAILED, PENDING = 6, 5, 1
+FINISHED, FAILED, PENDING, RUNNING = 6, 5, 1, 3
 DATA = ["--F_SIGF", f"fullPath={EXAMPLE}", "columnLabels=/*/*/[I,SIGI]"]
 
 
@@ -90,6 +92,25 @@ def test_what_comes_next_are_tasks_there_are(solved):
     offered = get_what_next(solved.row)
     names = [step["taskName"] for step in offered["result"]]
     assert offered["Status"] == "Success" and "modelcraft" in names and set(names) <= set(TASKS)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ml_phaser.report.live") is None,
+    reason="this ml_phaser writes program.xml only at its end",
+)
+def test_a_job_is_watched_while_it_runs(suite):
+    running = suite.begin("live", *DATA, "--TRIALS", "30", "--TIMELIMIT", "20", "--RESOLUTION_HIGH", "1.6")
+    seen = set()
+    while running.poll() is None:
+        job = suite.job("live")
+        if job is not None and job.row.status == RUNNING:
+            seen.add(words(job.report()))
+        time.sleep(0.1)
+    job = suite.job("live")
+    assert job.row.status == FINISHED, job.said[-2000:]
+    assert any("ml_phaser is phasing." in report for report in seen), seen
+    assert any("Starts, best first" in report for report in seen), "no starts were shown"
+    assert not any("Figures by resolution" in report for report in seen)
 
 
 def test_its_phases_can_be_started_from(suite, solved, measured, tmp_path):
