@@ -1,0 +1,1 @@
+"""ml_phaser in ccp4i2."""
