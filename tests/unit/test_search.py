@@ -23,7 +23,7 @@ def hunt_for(c: Crystal, *, trials: int | None = None, seconds: float = 20.0, se
     entrant = Entrant(method, p, rows, batch=4, cycles=cycles, block=50, core=sparse(0.02), home=home)
     told: list[float] = []
     hunt = search([entrant], [home], p, len(c.hkl), seconds=seconds, most_trials=trials, seed=seed,
-                  progress=lambda fraction, best: told.append(fraction))  # fmt: skip
+                  progress=lambda fraction, best, trials: told.append(fraction))  # fmt: skip
     assert told and min(told) >= 0 and max(told) <= 1
     return hunt
 
