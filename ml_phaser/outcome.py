@@ -122,8 +122,8 @@ class Outcome:
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
     shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from;
-    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here; ``held``: number of
-    reflections kept out of the phasing; ``density``: spread of the values of the map written.
+    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here; ``held``: number
+    of reflections kept out of the phasing; ``density``: spread of the values of the map written.
     """
 
     data: Amplitudes

@@ -161,7 +161,7 @@ def weigh(
 
 
 def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:
-    """Map, MTZ, Patterson, run record, program.xml, report: all of them or none. Returns the outcome with what was noted."""
+    """Map, MTZ, Patterson, run record, program.xml, report: all or none. Returns the outcome with what was noted."""
     from contextlib import ExitStack
 
     import numpy as np

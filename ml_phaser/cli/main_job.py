@@ -53,7 +53,9 @@ class Session:
         if written:
             return f"interrupted; complete files were written: {', '.join(map(str, written))}"
         if self.records:
-            return f"interrupted; no results were written, the record is in {', '.join(map(str, self.records.values()))}"
+            return (
+                f"interrupted; no results were written, the record is in {', '.join(map(str, self.records.values()))}"
+            )
         return "interrupted; nothing was written"
 
     def record(self, status: str, message: str = "") -> None:

@@ -28,11 +28,13 @@ def warnings(outcome: Outcome) -> tuple[str, ...]:
 
 def advice(outcome: Outcome, options: Options) -> dict[str, list[str]]:
     """What to "do" with the result and what to "avoid", in sentences."""
-    longer = f"Run again with more time (timelimit {10 * options.timelimit:g}) or another seed (seed {options.seed + 1})."
+    longer = (
+        f"Run again with more time (timelimit {10 * options.timelimit:g}) or another seed (seed {options.seed + 1})."
+    )
     match outcome.verdict.word:
         case "solved":
             do = [
-                f"Open {options.hklout} in Coot (it takes FWT and PHWT by itself) and look for the molecule you expect.",
+                f"Open {options.hklout} in Coot (it takes FWT and PHWT by itself); look for the molecule you expect.",
                 "Build it and refine it against the measured data: a falling R free is the proof.",
             ]
             avoid = ["Do not read geometry off the map: before refinement its peaks are only near the atoms."]
@@ -49,6 +51,4 @@ def advice(outcome: Outcome, options: Options) -> dict[str, list[str]]:
                 "Get phases by molecular replacement or experiment; phasein improves them.",
             ]
             avoid = ["Do not build into this map and do not take its phases as known: they are most likely wrong."]
-    if outcome.data.free is None:
-        do.append("Set free-R flags aside before refinement: these data have none.")
     return {"do": do, "avoid": avoid}

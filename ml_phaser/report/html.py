@@ -33,7 +33,13 @@ def to_html(record: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
     for picture in pictures:
         groups.setdefault(picture.group, []).append(picture)
     page = "finished.html" if record["status"] == "finished" else "unfinished.html"
-    facts = {"record": record, "pictures": groups, "signs": SIGNS, "methods": METHODS, "defaults": defaults(record)}
+    facts: dict[str, Any] = {
+        "record": record,
+        "pictures": groups,
+        "signs": SIGNS,
+        "methods": METHODS,
+        "defaults": defaults(record),
+    }
     if page == "finished.html":
         facts |= {"key": key_numbers(record), "choices": choices(record), "ranked": ranked(record)}
     else:

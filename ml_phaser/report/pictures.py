@@ -37,8 +37,12 @@ POSITIVE, NEGATIVE = (43, 108, 176), (192, 86, 33)  # of density; between the pa
 PIXELS = 260  # along the longer side of a section
 SLAB = 2.0  # A to either side of the section through the highest peak
 FAINTEST = 0.5  # sigma from which on density is coloured
-LEVELS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)  # sigma, of contours
+LEVELS = {  # sigma, of contours
+    "density": (1.5, 3.0, 6.0, 12.0, 24.0, 48.0),
+    "patterson": (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0),
+}
 MOST_HARKER = 3
+FLAT = 0.25  # ratio of a section's axes
 MANY = 500  # points from which on a plot of them is a pixel image inside the SVG
 AXES = ("a", "b", "c")
 ANGLES = (3, 4, 5)  # of the cell, opposite to each axis
@@ -211,21 +215,20 @@ def coloured(values: Floats) -> NDArray[np.uint8]:
 def section_picture(name: str, section: Section, group: str, title: str) -> Picture:
     """A section with contours, the cell's outline and its axes."""
     left, right, _, height = section.extent
-    width = 3.6
-    margin = 0.55
-    fig = figure(width, margin + (width - margin) * height / (right - left))
-    ax = fig.add_axes((margin / fig.get_figwidth(), margin / fig.get_figheight(),
-                       1 - margin / fig.get_figwidth(), 1 - margin / fig.get_figheight()))  # fmt: skip
+    width, beside, below, around = 3.6, 0.4, 0.35, 0.04  # inches
+    tall = (width - beside - around) * height / (right - left) + below + around
+    fig = figure(width, tall)
+    ax = fig.add_axes((beside / width, below / tall, 1 - (beside + around) / width, 1 - (below + around) / tall))
     ax.imshow(coloured(section.values), extent=section.extent, origin="lower", interpolation="bilinear")
     highest = float(np.nanmax(section.values))
-    levels = [level for level in LEVELS if level < highest]
+    levels = [level for level in LEVELS[group] if level < highest]
     if levels:
         ny, nx = section.values.shape
         x, y = np.linspace(left, right, nx), np.linspace(0, height, ny)
         ax.contour(x, y, section.values, levels=levels, colors=INK, linewidths=0.5)
     outline(ax, section)
     said = ", ".join(f"{level:g}" for level in levels)
-    contours = f"Contours at {said} sigma." if levels else "Nothing reaches 1.5 sigma."
+    contours = f"Contours at {said} sigma." if levels else f"Nothing reaches {LEVELS[group][0]:g} sigma."
     alt = f"{title}. Highest value {highest:.1f} sigma, lowest {float(np.nanmin(section.values)):.1f}."
     return Picture(svg(fig, name, alt), alt, f"{title}. {contours}", group)
 
@@ -239,10 +242,13 @@ def outline(ax: Axes, section: Section) -> None:
     for part in (0.25, 0.5, 0.75):
         ax.plot([part * p] * 2, [0, -tick], color=SOFT, linewidth=0.7, clip_on=False)
         ax.plot([part * lean - tick, part * lean], [part * height] * 2, color=SOFT, linewidth=0.7, clip_on=False)
-    ax.text(p / 2, -2.2 * tick, f"{AXES[section.across]}, {p:.2f} A", ha="center", va="top")
+    below, beside = f"{AXES[section.across]}, {p:.2f} A", f"{AXES[section.up]}, {q:.2f} A"
+    if q < FLAT * p:  # no room for a length along it
+        below, beside = f"{below} (up: {beside})", AXES[section.up]
+    ax.text(p / 2, -2.2 * tick, below, ha="center", va="top")
     ax.text(
-        lean / 2 - 2.5 * tick, height / 2, f"{AXES[section.up]}, {q:.2f} A", ha="center", va="bottom",
-        rotation=section.angle, rotation_mode="anchor",
+        lean / 2 - 2.5 * tick, height / 2, beside, ha="center", va="bottom", rotation=section.angle,
+        rotation_mode="anchor",
     )  # fmt: skip
     ax.set_xlim(section.extent[0], section.extent[1])
     ax.set_ylim(0, height)
@@ -258,8 +264,10 @@ def scores(record: Record) -> Picture | None:
     trials = [t for t in record["trials"] if t["score"] is not None]
     if not trials:
         return None
-    fig = figure(7.2, 2.7)
-    ax = fig.add_axes((0.07, 0.17, 0.72, 0.78))
+    from matplotlib.ticker import MaxNLocator
+
+    fig = figure(8.0, 2.9)
+    ax = fig.add_axes((0.09, 0.17, 0.68, 0.78))
     methods = list(dict.fromkeys(t["method"] for t in trials))
     many = len(trials) > MANY
     for i, method in enumerate(methods):
@@ -285,7 +293,7 @@ def scores(record: Record) -> Picture | None:
     last = max(t["index"] for t in record["trials"]) + 1
     ax.set_xlim(0.5 - 0.01 * last, last + 0.5 + 0.06 * last)
     ax.set_ylim(min(-0.2, *(t["score"] for t in trials)) - 0.05, max(0.5, *(t["score"] for t in trials)) + 0.08)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2, labelspacing=0.7)
     top = max(t["score"] for t in trials)
     alt = f"Correlation on held-out reflections of {len(trials)} starts; the highest is {top:.2f}."
@@ -328,7 +336,7 @@ def wilson(record: Record) -> Picture | None:
     along_resolution(ax, shells)
     b = record["wilson"]["wilson_b"]
     alt = f"Wilson plot: ln of the mean intensity from {shells[0]['ln_mean_i']:.1f} to {shells[-1]['ln_mean_i']:.1f}."
-    return Picture(svg(fig, "wilson", alt), alt, f"Wilson plot of the data; B {b:.1f} A^2.", "statistics")
+    return Picture(svg(fig, "wilson", alt), alt, f"Wilson plot of the data; B {b:.1f} A².", "statistics")
 
 
 def histogram(record: Record) -> Picture | None:
@@ -345,12 +353,16 @@ def histogram(record: Record) -> Picture | None:
     ax.plot(middle[seen], noise[seen], color=INK, linestyle="--", linewidth=1, label="noise")
     ax.set_yscale("log")
     ax.set_ylim(0.5, counts.max() * 2)
+    powers = range(math.ceil(math.log10(counts.max() * 2)))
+    ax.set_yticks([10.0**power for power in powers], [f"{10**power}" for power in powers])
     ax.minorticks_off()
     ax.set_xlabel("density, sigma")
     ax.set_ylabel("grid points")
     ax.legend(loc="upper right", fontsize=8)
     alt = f"Histogram of the density from {edges[0]:.0f} to {edges[-1]:.0f} sigma, skewness {density['skewness']:.1f}."
-    said = f"Density values of the map; skewness {density['skewness']:.1f}. Dashed: noise of the same sigma. Atoms make "
+    said = (
+        f"Density values of the map; skewness {density['skewness']:.1f}. Dashed: noise of the same sigma. Atoms make "
+    )
     said += "the long tail on the right."
     return Picture(svg(fig, "histogram", alt), alt, said, "statistics")
 
@@ -363,7 +375,9 @@ def numbers(values: Any) -> list[float]:
 def along_resolution(ax: Axes, shells: Sequence[Record]) -> None:
     """A horizontal axis linear in 1/d^2 that reads in A."""
     low, high = shells[0]["d_max"] ** -2, shells[-1]["d_min"] ** -2
-    ticks = [d for d in (10, 5, 3, 2.5, 2, 1.6, 1.4, 1.2, 1.1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4) if d**-2 <= high * 1.001]
+    ticks = [
+        d for d in (10, 5, 3, 2.5, 2, 1.6, 1.4, 1.2, 1.1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4) if d**-2 <= high * 1.001
+    ]
     spaced: list[float] = []
     for d in ticks:  # room for each number
         if d**-2 >= low and (not spaced or d**-2 - spaced[-1] ** -2 > 0.11 * (high - low)):
@@ -385,8 +399,8 @@ def figure(width: float, height: float) -> Figure:
 
 def small() -> tuple[Figure, Axes]:
     """A figure for one graph of a row of three."""
-    fig = figure(3.6, 2.5)
-    return fig, fig.add_axes((0.15, 0.18, 0.82, 0.77))
+    fig = figure(3.1, 2.4)
+    return fig, fig.add_axes((0.17, 0.19, 0.8, 0.77))
 
 
 def svg(fig: Figure, name: str, alt: str) -> str:
