@@ -60,7 +60,7 @@ class Session:
 
     def record(self, status: str, message: str = "") -> None:
         """Say in the records asked for that the run failed or was interrupted; not where all results are there."""
-        if self.live is None or len(self.written()) == len(self.before):
+        if self.live is None or not self.records or len(self.written()) == len(self.before):
             return
         from ml_phaser.report.live import write_records
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CHANGE = " To change: "  # in a sentence about a choice, before the option that changes it
 TRY = " Try: "  # in an error message, before what may mend it
 LISTED = 10  # trials in the table
+GROUPS = ("density", "patterson", "starts", "statistics")  # of pictures
 SIGNS = {"solved": "✓", "uncertain": "?", "not solved": "✕", "failed": "!", "interrupted": "‖"}
 
 
@@ -29,9 +30,7 @@ def to_html(record: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["num"] = number
-    groups: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        groups.setdefault(picture.group, []).append(picture)
+    groups = {name: [p for p in pictures if p.group == name] for name in GROUPS}
     page = "finished.html" if record["status"] == "finished" else "unfinished.html"
     facts: dict[str, Any] = {
         "record": record,

@@ -42,6 +42,7 @@ LEVELS = {  # sigma, of contours
     "patterson": (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0),
 }
 MOST_HARKER = 3
+FONT = "DejaVu Sans"  # comes with matplotlib; the page puts its own in the place
 FLAT = 0.25  # ratio of a section's axes
 MANY = 500  # points from which on a plot of them is a pixel image inside the SVG
 AXES = ("a", "b", "c")
@@ -72,7 +73,7 @@ def draw(record: Record, rho: Floats | None = None, patterson: Floats | None = N
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell users about its caches
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": "ml_phaser", "text.parse_math": False, "font.family": ["DejaVu Sans"],
+        "svg.fonttype": "none", "svg.hashsalt": "ml_phaser", "text.parse_math": False, "font.family": [FONT],
         "font.size": 8.5, "text.color": INK, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": SOFT,
         "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.linewidth": 0.7,
         "xtick.major.width": 0.7, "ytick.major.width": 0.7, "axes.spines.top": False, "axes.spines.right": False,
@@ -203,13 +204,13 @@ def away_from_origin(unit: Floats, cell: Sequence[float], radius: float = 1.0) -
 
 
 def coloured(values: Floats) -> NDArray[np.uint8]:
-    """RGBA (ny, nx, 4) of a map in units of sigma: the colour tells the sign, the opacity the height, so that it
-    stands on any background."""
+    """RGBA (ny, nx, 4) of a map in units of sigma: the colour tells the sign, the opacity (in few steps, which makes
+    small files) the height, so that it stands on any background."""
     z = np.nan_to_num(values)
     top = max(4.0, 0.7 * float(np.abs(z).max()))
     alpha = np.clip((np.abs(z) - FAINTEST) / (top - FAINTEST), 0, 1) ** 0.6
     rgb = np.where((z >= 0)[..., None], POSITIVE, NEGATIVE)
-    return np.dstack([rgb, np.round(235 * alpha)]).astype(np.uint8)
+    return np.dstack([rgb, 5 * np.round(47 * alpha)]).astype(np.uint8)
 
 
 def section_picture(name: str, section: Section, group: str, title: str) -> Picture:
@@ -219,7 +220,7 @@ def section_picture(name: str, section: Section, group: str, title: str) -> Pict
     tall = (width - beside - around) * height / (right - left) + below + around
     fig = figure(width, tall)
     ax = fig.add_axes((beside / width, below / tall, 1 - (beside + around) / width, 1 - (below + around) / tall))
-    ax.imshow(coloured(section.values), extent=section.extent, origin="lower", interpolation="bilinear")
+    ax.imshow(coloured(section.values), extent=section.extent, origin="lower", interpolation="none")  # the browser smooths
     highest = float(np.nanmax(section.values))
     levels = [level for level in LEVELS[group] if level < highest]
     if levels:
@@ -417,7 +418,7 @@ def svg(fig: Figure, name: str, alt: str) -> str:
     text = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"\d+\.\d+", _short, path[0]), text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r"font: ([^;\"]*?)px '[^;\"]*", r"font: \1px var(--font)", text)
+    text = text.replace(f"'{FONT}'", "var(--font)")
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None
     opening = f'<svg {view[0]} role="img" aria-label="{_escaped(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
