@@ -220,7 +220,8 @@ def section_picture(name: str, section: Section, group: str, title: str) -> Pict
     tall = (width - beside - around) * height / (right - left) + below + around
     fig = figure(width, tall)
     ax = fig.add_axes((beside / width, below / tall, 1 - (beside + around) / width, 1 - (below + around) / tall))
-    ax.imshow(coloured(section.values), extent=section.extent, origin="lower", interpolation="none")  # the browser smooths
+    # not interpolated: the browser smooths, and the file stays small
+    ax.imshow(coloured(section.values), extent=section.extent, origin="lower", interpolation="none")
     highest = float(np.nanmax(section.values))
     levels = [level for level in LEVELS[group] if level < highest]
     if levels:
