@@ -170,7 +170,43 @@ def test_page_of_a_failed_run_says_why(browser, tmp_path):
     assert sorted(p.suffix for p in tmp_path.glob("run.*") if "net" not in p.name) == [".html", ".json"]
 
 
+@pytest.mark.shared
+def test_page_of_a_measured_oblique_crystal(browser, shared_data, tmp_path):
+    """P -1 without Harker sections; the angle between the axes drawn is that of the cell."""
+    data = shared_data / "diffraction" / "alert_p-1" / "alert_example.cif"
+    done = run(tmp_path, "run", "timelimit", "20", hklin=data)
+    page = opened(browser, done.page, tmp_path)
+    assert page.console == [] and page.requests == [] and done.page.stat().st_size < MOST_BYTES
+    assert "Solved" in page.text and "the group has no Harker sections" in page.text and page.figures == 7
+    assert "the data carry no free-R flags" in page.text
+
+
 # ----------------------------------------------------------------------------------------------- while it runs
+
+
+def test_interrupted_search_keeps_its_starts(tmp_path):
+    path = tmp_path / "program.xml"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ml_phaser", "hklin", str(noise(tmp_path / "noise.mtz")), "mapout",
+         str(tmp_path / "run.map"), "xmlout", str(path), "timelimit", "600", "threads", "1"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if path.exists() and ET.parse(path).find("trials/trial") is not None:
+                break
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and said.startswith("ml_phaser: interrupted; no results were written")
+    root = ET.parse(path).getroot()
+    assert root.findtext("status") == "interrupted" and root.findtext("stage") == "phase"
+    assert len(root.findall("trials/trial")) > 0 and root.find("error") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["noise.mtz", "program.xml"]
 
 
 def test_program_xml_of_a_run_that_is_going_on(tmp_path):
