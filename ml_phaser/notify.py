@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ class Notify(Protocol):
         """A new stage begins, e.g. "normalise"."""
         ...
 
-    def progress(self, fraction: float, best: Trial | None) -> None:
-        """Part of the current stage that is done (0-1) and the best trial so far."""
+    def progress(self, fraction: float, best: Trial | None, trials: Sequence[Trial] = ()) -> None:
+        """Part of the current stage that is done (0-1), the best trial so far, and all of them."""
         ...
 
 
@@ -33,5 +34,5 @@ class Silent:
     def stage(self, name: str) -> None:
         pass
 
-    def progress(self, fraction: float, best: Trial | None) -> None:
+    def progress(self, fraction: float, best: Trial | None, trials: Sequence[Trial] = ()) -> None:
         pass

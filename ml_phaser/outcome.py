@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.maps import Distribution
 from ml_phaser.crystal.reflections import Amplitudes
 
 
@@ -121,7 +122,8 @@ class Outcome:
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
     shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from;
-    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here.
+    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here; ``held``: number
+    of reflections kept out of the phasing; ``density``: spread of the values of the map written.
     """
 
     data: Amplitudes
@@ -139,3 +141,11 @@ class Outcome:
     best: int = 0
     given: Given | None = None
     next_steps: tuple[NextStep, ...] = ()
+    held: int = 0
+    density: Distribution | None = None
+
+    @property
+    def mean_fom(self) -> float:
+        """Mean figure of merit of all reflections, NaN where there are none."""
+        n = sum(s.n for s in self.shells)
+        return sum(s.fom * s.n for s in self.shells) / n if n else float("nan")

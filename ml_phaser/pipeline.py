@@ -46,7 +46,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
         weights=plan.weights, times=clock.times,
-        device=plan.device, threads=plan.threads, best=solution.trial, given=agreement,
+        device=plan.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)
@@ -93,11 +93,12 @@ def normalise(data: Amplitudes) -> Normalised:
     return stage.normalise(data)
 
 
-def patterson(data: Amplitudes) -> NDArray[np.float64]:
+def patterson(data: Amplitudes, *, origin_removed: bool = False) -> NDArray[np.float64]:
     """The Patterson map from measured intensities (from F^2 where amplitudes were measured)."""
     from ml_phaser.crystal.patterson import patterson_map
 
-    return patterson_map(data, data.intensity if data.intensity is not None else data.f**2)
+    intensity = data.intensity if data.intensity is not None else data.f**2
+    return patterson_map(data, intensity, origin_removed=origin_removed)
 
 
 def make_plan(data: Amplitudes, normalised: Normalised, options: Options, given: UserPhases | None = None) -> Plan:
@@ -160,16 +161,18 @@ def weigh(
 
 
 def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:
-    """Map, MTZ, Patterson, run record, program.xml: all of them or none. Returns the outcome with what was noted."""
+    """Map, MTZ, Patterson, run record, program.xml, report: all or none. Returns the outcome with what was noted."""
     from contextlib import ExitStack
 
     import numpy as np
 
     from ml_phaser import __version__
     from ml_phaser.atomic import atomic
-    from ml_phaser.crystal.maps import density, symmetric_shape, write_map
+    from ml_phaser.crystal.maps import density, distribution, symmetric_shape, write_map
     from ml_phaser.crystal.patterson import patterson_group
     from ml_phaser.exchange.write import write_mtz
+    from ml_phaser.report.html import write_html
+    from ml_phaser.report.pictures import draw
     from ml_phaser.report.program_xml import write_xml
     from ml_phaser.report.record import run_record, write_json
 
@@ -188,8 +191,11 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
         if options.pattout is not None:
             group = patterson_group(data.spacegroup)
             write_map(part(options.pattout), patterson(data), data.cell, group, options.mapextent)
-        outcome = replace(outcome, choices=(*outcome.choices, *notes))
+        outcome = replace(outcome, choices=(*outcome.choices, *notes), density=distribution(rho))
         record = run_record(outcome, options)
+        if options.reportout is not None:
+            pictures = draw(record, rho, patterson(data, origin_removed=True))
+            write_html(part(options.reportout), record, pictures)
         if options.xmlout is not None:
             write_xml(part(options.xmlout), record)
         write_json(part(options.jsonout), record)

@@ -135,7 +135,10 @@ def plan_phasing(
         wraps = shrink_wrap_entrants(board) if data.d_min > WRAP_D_MIN else []
         classical = classical_entrants(board, whole, d_search)
         if d_search > data.d_min * 1.001:
-            choices.append(f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A.")
+            choices.append(
+                f"The search uses data to {d_search:.2f} A, the finish all data to {data.d_min:.2f} A. "
+                f"To change: resolution {d_search:.2f} for the finish, too."
+            )
     if network is None or options.engine != "learned" or data.d_min < network.config.d_best:
         finishers.append(classical_finisher(whole, used))
     if network is not None:
@@ -143,7 +146,8 @@ def plan_phasing(
         if data.d_min < SHAPED_D_MIN and classical:
             entrant = replace(entrant, origin=flipped_starts(board, entrant.problem, d_search))
             choices.append(
-                f"Random starts of the learned projection have {SHAPING} cycles of charge flipping behind them."
+                f"Random starts of the learned projection have {SHAPING} cycles of charge flipping behind them. "
+                "To change: engine learned."
             )
         learned = [entrant]
         if data.d_min >= network.config.d_best and entrant.home is not None:
@@ -296,19 +300,20 @@ def bundled_network(
     """The learned projection if it is wanted, the data lie in its domain and the cell (A^3) is not too large for it;
     its hash, and what to say about it."""
     if engine == "classical":
-        return None, {}, ["The learned projection is not used, as asked (engine classical)."]
+        return None, {}, ["The learned projection is not used, as asked. To change: engine auto."]
     card = read_card(choose_projector(device))
     best, worst = card.config["d_best"], card.config["d_worst"]
     if d_min > worst:
         said = f"The learned projection claims {best}-{worst} A; these data end at {d_min:.2f} A: it is not used."
         return None, {}, [said]
     if engine == "auto" and d_min <= CLASSICAL_D_MIN:
-        said = f"The learned projection is not used: to {CLASSICAL_D_MIN} A classical projections need no help."
+        said = f"The learned projection is not used: to {CLASSICAL_D_MIN} A classical projections need no help. "
+        said += "To change: engine learned."
         return None, {}, [said]
     if (points := volume / card.config["spacing"] ** 3) > LEARNED_MOST:
         said = f"The learned projection is not used: the cell would need {points:.1e} grid points, and much memory."
         return None, {}, [said]
-    cut = [f"The learned projection sees data to {best} A."] if d_min < best else []
+    cut = [f"The learned projection sees data to {best} A. To change: engine classical."] if d_min < best else []
     return load_projector(card.name), {"name": card.name, "sha256": card.sha256}, cut
 
 

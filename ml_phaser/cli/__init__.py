@@ -76,9 +76,9 @@ def _main_job(words: list[str]) -> int:
         from ml_phaser.cli.arguments import understand
 
         request = understand(words, sys.stdin, tuple(COMMANDS))
-        session.quiet, session.options = request.options.quiet, request.options
-        return main_job.run(request.options, request.data_lines, request.notes, session=session)
+        return main_job.run(request, session)
     except BrokenPipeError:
+        session.record("interrupted")
         raise
     except BaseException as error:
         return _fail(error, session)
@@ -100,7 +100,9 @@ def _sub_command(name: str, words: list[str]) -> int:
 def _fail(error: BaseException, session: Session) -> int:
     with suppress(ValueError):  # a second Ctrl-C must not spoil the last words
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    session.fail(_message(error, session.interrupted()))
+    message = _message(error, session.interrupted())
+    session.record("interrupted" if _of_interrupt(error) else "failed", message)
+    session.fail(message)
     return 1
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +22,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.parameters import PARAMETERS, Options, Parameter
 
 BY_NAME = {p.name: p for p in PARAMETERS}
+RECORDS = ("jsonout", "xmlout", "reportout")
 INPUTS = {p.name for p in PARAMETERS if p.kind == "input"}
 MAP_SUFFIXES = (".map", ".ccp4", ".mrc")
 DEFAULT_SUFFIX = {
@@ -50,11 +51,13 @@ _SYMBOL_PART = re.compile(r"-?[12346][1-5]?(/[mabcden])?|[mabcden]|:[12HR]", re.
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: the options, the keyword lines as read, and sentences for the log."""
+    """What the user asked for: the options, the keyword lines as read, sentences for the log, and the records asked for
+    by name: jsonout (not where it is merely the default), xmlout, reportout."""
 
     options: Options
     data_lines: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    records: dict[str, Path] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------- names
@@ -515,7 +518,8 @@ def understand(words: Sequence[str], stream: TextIO | None, commands: Sequence[s
     notes += [f"{name}: the command line overrides the keyword" for name in keywords if name in typed]
     options = options_from({**keywords, **typed})
     check_files(options)
-    return Request(options, tuple(lines), tuple(notes))
+    records = {name: getattr(options, name) for name in RECORDS if name in typed or name in keywords}
+    return Request(options, tuple(lines), tuple(notes), records)
 
 
 # --------------------------------------------------------------------------------------------- help

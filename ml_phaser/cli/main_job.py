@@ -5,52 +5,67 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ml_phaser.parameters import Options
+from ml_phaser.cli.arguments import Request
+from ml_phaser.parameters import PARAMETERS, Options
+from ml_phaser.report.live import Live, stamp
 
 
 def _outputs(options: Options) -> tuple[Path, ...]:
-    paths = (options.mapout, options.hklout, options.pattout, options.jsonout, options.xmlout)
+    paths = (getattr(options, p.name) for p in PARAMETERS if p.kind == "output")
     return tuple(p for p in paths if p is not None)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Identity of a file's present content (inode and time of change), None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 @dataclass
 class Session:
-    """One run as its user sees it: whether to be quiet, when it began, how it ended."""
+    """One run as its user sees it: whether to be quiet, when it began, how far it has come, how it ended.
+
+    ``records`` are the outputs that tell of the run even if it fails (parameter to path), ``before`` the others with
+    what they were.
+    """
 
     quiet: bool = False
-    options: Options | None = None
     wall: float = field(default_factory=time.monotonic)
     cpu: os.times_result = field(default_factory=os.times)
     before: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
+    records: dict[str, Path] = field(default_factory=dict)
+    live: Live | None = None
 
-    def begin(self, options: Options) -> None:
-        """Remember the outputs as they were, to be able to tell later what was written."""
-        self.options = options
-        self.before = {path: _stamp(path) for path in _outputs(options)}
+    def begin(self, request: Request) -> Live:
+        """Remember the results as they were, to be able to tell later what was written; returns who listens to the
+        run."""
+        self.quiet, self.records = request.options.quiet, request.records
+        results = set(_outputs(request.options)) - set(self.records.values())
+        self.before = {path: stamp(path) for path in sorted(results)}
+        self.live = Live(request.options, self.records.get("xmlout"))
+        return self.live
 
     def written(self) -> list[Path]:
-        """Outputs that this run has replaced or made."""
-        return [path for path, stamp in self.before.items() if _stamp(path) != stamp]
+        """Results that this run has replaced or made."""
+        return [path for path, before in self.before.items() if stamp(path) != before]
 
     def interrupted(self) -> str:
         """The truth about an interrupted run."""
         written = self.written()
-        if not written:
-            return "interrupted; nothing was written"
-        return f"interrupted; complete files were written: {', '.join(map(str, written))}"
+        if written:
+            return f"interrupted; complete files were written: {', '.join(map(str, written))}"
+        if self.records:
+            return (
+                f"interrupted; no results were written, the record is in {', '.join(map(str, self.records.values()))}"
+            )
+        return "interrupted; nothing was written"
+
+    def record(self, status: str, message: str = "") -> None:
+        """Say in the records asked for that the run failed or was interrupted; not where all results are there."""
+        if self.live is None or not self.records or len(self.written()) == len(self.before):
+            return
+        from ml_phaser.report.live import write_records
+
+        with suppress(Exception):  # the message of the failure must be printed, whatever happens here
+            write_records(self.records, self.live.record(status, message if status == "failed" else None))
 
     def ending(self, message: str) -> str:
         """CCP4's last two lines."""
@@ -69,13 +84,7 @@ class Session:
             print(self.ending(message), flush=True)
 
 
-def run(
-    options: Options,
-    data_lines: Sequence[str] = (),
-    notes: Sequence[str] = (),
-    *,
-    session: Session | None = None,
-) -> int:
+def run(request: Request, session: Session) -> int:
     """Run the pipeline and print the log; 0 at the end. ``ml_phaser.cli.main`` tells of errors."""
     import datetime
 
@@ -83,17 +92,17 @@ def run(
     from ml_phaser.cli.progress import Reporter
     from ml_phaser.report import log
 
-    session = session or Session(quiet=options.quiet)
-    session.begin(options)
+    options = request.options
+    live = session.begin(request)
     loud = not options.quiet
     if loud:
         print(log.banner(__version__, _user(), datetime.datetime.now()))
-        print(log.data_lines(data_lines), end="")
-        print(log.beginning(options, notes), flush=True)
+        print(log.data_lines(request.data_lines), end="")
+        print(log.beginning(options, request.notes), flush=True)
     from ml_phaser.pipeline import run as phase
 
-    with Reporter(quiet=options.quiet) as notify:
-        outcome = phase(options, notify)
+    with Reporter(quiet=options.quiet) as live.listener:
+        outcome = phase(options, live)
     if loud:
         print(log.report(outcome, options))
         print(session.ending("Normal termination"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.reset(self._task, total=1.0, description=name, best="", visible=False)
 
-    def progress(self, fraction: float, best: Trial | None) -> None:
+    def progress(self, fraction: float, best: Trial | None, trials: Sequence[Trial] = ()) -> None:
         if self._bar is None:
             return
         text = "" if best is None else f"best CC(free) {best.score:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
@@ -17,6 +18,29 @@ from ml_phaser.errors import UserError
 _DMIN, _DMAX, _DMEAN, _RMS = 20, 21, 22, 55
 _HEADER_BYTES = 1024
 _NSYMBT = 24
+_BINS = 80
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How the values of a map are spread: ``sigma`` their rms deviation, ``skewness`` their third moment in units of it
+    (0 for noise, large where atoms stand out), ``histogram`` {"edges": m + 1 in units of sigma, "counts": m}."""
+
+    sigma: float
+    skewness: float
+    histogram: dict[str, list[float]]
+
+
+def distribution(rho: NDArray) -> Distribution | None:
+    """Of the values of a map [u, v, w] about their mean; None for a map without features."""
+    values = np.asarray(rho, dtype=np.float64).ravel()
+    values = values - values.mean()
+    sigma = float(values.std())
+    if not sigma > 0:
+        return None
+    values /= sigma
+    counts, edges = np.histogram(values, np.linspace(np.floor(values.min()), np.ceil(values.max()), _BINS + 1))
+    return Distribution(sigma, float(np.mean(values**3)), {"edges": edges.tolist(), "counts": counts.tolist()})
 
 
 def symmetric_shape(
@@ -34,7 +58,7 @@ def symmetric_shape(
     multiple : each dimension is a multiple of this
     """
     factors = spacegroup.operations().find_grid_factors()
-    tied = _tied_axes(spacegroup)
+    tied = tied_axes(spacegroup)
     shape = [0, 0, 0]
     for axes in tied:
         step = int(np.lcm.reduce([multiple, *(factors[axis] for axis in axes)]))
@@ -45,7 +69,7 @@ def symmetric_shape(
     return shape[0], shape[1], shape[2]
 
 
-def _tied_axes(spacegroup: gemmi.SpaceGroup) -> list[tuple[int, ...]]:
+def tied_axes(spacegroup: gemmi.SpaceGroup) -> list[tuple[int, ...]]:
     """Axes grouped by the rotations that mix them: [(0, 1), (2,)] in a tetragonal group."""
     mixed = sum((np.array(op.rot) != 0).astype(int) for op in spacegroup.operations().sym_ops)
     groups: list[set[int]] = [{0}, {1}, {2}]
@@ -137,7 +161,7 @@ def fits(shape: tuple[int, ...], spacegroup: gemmi.SpaceGroup) -> bool:
     """True if every operator of the group maps the points of the grid onto points of the grid."""
     factors = spacegroup.operations().find_grid_factors()
     return all(n % k == 0 for n, k in zip(shape, factors, strict=True)) and all(
-        len({shape[axis] for axis in axes}) == 1 for axes in _tied_axes(spacegroup)
+        len({shape[axis] for axis in axes}) == 1 for axes in tied_axes(spacegroup)
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.grid import synthesise
-from ml_phaser.crystal.maps import symmetric_shape
+from ml_phaser.crystal.maps import symmetric_shape, tied_axes
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 
@@ -23,6 +23,25 @@ def patterson_group(spacegroup: gemmi.SpaceGroup) -> gemmi.SpaceGroup:
     operations = spacegroup.operations().derive_symmorphic()
     operations.add_inversion()
     return gemmi.find_spacegroup_by_ops(operations) or gemmi.SpaceGroup("P -1")
+
+
+def harker_sections(spacegroup: gemmi.SpaceGroup) -> tuple[tuple[int, float], ...]:
+    """Planes of the Patterson map that hold the vectors between atoms and their mates by a rotation or screw axis.
+
+    Only those across a cell axis: (axis 0-2, fraction 0 to 1/2), one of those that symmetry makes alike; (1, 0.5) is
+    v = 1/2, as P 21 has it. None in groups without such axes.
+    """
+    stands_for = {axis: max(axes) for axes in tied_axes(spacegroup) for axis in axes}
+    found = set()
+    for op in spacegroup.operations():
+        rot, shift = np.array(op.rot) // op.DEN, np.array(op.tran) / op.DEN
+        moved = np.eye(3, dtype=int) - rot
+        if np.linalg.matrix_rank(moved) != 2:
+            continue
+        for axis in np.flatnonzero(~moved.any(axis=1)):
+            fraction = round(float(shift[axis]) % 1, 6)
+            found.add((stands_for[int(axis)], min(fraction, 1 - fraction)))
+    return tuple(sorted(found))
 
 
 def patterson_map(

@@ -135,8 +135,8 @@ def choose(table: Table, labin: str | None) -> tuple[Candidate, tuple[str, ...]]
     if intensities and amplitudes:
         if not _same_measurement(table, intensities[0], amplitudes[0]):
             raise _several(table, pool)
-        chosen, other = intensities[0], amplitudes[0]
-        extra = f" {_names(other.labels)} hold the same measurement as amplitudes ({other.labin} to use them)."
+        chosen = intensities[0]
+        extra = f" {_names(amplitudes[0].labels)} hold the same measurement as amplitudes."
     else:
         chosen, extra = pool[0], ""
     if extra or len(table.candidates) > 1:
@@ -145,7 +145,9 @@ def choose(table: Table, labin: str | None) -> tuple[Candidate, tuple[str, ...]]
         first = f"Columns {_names(chosen.labels)} ({chosen.kind}) are used: the only measured ones."
     if not chosen.sigma:
         extra += " They have no standard uncertainties."
-    return chosen, (first + extra,)
+    left = [c for c in table.candidates if c is not chosen]
+    change = f" To change: {left[0].labin}." if left else ""
+    return chosen, (first + extra + change,)
 
 
 def _names(labels: Sequence[str] | dict[str, str]) -> str:

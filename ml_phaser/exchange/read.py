@@ -238,12 +238,12 @@ def _choose(
         chosen = next(c for c in table.candidates if c.intensity != is_f)
         return chosen, (
             f"The values are read as {names[is_f][1]}: nothing says so, but their spread is {seen:.2f} "
-            f"of that of intensities (LABIN {names[not is_f][2]} for the other reading).",
+            f"of that of intensities. To change: LABIN {names[not is_f][2]}.",
         )
     chosen = table.candidates[0]
     note = f"The values are {names[not chosen.intensity][1]}, as the instructions say."
     if is_f == chosen.intensity:
-        note += f" Their spread looks more like {names[is_f][1]} (LABIN {names[is_f][2]} to read them so)."
+        note += f" Their spread looks more like {names[is_f][1]}. To change: LABIN {names[is_f][2]}."
     return chosen, (note,)
 
 
@@ -382,7 +382,7 @@ def _merge(
         notes.append(
             f"The data also agree under rotations that {wanted.xhm()} lacks "
             f"({'; '.join(more.operations[:3])}; R {more.r:.3f}): higher symmetry{named}, "
-            f"pseudo-symmetry or twinning. {wanted.xhm()} is kept; the option spacegroup changes it."
+            f"pseudo-symmetry or twinning. {wanted.xhm()} is kept. To change: spacegroup NAME."
         )
     return merged
 

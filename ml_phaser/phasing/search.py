@@ -152,7 +152,7 @@ def search(
     seconds: float,
     most_trials: int | None,
     seed: int,
-    progress: Callable[[float, Trial | None], None],
+    progress: Callable[[float, Trial | None, Sequence[Trial]], None],
     now: Callable[[], float] = time.monotonic,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
@@ -163,6 +163,7 @@ def search(
     n : number of unique reflections of the crystal
     seconds : time for the whole search; batches go on, a block of cycles each, until there is one solution
     most_trials : stop after so many starts
+    progress : told the part of the time that is gone, the best trial and all of them (the list goes on changing)
     now : the clock, in seconds
     """
     hunt = Hunt(whole)
@@ -182,7 +183,7 @@ def search(
         count = int(min(entrants[turn].batch, left))
         _batch(
             entrants[turn], finishers, n, hunt, count, count == left, seed, generator, before, now,
-            lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best),
+            lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials),
         )  # fmt: skip
         spent[turn] += elapsed() - before
     return hunt

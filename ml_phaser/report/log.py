@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ml_phaser.report.advice import warnings
+
 if TYPE_CHECKING:
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
@@ -19,8 +21,13 @@ if TYPE_CHECKING:
 WIDTH = 63
 TEXT_WIDTH = 100
 TRIALS_IN_GRAPH = 500
-LOW_COMPLETENESS = 0.8
-LITTLE_KEPT = 0.3  # of what honest figures of merit would leave
+METHODS = {
+    "charge flipping": ("Oszlanyi & Suto (2004) Acta Cryst. A60, 134-141",),
+    "iterative projections": (
+        "Fienup (1982) Appl. Opt. 21, 2758-2769",
+        "Elser (2003) J. Opt. Soc. Am. A20, 40-55",
+    ),
+}
 
 
 # ------------------------------------------------------------------------------------ the CCP4 frame
@@ -160,15 +167,24 @@ def wilson_summary(wilson: Normalised) -> str:
     return "\n".join(f"   {name:<14}{value}" for name, value in rows)
 
 
+def ln_mean_intensities(data: Amplitudes, wilson: Normalised) -> list[float]:
+    """ln of the mean intensity, the data's epsilon taken out, of each shell of ``wilson``; NaN where it is not above
+    zero."""
+    intensity = wilson.e2 * wilson.expected / data.epsilon
+    means = []
+    for s in wilson.shells:
+        inside = (data.d <= s.d_max) & (data.d >= s.d_min)
+        means.append(float(intensity[inside].mean()) if inside.any() else math.nan)
+    return [math.log(mean) if mean > 0 else math.nan for mean in means]
+
+
 def wilson_table(data: Amplitudes, wilson: Normalised) -> str:
     """Wilson plot and quality of the data by resolution shell."""
-    intensity = wilson.e2 * wilson.expected / data.epsilon
-    rows: list[tuple[Any, ...]] = []
-    for i, s in enumerate(wilson.shells, start=1):
-        inside = (data.d <= s.d_max) & (data.d >= s.d_min)
-        mean = float(intensity[inside].mean()) if inside.any() else math.nan
-        log = math.log(mean) if mean > 0 else math.nan
-        rows.append((i, 1 / s.d_min**2, s.d_min, s.n, log, s.mean_e2, s.completeness, s.i_over_sigma))
+    logs = ln_mean_intensities(data, wilson)
+    rows = [
+        (i, 1 / s.d_min**2, s.d_min, s.n, log, s.mean_e2, s.completeness, s.i_over_sigma)
+        for i, (s, log) in enumerate(zip(wilson.shells, logs, strict=True), start=1)
+    ]
     return loggraph(
         "Data by resolution",
         [
@@ -200,9 +216,8 @@ def verdict(outcome: Outcome) -> str:
         bar,
         textwrap.fill(verdict_line(outcome), TEXT_WIDTH, initial_indent="", subsequent_indent="   "),
     ]
-    n = sum(s.n for s in outcome.shells)
-    if n:
-        lines.append(f" Mean figure of merit: {sum(s.fom * s.n for s in outcome.shells) / n:.3f}")
+    if outcome.shells:
+        lines.append(f" Mean figure of merit: {outcome.mean_fom:.3f}")
     ranked = [t for t in outcome.trials if math.isfinite(t.score)]
     if ranked:
         best = next(t for t in outcome.trials if t.index == outcome.best)
@@ -228,20 +243,6 @@ def given_lines(given: Given) -> list[str]:
     ]
 
 
-def warnings(outcome: Outcome) -> tuple[str, ...]:
-    """What a careful reader should not miss."""
-    found = []
-    if outcome.verdict.word != "solved":
-        found.append(f"{outcome.verdict.word}: do not build into this map without further evidence")
-    if outcome.given is not None and outcome.given.kept < LITTLE_KEPT:
-        found.append(f"the result keeps only {outcome.given.kept:.0%} of what the phases given promised")
-    if outcome.data.completeness < LOW_COMPLETENESS:
-        found.append(f"the data are {100 * outcome.data.completeness:.0f} % complete")
-    if outcome.data.free is None:
-        found.append("the data carry no free-R flags; set some aside before refinement")
-    return tuple(found)
-
-
 def warning_block(text: str) -> str:
     """A warning that CCP4's interfaces pick out of the log."""
     return f"$TEXT:Warning: $$ comment $$\n WARNING: {text.replace('$', ' ')}\n$$"
@@ -255,6 +256,7 @@ def files(options: Options) -> str:
         ("Patterson map", options.pattout),
         ("run record", options.jsonout),
         ("program.xml", options.xmlout),
+        ("report", options.reportout),
     ]
     return "\n".join([" Files written", *(f"   {name:<14}{path}" for name, path in rows if path is not None)])
 
@@ -264,9 +266,7 @@ def citation() -> str:
     return "\n".join(
         [
             " If this helped, please cite ml_phaser (CITATION.cff), and the methods it rests on:",
-            "   charge flipping: Oszlanyi & Suto (2004) Acta Cryst. A60, 134-141",
-            "   iterative projections: Fienup (1982) Appl. Opt. 21, 2758-2769;",
-            "      Elser (2003) J. Opt. Soc. Am. A20, 40-55",
+            *(f"   {method}: {'; '.join(papers)}" for method, papers in METHODS.items()),
         ]
     )
 

@@ -19,6 +19,11 @@ ITEM = {
     "rows": "row",
     "next": "step",
     "needs": "need",
+    "warnings": "warning",
+    "do": "sentence",
+    "avoid": "sentence",
+    "edges": "edge",
+    "counts": "count",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -18,11 +19,16 @@ import numpy as np
 from ml_phaser import __version__
 from ml_phaser.atomic import atomic
 from ml_phaser.parameters import PARAMETERS, Options
+from ml_phaser.report.advice import advice, warnings
+from ml_phaser.report.log import ln_mean_intensities
 
 if TYPE_CHECKING:
-    from ml_phaser.outcome import Outcome
+    from collections.abc import Sequence
 
-LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors")
+    from ml_phaser.crystal.reflections import Amplitudes
+    from ml_phaser.outcome import Outcome, Trial
+
+LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors", "matplotlib", "jinja2")
 
 
 def json_safe(value: Any) -> Any:
@@ -80,6 +86,7 @@ def _sha256(path: Path) -> str | None:
     return digest.hexdigest()
 
 
+@functools.cache
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
@@ -90,16 +97,67 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def wilson_facts(wilson: Any) -> dict[str, Any] | None:
-    """The small facts of the normalisation: all but what it holds by reflection."""
+def wilson_facts(data: Amplitudes, wilson: Any) -> dict[str, Any] | None:
+    """The small facts of the normalisation: all but what it holds by reflection; its shells with ln of their mean
+    intensity."""
     if wilson is None:
         return None
+    logs = ln_mean_intensities(data, wilson)
+    shells = [{**vars(shell), "ln_mean_i": log} for shell, log in zip(wilson.shells, logs, strict=True)]
     facts = {f.name: getattr(wilson, f.name) for f in dataclasses.fields(wilson)}
-    return {name: value for name, value in facts.items() if not _by_reflection(value)}
+    return {name: value for name, value in facts.items() if not _by_reflection(value)} | {"shells": shells}
 
 
 def _by_reflection(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.size > 9
+
+
+def _begun(options: Options, status: str) -> dict[str, Any]:
+    """What is known of any run, however it stands."""
+    return {
+        "program": "ml_phaser",
+        "version": __version__,
+        "status": status,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command(options),
+        "options": options,
+        "seed": options.seed,
+        "versions": _versions(),
+        "outputs": {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"},
+    }
+
+
+def unfinished_record(
+    options: Options,
+    status: str,
+    *,
+    stage: str,
+    fraction: float,
+    seconds: float,
+    trials: Sequence[Trial] = (),
+    best: Trial | None = None,
+    message: str | None = None,
+) -> dict[str, Any]:
+    """What is known of a run without a result, in JSON's types.
+
+    Parameters
+    ----------
+    status : "running", "failed" or "interrupted"
+    stage, fraction : the stage it is or was in; the share of the time for phasing that is gone, 0-1
+    seconds : since it began
+    trials : starts so far; those without a cycle yet are left out
+    message : why it failed
+    """
+    record = _begun(options, status) | {
+        "error": None if message is None else {"message": message},
+        "stage": stage,
+        "progress": fraction,
+        "seconds": seconds,
+        "best": best,
+        "trials": [trial for trial in trials if trial.cycles],
+    }
+    safe: dict[str, Any] = json_safe(record)
+    return safe
 
 
 def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
@@ -109,18 +167,10 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
     input file, ``outputs`` maps parameter to path.
     """
     data, cell = outcome.data, outcome.data.cell
-    record = {
-        "program": "ml_phaser",
-        "version": __version__,
-        "status": "finished",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": command(options),
-        "options": options,
-        "seed": options.seed,
+    record = _begun(options, "finished") | {
         "device": outcome.device,
         "threads": outcome.threads,
         "best_trial": outcome.best,
-        "versions": _versions(),
         "source": {
             "path": data.source.path,
             "sha256": _sha256(Path(data.source.path)),
@@ -134,11 +184,16 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "d_max": data.d_max,
         "n_reflections": len(data),
         "completeness": data.completeness,
+        "n_held": outcome.held,
         "free_flags": data.free is not None,
         "notes": data.notes,
         "choices": outcome.choices,
-        "wilson": wilson_facts(outcome.wilson),
+        "wilson": wilson_facts(data, outcome.wilson),
         "verdict": outcome.verdict,
+        "mean_fom": outcome.mean_fom,
+        "warnings": warnings(outcome),
+        "advice": advice(outcome, options),
+        "density": outcome.density,
         "hand": outcome.hand.said,
         "hand_judged": {"probability": outcome.hand.probability, **vars(outcome.hand)},
         "given_phases": outcome.given,
@@ -147,7 +202,6 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "weights": outcome.weights,
         "times": outcome.times,
         "next": outcome.next_steps,
-        "outputs": {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"},
     }
     safe: dict[str, Any] = json_safe(record)
     return safe

@@ -3,6 +3,7 @@
 The pipeline is replaced by a stand-in that writes files and makes up an outcome; all the rest is tested.
 """
 
+import html
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -33,12 +35,13 @@ def run(options, notify):
     from ml_phaser.atomic import atomic
     from ml_phaser.errors import UserError
     from ml_phaser.exchange.write import write_mtz
+    from ml_phaser.report.html import write_html
     from ml_phaser.report.program_xml import write_xml
     from ml_phaser.report.record import run_record, write_json
     mode = os.environ.get("STAND_IN", "")
     notify.stage("phase")
     result = outcome(word="not solved")
-    notify.progress(0.5, result.trials[1])
+    notify.progress(0.5, result.trials[1], result.trials)
     notify.say("half way")
     if mode == "user error": raise UserError("three reflections only", "data.mtz", "more data")
     if mode == "bug": raise ZeroDivisionError("division by zero")
@@ -59,6 +62,11 @@ def run(options, notify):
     record = run_record(result, options)
     write_json(options.jsonout, record)
     if options.xmlout: write_xml(options.xmlout, record)
+    if options.reportout: write_html(options.reportout, record)
+    if mode == "all then wait":
+        options.mapout.write_bytes(b"map")
+        print("waiting", flush=True)
+        time.sleep(60)
     return result
 pipeline.run = run
 sys.modules["ml_phaser.pipeline"] = pipeline
@@ -111,7 +119,7 @@ def test_help_is_fast_and_light():
     program = (
         "import sys, time; start = time.perf_counter(); from ml_phaser.cli import main; c = main(['--help']);"
         "print(time.perf_counter() - start, sorted({'torch', 'numpy', 'gemmi', 'pandas', 'scipy', 'rich',"
-        "'reciprocalspaceship'} & set(sys.modules)), c)"
+        "'reciprocalspaceship', 'matplotlib', 'jinja2'} & set(sys.modules)), c)"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -261,6 +269,104 @@ def test_interrupt(number, mode, left, said):
         out, err = process.communicate(timeout=20)
     done = subprocess.CompletedProcess([], process.returncode, "".join(head) + out, err)
     assert_refused(done, said, files=("data.mtz", *left))
+
+
+RECORDS = ["jsonout", "why.json", "xmlout", "why.xml", "reportout", "why.html"]
+
+
+def told():
+    """What the three records say of a run: status, error's message, number of starts; all alike."""
+    record, root = json.loads(Path("why.json").read_text()), ET.parse("why.xml").getroot()
+    page = Path("why.html").read_text()
+    message = (record["error"] or {}).get("message")
+    assert root.findtext("status") == record["status"] and root.findtext("error/message") == message
+    assert len(root.findall("trials/trial")) == len(record["trials"])
+    assert f"Run {record['status']}" in page
+    for part in (message or "").split(" Try: "):
+        assert html.escape(part, quote=False).replace('"', "&#34;") in page
+    return record["status"], message, len(record["trials"])
+
+
+@pytest.mark.parametrize("mode", ["user error", "bug", "memory"])
+def test_records_asked_for_say_why_a_run_failed(mode):
+    done = ml_phaser(*FILES, *RECORDS, mode=mode)
+    assert_refused(done, files=("data.mtz", "why.html", "why.json", "why.xml"))
+    assert told() == ("failed", done.stderr.strip().removeprefix("ml_phaser: "), 3)
+    record = json.loads(Path("why.json").read_text())
+    assert record["stage"] == "phase" and record["progress"] == 0.5 and record["best"]["score"] == 0.86
+    assert record["options"]["hklin"] == "data.mtz" and "reportout why.html" in record["command"]
+
+
+def test_records_asked_for_by_keyword_count_as_well():
+    done = ml_phaser(*FILES, stdin="XMLOUT why.xml\nEND\n", mode="user error")
+    assert_refused(done, files=("data.mtz", "why.xml"))
+
+
+def test_records_obey_overwrite(folder):
+    (folder / "why.xml").write_text("mine")
+    done = ml_phaser(*FILES, *RECORDS, mode="user error")
+    assert_refused(done, "why.xml: exists already", files=("data.mtz", "why.xml"))
+    assert (folder / "why.xml").read_text() == "mine"
+    assert_refused(ml_phaser(*FILES, *RECORDS, "overwrite", mode="user error"), "three reflections only",
+                   files=("data.mtz", "why.html", "why.json", "why.xml"))  # fmt: skip
+    assert told()[0] == "failed"
+
+
+def test_errors_before_any_work_leave_no_records():
+    assert_refused(ml_phaser(*FILES, *RECORDS, "seed", "x"), "whole number")
+    assert_refused(ml_phaser("hklin", "none.mtz", "mapout", "pred.map", *RECORDS), "no such file")
+
+
+def test_a_record_that_cannot_be_written_changes_nothing_else():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    done = ml_phaser(*FILES, "xmlout", "/dev/full", "jsonout", "why.json", mode="user error")
+    assert_refused(done, "three reflections only", files=("data.mtz", "why.json"))
+
+
+def interrupted(*words, mode):
+    """The command, sent SIGTERM when it says that it waits."""
+    with subprocess.Popen(
+        [*COMMAND, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENV | {"STAND_IN": mode},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        head = []
+        while not head or head[-1] != "waiting\n":
+            head.append(process.stdout.readline())
+            assert head[-1], "ended early"
+        now = Path("why.xml").read_text() if Path("why.xml").exists() else ""
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    return now, subprocess.CompletedProcess([], process.returncode, "".join(head) + out, err)
+
+
+def test_interrupted_run_is_recorded_as_such():
+    now, done = interrupted(*FILES, *RECORDS, mode="wait")
+    assert ET.fromstring(now).findtext("status") == "running"
+    assert_refused(done, "interrupted; no results were written", "why.xml",
+                   files=("data.mtz", "why.html", "why.json", "why.xml"))  # fmt: skip
+    assert told() == ("interrupted", None, 3)
+
+
+def test_record_of_a_complete_run_survives_what_comes_after():
+    _, done = interrupted(*FILES, *RECORDS, mode="all then wait")
+    assert_refused(done, "complete files were written",
+                   files=("data.mtz", "pred.map", "pred.mtz", "why.html", "why.json", "why.xml"))  # fmt: skip
+    assert json.loads(Path("why.json").read_text())["status"] == "finished"
+    assert ET.parse("why.xml").findtext("status") == "finished" and "Not solved" in Path("why.html").read_text()
+
+
+def test_reader_that_goes_away_leaves_a_record():
+    with subprocess.Popen(
+        [*COMMAND, *FILES, "xmlout", "why.xml"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=ENV | {"STAND_IN": "chatty"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=20) == 1
+    assert ET.parse("why.xml").findtext("status") == "interrupted"
 
 
 def test_reader_of_the_log_goes_away():

@@ -1,5 +1,6 @@
 """The main job from command to files, the files read by other programs, and every parameter's effect on them."""
 
+import html
 import io
 import json
 import math
@@ -83,6 +84,7 @@ def folder(tmp_path_factory):
 def usual(folder):
     """The run that the others differ from."""
     more = ["pattout", str(folder / "patterson.map"), "xmlout", str(folder / "program.xml")]
+    more += ["reportout", str(folder / "report.html")]
     return phase(folder, "usual", *more)
 
 
@@ -191,6 +193,19 @@ def test_patterson_map_is_that_of_cctbx(usual, folder):
     assert np.corrcoef(values, theirs.reshape(-1)[::89])[0, 1] > 0.99  # interpolated: the grids differ
 
 
+def test_spread_of_the_density_is_that_of_the_map(usual):
+    """From the file, by numpy's and scipy's own functions."""
+    from scipy.stats import skew
+
+    grid = np.asarray(usual.map.grid, dtype=float).ravel()
+    density = usual.record["density"]
+    assert density["sigma"] == pytest.approx(grid.std(), rel=1e-5)
+    assert density["skewness"] == pytest.approx(skew(grid), rel=1e-4)
+    counts, edges = np.histogram((grid - grid.mean()) / grid.std(), density["histogram"]["edges"])
+    assert np.abs(counts - density["histogram"]["counts"]).sum() < 1e-3 * grid.size  # single precision at the edges
+    assert counts.sum() == grid.size and edges[0] <= -1 < 3 < edges[-1]
+
+
 def test_record_and_xml(usual, folder):
     record = usual.record
     assert record["verdict"]["word"] in ("solved", "uncertain", "not solved")
@@ -237,7 +252,16 @@ def pattout(folder, usual):
 
 
 def xmlout(folder, usual):
-    assert (folder / "program.xml").exists()
+    root = ET.parse(folder / "program.xml").getroot()
+    assert root.findtext("status") == usual.record["status"] == "finished"
+    assert root.findtext("command") == usual.record["command"] and not list(folder.glob("hklout*.xml"))
+
+
+def reportout(folder, usual):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert html.escape(usual.record["verdict"]["reason"], quote=False) in page
+    assert page.count("<figure>") == page.count("<svg") == 2 + 3 + 1 + 3  # P 21 21 21 has three Harker sections
+    assert [p.name for p in folder.glob("*.html")] == ["report.html"]
 
 
 def labin(folder, usual):
@@ -394,8 +418,8 @@ def quiet(folder, usual):
 
 
 CHECKS = (
-    hklin, mapout, hklout, pattout, jsonout, xmlout, labin, resolution, phasein, labphase, spacegroup, cell, trials,
-    timelimit, engine, hand, mapextent, seed, device, threads, overwrite, quiet,
+    hklin, mapout, hklout, pattout, jsonout, xmlout, reportout, labin, resolution, phasein, labphase, spacegroup, cell,
+    trials, timelimit, engine, hand, mapextent, seed, device, threads, overwrite, quiet,
 )  # fmt: skip
 
 

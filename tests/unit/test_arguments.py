@@ -76,6 +76,7 @@ VALUES = {
     "pattout": ("p.map", "p.map"),
     "jsonout": ("r.json", "r.json"),
     "xmlout": ("program.xml", "program.xml"),
+    "reportout": ("report.html", "report.html"),
     "labin": ("FP=F SIGFP=SIGF", "FP=F SIGFP=SIGF"),
     "phasein": ("mir.mtz", "mir.mtz"),
     "labphase": ("PHIB=PHI FOM=W", "PHIB=PHI FOM=W"),

@@ -18,7 +18,7 @@ from sample_outcome import amplitudes, options, outcome
 from ml_phaser.crystal.reflections import Source
 from ml_phaser.errors import UserError
 from ml_phaser.report.program_xml import to_xml, write_xml
-from ml_phaser.report.record import json_safe, run_record, write_json
+from ml_phaser.report.record import json_safe, run_record, unfinished_record, write_json
 
 
 @pytest.fixture
@@ -59,6 +59,35 @@ def test_wilson_without_the_reflections(record):
     assert wilson["wilson_b"] == 11.25 and wilson["aniso_b"] == [1.0, -0.5, -0.5, 0, 0, 0]
     assert len(wilson["shells"]) == 2 and wilson["shells"][1]["i_over_sigma"] is None
     assert "e" not in wilson and len(json.dumps(record)) < 10000
+
+
+def test_status_and_what_readers_should_know(record):
+    assert record["status"] == "finished" and record["density"] is None and record["n_held"] == 0
+    assert record["mean_fom"] == pytest.approx((0.91 * 200 + 0.75 * 600) / 800)
+    assert record["warnings"] == ["the data carry no free-R flags; set some aside before refinement"]
+    assert record["advice"]["do"] and record["advice"]["avoid"]
+    assert run_record(outcome(word="uncertain"), options())["advice"] != record["advice"]
+
+
+def test_wilson_plot_is_that_of_the_data(record):
+    """The stand-in's expected intensity is f^2 + 1 in units of E^2 = 1."""
+    data = amplitudes()
+    for shell in record["wilson"]["shells"]:
+        inside = (data.d <= shell["d_max"]) & (data.d >= shell["d_min"])
+        wanted = np.log(np.mean((data.f[inside] ** 2 + 1) / data.epsilon[inside]))
+        assert shell["ln_mean_i"] == pytest.approx(wanted)
+
+
+def test_record_of_a_run_without_a_result():
+    trials = outcome().trials
+    record = unfinished_record(
+        options(seed=4), "failed", stage="phase", fraction=0.5, seconds=3.0, trials=trials, best=trials[1], message="no"
+    )
+    assert strict(json.dumps(record)) == record
+    assert (record["status"], record["error"], record["stage"]) == ("failed", {"message": "no"}, "phase")
+    assert record["best"]["score"] == 0.86 and len(record["trials"]) == 3 and record["seed"] == 4
+    assert "verdict" not in record
+    assert set(record["options"]) == {f.name for f in dataclasses.fields(options())}
 
 
 def test_every_parameter_is_in_the_record(record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from crystals import Crystal, agreement, crystal, problem_of
 
+from ml_phaser.outcome import Trial
 from ml_phaser.phasing.dual_space import Relaxed, sparse
 from ml_phaser.phasing.finish import Finisher, Solution
 from ml_phaser.phasing.projections import forward, inverse
@@ -22,9 +24,16 @@ def hunt_for(c: Crystal, *, trials: int | None = None, seconds: float = 20.0, se
     method = Relaxed(p, sparse(0.08), 0.4, "RRR")
     entrant = Entrant(method, p, rows, batch=4, cycles=cycles, block=50, core=sparse(0.02), home=home)
     told: list[float] = []
+    counts: list[int] = []
+
+    def listen(fraction: float, best: Trial | None, trials: Sequence[Trial]) -> None:
+        told.append(fraction)
+        counts.append(len(trials))
+
     hunt = search([entrant], [home], p, len(c.hkl), seconds=seconds, most_trials=trials, seed=seed,
-                  progress=lambda fraction, best: told.append(fraction))  # fmt: skip
+                  progress=listen)  # fmt: skip
     assert told and min(told) >= 0 and max(told) <= 1
+    assert counts == sorted(counts) and counts[-1] == len(hunt.trials)
     return hunt
 
 
