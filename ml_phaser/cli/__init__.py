@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "compare": "agreement of two sets of phases, or of phases and a model",
+    "next": "commands for the programs that can go on from phases",
     "refine": "coordinates and B of a model against measured amplitudes",
     "simulate": "measured-looking data of a crystal of known structure",
     "train": "train the network of the learned density modification",

@@ -14,7 +14,12 @@ from ml_phaser.parameters import Options
 
 def _outputs(options: Options) -> tuple[Path, ...]:
     paths = (options.mapout, options.hklout, options.pattout, options.jsonout, options.xmlout)
-    return tuple(p for p in paths if p is not None)
+    named = tuple(p for p in paths if p is not None)
+    if options.shelxout is None:
+        return named
+    from ml_phaser.exchange.shelxe import companions
+
+    return (*named, *companions(options.shelxout))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -94,11 +99,13 @@ def run(
 
     with Reporter(quiet=options.quiet) as notify:
         outcome = phase(options, notify)
+    print(log.report(outcome, options) if loud else log.verdict_line(outcome))
+    if options.then != "none":
+        from ml_phaser.cli.then import go_on
+
+        go_on(outcome, options)
     if loud:
-        print(log.report(outcome, options))
         print(session.ending("Normal termination"))
-    else:
-        print(log.verdict_line(outcome))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Free-R flags for data that have none, in CCP4's convention: 0 is the test set, 1 to n - 1 are equal parts of the rest."""
+"""Free-R flags for data that have none, in CCP4's convention: 0 is the test set, 1 to n - 1 parts of the rest."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ NEEDS_HEADER = "the sequence as FASTA: put a line >name first"
 class Phased:
     """Facts of a phased MTZ: labels as they stand in it, empty where it has none.
 
-    amplitudes : F, SIGF; phases : phase, figure of merit; hl : the four coefficients; coefficients : F, phase of the map
+    amplitudes : F, SIGF; phases : phase, figure of merit; hl : the four coefficients; coefficients : F, phase of a map
     free, free_value : free-R flags and the value of the test set (None where that cannot be told)
     d_min : in A, of the phases; volume : of the asymmetric unit, A^3; spacegroup : Hermann-Mauguin symbol
     """
@@ -305,7 +305,7 @@ def _refmac(facts: Phased) -> NextStep:
         lines.append(f"FREE {facts.free_value}")
     words = ["refmac5", "hklin", str(facts.path), "xyzin", MODEL]
     words += ["hklout", str(_beside(facts.path, "_refined.mtz")), "xyzout", str(_beside(facts.path, "_refined.pdb"))]
-    text = "\n".join([f"{shlex.join(words)} << END", *lines, "END", "END"])
+    text = f"printf '%s\\n' {shlex.join([*lines, 'END'])} | {shlex.join(words)}"
     needs = _lacking((True, NEEDS_MODEL), (not facts.amplitudes, NEEDS_AMPLITUDES), (not facts.free, NEEDS_FREE))
     purpose = "refine a model against amplitudes and phases (CCP4)"
     return NextStep("Refmac", purpose, text, needs, shutil.which("refmac5") is not None)

@@ -87,7 +87,9 @@ def fasta(sequence: Sequence) -> str:
 def _headed(lines: list[str], where: str, hint: str) -> list[Chain]:
     """Chains that each begin with a line ">name"; after PIR's, the next line is a title."""
     chains: list[Chain] = []
-    name, body, title = None, [], False
+    name: str | None = None
+    body: list[str] = []
+    title = False
     for line in [*lines, ">"]:
         if line.startswith(">"):
             if name is not None:

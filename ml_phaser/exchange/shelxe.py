@@ -1,8 +1,8 @@
 """What SHELXE reads: phases (.phi), intensities (.hkl) and the crystal (.ins), three files of one stem.
 
 All are FORTRAN: fields by column, not by blanks. ``.phi`` is ``3I4,F9.2,F8.4,F8.1,F8.2`` (h k l, F, figure of merit,
-phase in degrees, sigma of F), ``.hkl`` is ``3I4,2F8.2`` (F^2 and its sigma; HKLF 4), ended by a line of zeros. One scale
-serves both, so that F^2 of the one is the intensity of the other.
+phase in degrees, sigma of F), ``.hkl`` is ``3I4,2F8.2`` (F^2 and its sigma; HKLF 4), ended by a line of zeros. One
+scale serves both, so that F^2 of the one is the intensity of the other.
 """
 
 from __future__ import annotations

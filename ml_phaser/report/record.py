@@ -134,7 +134,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "d_max": data.d_max,
         "n_reflections": len(data),
         "completeness": data.completeness,
-        "free_flags": data.free is not None,
+        "free_flags": data.free is not None or bool(outcome.free_made),
         "notes": data.notes,
         "choices": outcome.choices,
         "wilson": wilson_facts(outcome.wilson),
@@ -147,6 +147,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "weights": outcome.weights,
         "times": outcome.times,
         "next": outcome.next_steps,
+        "then": outcome.then,
         "outputs": {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"},
     }
     safe: dict[str, Any] = json_safe(record)
