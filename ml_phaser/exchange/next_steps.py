@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
@@ -79,7 +79,7 @@ def read_phased(path: Path, *, labin: str | None = None, labphase: str | None = 
 
     Parameters
     ----------
-    labin : amplitudes, e.g. "F,SIGF" or "FP=F SIGFP=SIGF" [F, SIGF; else the only ones]
+    labin : amplitudes, e.g. "F,SIGF" or "FP=F SIGFP=SIGF" [those ml_phaser made; else the only ones]; "" for none
     labphase : "PHIB,FOM" or "HLA,HLB,HLC,HLD" [ml_phaser's; else the only ones]
 
     Raises
@@ -97,11 +97,10 @@ def read_phased(path: Path, *, labin: str | None = None, labphase: str | None = 
     if len(given) not in (0, 2, 4):
         raise UserError(f"names {len(given)} columns", "labphase", "labphase PHIB,FOM or labphase HLA,HLB,HLC,HLD")
     measured = [r for r in _runs(mtz, "FQ") if not is_calculated(r[0]) and _filled(mtz, r)]
-    own = [r for r in measured if mtz.column_with_label(r[0]).dataset.dataset_name == OWN_DATASET]
-    if labin:
-        amplitudes = _checked(mtz, _named(labin), "FQ", "labin", where)
-    else:  # those ml_phaser made of intensities are what its phases belong to
-        amplitudes = own[-1] if own else _one_of(measured, (), "labin", where)
+    if labin is not None:
+        amplitudes = _checked(mtz, _named(labin), "FQ", "labin", where) if labin else ()
+    else:
+        amplitudes = _own(mtz) or _one_of(measured, (), "labin", where)
     if given:
         wanted = _checked(mtz, given, "PW" if len(given) == 2 else "AAAA", "labphase", where)
         phases, hl = (wanted, ()) if len(given) == 2 else ((), wanted)
@@ -131,12 +130,18 @@ def read_phased(path: Path, *, labin: str | None = None, labphase: str | None = 
 def of_result(path: Path, data: Amplitudes) -> Phased:
     """Facts of the MTZ that a run wrote for ``data``: the amplitudes are those it phased."""
     labels = data.source.columns if data.source.kind == "amplitude" else ()
-    there = parse(load(path), path.name).column_labels()
-    if not labels or not set(labels) <= set(there):
-        return read_phased(path)
-    if len(labels) == 2:
-        return read_phased(path, labin=",".join(labels))
-    return replace(read_phased(path), amplitudes=())  # no standard uncertainties
+    mtz = parse(load(path), path.name)
+    if not labels or not set(labels) <= set(mtz.column_labels()):
+        labels = _own(mtz)
+    usable = len(labels) == 2 and _filled(mtz, labels)  # with standard uncertainties
+    return read_phased(path, labin=",".join(labels) if usable else "")
+
+
+def _own(mtz: gemmi.Mtz) -> tuple[str, ...]:
+    """The amplitudes that ml_phaser made of intensities, which its phases belong to; () where there are none."""
+    measured = [r for r in _runs(mtz, "FQ") if _filled(mtz, r)]
+    own = [r for r in measured if mtz.column_with_label(r[0]).dataset.dataset_name == OWN_DATASET]
+    return own[-1] if own else ()
 
 
 def _runs(mtz: gemmi.Mtz, types: str) -> list[tuple[str, ...]]:
