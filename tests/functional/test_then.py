@@ -1,5 +1,8 @@
-"""Going on with the next program. The programs are stand-ins, named as such: shell and Python scripts on PATH that check
-names, arguments, columns and files strictly; so is the phasing, whose outcome is made up. All else is the program."""
+"""Going on with the next program.
+
+The programs are stand-ins, named as such: scripts on PATH that check names, arguments, columns and files strictly; so
+is the phasing, whose outcome is made up. All else is the program.
+"""
 
 import json
 import os

@@ -370,7 +370,7 @@ def without_flags(folder):
 def freer(folder, usual):
     """Without it no flags; with it flags of that share, which the seed and nothing else of the run changes."""
     hklin = without_flags(folder)
-    plain = phase(folder, "unflagged", hklin=hklin)
+    plain = phase(folder, "freer_none", hklin=hklin)
     assert "FreeR_flag" not in plain.mtz.column_labels() and not plain.record["free_flags"]
     runs = [phase(folder, f"freer{x}_{s}", "freer", x, "seed", s, hklin=hklin) for x, s in ((5, 0), (10, 0), (10, 1))]
     flags = [run.column("FreeR_flag") for run in runs]
