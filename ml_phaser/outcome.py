@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,22 @@ class NextStep:
     installed: bool = False
 
 
+@dataclass(frozen=True)
+class Then:
+    """What became of the program that went on from the result.
+
+    command : as it could be typed again; exit_code : None where it was not started, minus the signal that ended it;
+    seconds : wall-clock; log : what it printed; summary : a sentence, what it reached or why it was not run
+    """
+
+    program: str
+    command: str
+    exit_code: int | None
+    seconds: float
+    log: Path | None
+    summary: str
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """Everything a run found out.
@@ -122,8 +139,10 @@ class Outcome:
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
     shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from;
-    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here; ``held``: number
-    of reflections kept out of the phasing; ``density``: spread of the values of the map written.
+    ``given``: what became of phases the user gave; ``free_made``: label of free-R flags made, empty if none;
+    ``next_steps``: programs that can go on from here, none where nothing was solved; ``then``: the one that did;
+    ``held``: number of reflections kept out of the phasing; ``density``: spread of the values of the map written;
+    ``pictures``: drawn for the report.
     """
 
     data: Amplitudes
@@ -140,9 +159,12 @@ class Outcome:
     threads: int = 1
     best: int = 0
     given: Given | None = None
+    free_made: str = ""
     next_steps: tuple[NextStep, ...] = ()
+    then: Then | None = None
     held: int = 0
     density: Distribution | None = None
+    pictures: tuple[Any, ...] = ()
 
     @property
     def mean_fom(self) -> float:

@@ -32,6 +32,8 @@ class Parameter:
     expert: bool = False
 
 
+MAP_SUFFIXES = (".map", ".ccp4", ".mrc")
+
 GROUPS = {
     "data": "Measured data",
     "starts": "Starting phases",
@@ -182,3 +184,9 @@ class Options:
     threads: int | None = None
     overwrite: bool = False
     quiet: bool = False
+
+
+def beside(mapout: Path, suffix: str) -> Path:
+    """``mapout`` with another extension; a last part that is no map extension belongs to the name."""
+    stem = mapout.stem if mapout.suffix.lower() in MAP_SUFFIXES else mapout.name
+    return mapout.with_name(stem + suffix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from ml_phaser.notify import Notify
 from ml_phaser.outcome import Hand, Outcome, Phases, ShellRow, Verdict
 from ml_phaser.parameters import Options
+
+Part = Callable[[Path], Path]  # where to write what will become a file when all are complete
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +34,7 @@ def run(options: Options, notify: Notify) -> Outcome:
     clock = Clock(notify)
     with clock.stage("read"):
         data = read(options)
+        check_next(data, options)
         given = read_given(data, options)
     with clock.stage("normalise"):
         normalised = normalise(data)
@@ -75,6 +78,18 @@ def read(options: Options) -> Amplitudes:
         options.hklin, labin=options.labin, resolution=options.resolution,
         spacegroup=options.spacegroup, cell=options.cell,
     )  # fmt: skip
+
+
+def check_next(data: Amplitudes, options: Options) -> None:
+    """What later steps need and these data lack, said before the work rather than after it. Raises UserError."""
+    if options.shelxout is not None:
+        from ml_phaser.exchange.shelxe import check_group
+
+        check_group(data.spacegroup)
+    if options.then != "none":
+        from ml_phaser.chain import check_data
+
+        check_data(data, options)
 
 
 def read_given(data: Amplitudes, options: Options) -> UserPhases | None:
@@ -161,7 +176,8 @@ def weigh(
 
 
 def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:
-    """Map, MTZ, Patterson, run record, program.xml, report: all or none. Returns the outcome with what was noted."""
+    """Map, MTZ, Patterson, files for SHELXE, run record, program.xml, report: all of them or none. Returns the outcome
+    with what was noted and the programs that can go on from it."""
     from contextlib import ExitStack
 
     import numpy as np
@@ -170,11 +186,9 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
     from ml_phaser.atomic import atomic
     from ml_phaser.crystal.maps import density, distribution, symmetric_shape, write_map
     from ml_phaser.crystal.patterson import patterson_group
-    from ml_phaser.exchange.write import write_mtz
-    from ml_phaser.report.html import write_html
+    from ml_phaser.exchange.write import FreeSet, write_mtz
     from ml_phaser.report.pictures import draw
-    from ml_phaser.report.program_xml import write_xml
-    from ml_phaser.report.record import run_record, write_json
+    from ml_phaser.report.record import run_record
 
     data, phases = outcome.data, outcome.phases
     coefficients = phases.fom * normalised.f * np.exp(1j * phases.phase)
@@ -186,17 +200,68 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
             return together.enter_context(atomic(path))
 
         said = f"ml_phaser {__version__}: {outcome.verdict.word}, P = {outcome.verdict.probability:.2f}"
-        notes = write_mtz(part(options.hklout), data, phases, normalised.f, normalised.sigf, history=[said])
+        free = None if options.freer is None else FreeSet(options.freer / 100, options.seed)
+        hklout = part(options.hklout)
+        notes = write_mtz(hklout, data, phases, normalised.f, normalised.sigf, history=[said], free=free)
+        if free is not None and data.free is not None:
+            notes = (*notes, "The data have free-R flags: they are kept, and freer makes no others.")
         write_map(part(options.mapout), rho, data.cell, data.spacegroup, options.mapextent)
         if options.pattout is not None:
             group = patterson_group(data.spacegroup)
             write_map(part(options.pattout), patterson(data), data.cell, group, options.mapextent)
+        if options.shelxout is not None:
+            notes = (*notes, *write_for_shelxe(options.shelxout, outcome, normalised, part))
         outcome = replace(outcome, choices=(*outcome.choices, *notes), density=distribution(rho))
-        record = run_record(outcome, options)
+        outcome = with_next_steps(outcome, hklout, options)
         if options.reportout is not None:
-            pictures = draw(record, rho, patterson(data, origin_removed=True))
-            write_html(part(options.reportout), record, pictures)
-        if options.xmlout is not None:
-            write_xml(part(options.xmlout), record)
-        write_json(part(options.jsonout), record)
+            drawn = draw(run_record(outcome, options), rho, patterson(data, origin_removed=True))
+            outcome = replace(outcome, pictures=drawn)
+        write_records(outcome, options, part)
     return outcome
+
+
+def write_for_shelxe(phi: Path, outcome: Outcome, normalised: Normalised, part: Part) -> tuple[str, ...]:
+    """The three files that SHELXE reads; sentences for the log."""
+    from ml_phaser.exchange.shelxe import companions, shelxe_set
+
+    texts = shelxe_set(outcome.data, outcome.phases, normalised.f, normalised.sigf, title=phi.stem)
+    for path, text in zip(companions(phi), (texts.phi, texts.hkl, texts.ins), strict=True):
+        part(path).write_text(text, encoding="ascii")
+    return texts.notes
+
+
+def with_next_steps(outcome: Outcome, mtz: Path, options: Options) -> Outcome:
+    """The outcome with what the MTZ just written is good for. Nothing is, where nothing was solved."""
+    from ml_phaser.exchange.next_steps import next_steps, of_result
+    from ml_phaser.exchange.sequence import read_sequence
+
+    facts = replace(of_result(mtz, outcome.data), path=options.hklout)
+    outcome = replace(outcome, free_made=facts.free if outcome.data.free is None else "")
+    if outcome.verdict.word == "not solved":
+        return outcome
+    sequence = None if options.seqin is None else read_sequence(options.seqin)
+    return replace(outcome, next_steps=next_steps(facts, sequence, options.shelxout))
+
+
+def write_records(outcome: Outcome, options: Options, part: Part) -> None:
+    """The views of the run record: JSON, and program.xml and the report where asked for."""
+    from ml_phaser.report.html import write_html
+    from ml_phaser.report.program_xml import write_xml
+    from ml_phaser.report.record import run_record, write_json
+
+    record = run_record(outcome, options)
+    if options.xmlout is not None:
+        write_xml(part(options.xmlout), record)
+    if options.reportout is not None:
+        write_html(part(options.reportout), record, outcome.pictures)
+    write_json(part(options.jsonout), record)
+
+
+def record_again(outcome: Outcome, options: Options) -> None:
+    """Write the views of the run record anew, with what happened after the other files were written."""
+    from contextlib import ExitStack
+
+    from ml_phaser.atomic import atomic
+
+    with ExitStack() as together:
+        write_records(outcome, options, lambda path: together.enter_context(atomic(path)))

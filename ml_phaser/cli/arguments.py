@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ml_phaser.errors import UserError
-from ml_phaser.parameters import PARAMETERS, Options, Parameter
+from ml_phaser.parameters import MAP_SUFFIXES, PARAMETERS, Options, Parameter, beside
 
 BY_NAME = {p.name: p for p in PARAMETERS}
 RECORDS = ("jsonout", "xmlout", "reportout")
 INPUTS = {p.name for p in PARAMETERS if p.kind == "input"}
-MAP_SUFFIXES = (".map", ".ccp4", ".mrc")
 DEFAULT_SUFFIX = {
     "hklin": ".mtz",
     "phasein": ".mtz",
@@ -405,12 +404,6 @@ def _with_suffix(path: Path, name: str) -> Path:
     return path if path.exists() and not path.is_file() else full
 
 
-def beside(mapout: Path, suffix: str) -> Path:
-    """``mapout`` with another extension; a last part that is no map extension belongs to the name."""
-    stem = mapout.stem if mapout.suffix.lower() in MAP_SUFFIXES else mapout.name
-    return mapout.with_name(stem + suffix)
-
-
 def _same(a: Path, b: Path) -> bool:
     """Whether two paths are one file, through links and case-blind file systems too."""
     try:
@@ -434,19 +427,40 @@ def check_files(options: Options) -> None:
         _check_input(name, path)
     if options.labphase is not None and options.phasein is None:
         raise UserError("names columns of phasein, which is missing", "labphase", "phasein phases.mtz")
-    outputs = {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "output"}
-    seen: dict[str, Path] = {}
-    for name, path in outputs.items():
-        if path is None:
-            continue
+    seen: list[tuple[str, Path]] = []
+    for name, path in _output_files(options):
         _check_output(name, path, overwrite=options.overwrite)
         special = path.exists() and not path.is_file()
         if not special and any(_same(path, given) for given in inputs.values()):
             raise UserError("would overwrite the input", f"{name} {path}", f"another name for {name}")
-        for other, there in seen.items():
+        for other, there in seen:
             if not special and _same(path, there):
                 raise UserError(f"is the same file as {other}", f"{name} {path}", f"another name for {name}")
-        seen[name] = path
+        seen.append((name, path))
+
+
+def _output_files(options: Options) -> list[tuple[str, Path]]:
+    """Parameter and path of every file to write; shelxout stands for three."""
+    named = [(p.name, getattr(options, p.name)) for p in PARAMETERS if p.kind == "output"]
+    files = [(name, path) for name, path in named if path is not None]
+    if options.shelxout is not None:
+        from ml_phaser.exchange.shelxe import check_stem, companions
+
+        check_stem(options.shelxout)
+        files += [("shelxout", path) for path in companions(options.shelxout)[1:]]
+    return files
+
+
+def check_next(options: Options) -> None:
+    """What the program that is to go on needs, as far as it can be known before the data are read. Raises UserError."""
+    if options.seqin is not None:
+        from ml_phaser.exchange.sequence import read_sequence
+
+        read_sequence(options.seqin)
+    if options.then != "none":
+        from ml_phaser.chain import check_program
+
+        check_program(options)
 
 
 def _check_input(name: str, path: Path) -> None:
@@ -518,6 +532,7 @@ def understand(words: Sequence[str], stream: TextIO | None, commands: Sequence[s
     notes += [f"{name}: the command line overrides the keyword" for name in keywords if name in typed]
     options = options_from({**keywords, **typed})
     check_files(options)
+    check_next(options)
     records = {name: getattr(options, name) for name in RECORDS if name in typed or name in keywords}
     return Request(options, tuple(lines), tuple(notes), records)
 

@@ -16,7 +16,12 @@ from ml_phaser.report.live import Live, stamp
 
 def _outputs(options: Options) -> tuple[Path, ...]:
     paths = (getattr(options, p.name) for p in PARAMETERS if p.kind == "output")
-    return tuple(p for p in paths if p is not None)
+    named = tuple(p for p in paths if p is not None)
+    if options.shelxout is None:
+        return named
+    from ml_phaser.exchange.shelxe import companions
+
+    return (*named, *(p for p in companions(options.shelxout) if p not in named))
 
 
 @dataclass
@@ -103,11 +108,13 @@ def run(request: Request, session: Session) -> int:
 
     with Reporter(quiet=options.quiet) as live.listener:
         outcome = phase(options, live)
+    print(log.report(outcome, options) if loud else log.verdict_line(outcome))
+    if options.then != "none":
+        from ml_phaser.cli.then import go_on
+
+        go_on(outcome, options)
     if loud:
-        print(log.report(outcome, options))
         print(session.ending("Normal termination"))
-    else:
-        print(log.verdict_line(outcome))
     return 0
 
 

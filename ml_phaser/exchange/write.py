@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ml_phaser import __version__
 from ml_phaser.atomic import atomic
 from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.exchange import free_flags
 from ml_phaser.outcome import Phases
 
 DATASET = "ml_phaser"
@@ -34,6 +36,14 @@ OLD = "_in"  # appended to an input column in the way of ours
 CELL_TOLERANCE = (0.01, 0.01)  # A, degrees: what the MTZ header's precision leaves of one and the same cell
 
 
+@dataclass(frozen=True)
+class FreeSet:
+    """Free-R flags to make: share of the reflections in the test set (0-1), seed."""
+
+    share: float
+    seed: int
+
+
 def write_mtz(
     path: Path | str,
     data: Amplitudes,
@@ -42,6 +52,7 @@ def write_mtz(
     sigf: NDArray[np.float64] | None = None,
     *,
     history: Sequence[str] = (),
+    free: FreeSet | None = None,
 ) -> tuple[str, ...]:
     """Write FWT PHWT PHIB FOM HLA HLB HLC HLD, with the data they belong to.
 
@@ -49,17 +60,19 @@ def write_mtz(
     history is kept, rows are brought to the asymmetric unit, and the phases are added in a dataset of their
     own. A column of the input with one of our names is renamed (``FWT`` to ``FWT_in``). Where amplitudes had
     to be made (from intensities or Friedel mates) they are added as F and SIGF. Otherwise a new MTZ with F,
-    SIGF, I and SIGI where measured, the free-R flags, and the phases.
+    SIGF, I and SIGI where measured, the free-R flags, and the phases. Flags asked for with ``free`` are made for every
+    reflection of the file, those without phases too, where the data have none; they stand after the data.
 
     Parameters
     ----------
     phases : on ``data.hkl``; rows with a phase or figure of merit that is not finite stay missing
     f, sigf : (n,) amplitudes for FWT = FOM F and the columns F, SIGF; those of ``data`` if not given
     history : lines for the MTZ history, put above those of the input
+    free : free-R flags to make where ``data`` have none
 
     Returns
     -------
-    sentences for the log about what was renamed or left behind
+    sentences for the log about what was renamed, made or left behind
 
     Raises
     ------
@@ -77,6 +90,8 @@ def write_mtz(
         _make_room(mtz, notes)
         if data.source.kind != "amplitude":
             _add_amplitudes(mtz, data, f, sigf)
+    if free is not None and data.free is None:
+        notes.append(_add_free(mtz, data, free))
     _append(mtz, data.hkl, PHASE_COLUMNS, columns, _dataset(mtz, data))
     now = datetime.datetime.now()
     own = f"From ml_phaser {__version__} {now:%d/%m/%Y %H:%M:%S} phases and figures of merit"
@@ -168,6 +183,19 @@ def _add_amplitudes(mtz: gemmi.Mtz, data: Amplitudes, f: NDArray[np.float64], si
     labels = ("F", "SIGF") if not {"F", "SIGF"} & set(mtz.column_labels()) else ("F_ML", "SIGF_ML")
     names = tuple((_free_label(mtz, label), kind) for label, kind in zip(labels, "FQ", strict=True))
     _append(mtz, data.hkl, names, np.column_stack([f, _unknown_to_nan(sigf)]), _dataset(mtz, data))
+
+
+def _add_free(mtz: gemmi.Mtz, data: Amplitudes, free: FreeSet) -> str:
+    """Free-R flags for all reflections of the file and of the data; a sentence for the log."""
+    there = np.rint(np.asarray(mtz.make_miller_array())).astype(np.int32)
+    hkl = np.unique(np.concatenate([there, data.hkl]), axis=0)
+    flags = free_flags.free_flags(hkl, data.cell, free.share, free.seed)
+    label = _free_label(mtz, free_flags.LABEL)
+    _append(mtz, hkl, ((label, "I"),), flags[:, None], _dataset(mtz, data))
+    return (
+        f"Free-R flags made: {label}, 0 to {flags.max()}, the test set is 0: {int((flags == 0).sum())} of {len(hkl)} "
+        f"reflections ({np.mean(flags == 0):.1%}), seed {free.seed}."
+    )
 
 
 def _unknown_to_nan(sigma: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,8 +21,8 @@ def warnings(outcome: Outcome) -> tuple[str, ...]:
         found.append(f"the result keeps only {outcome.given.kept:.0%} of what the phases given promised")
     if outcome.data.completeness < LOW_COMPLETENESS:
         found.append(f"the data are {100 * outcome.data.completeness:.0f} % complete")
-    if outcome.data.free is None:
-        found.append("the data carry no free-R flags; set some aside before refinement")
+    if outcome.data.free is None and not outcome.free_made:
+        found.append("the data carry no free-R flags; set some aside before refinement (freer 5 does)")
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ml_phaser.report.advice import warnings
 if TYPE_CHECKING:
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
-    from ml_phaser.outcome import Given, Outcome, Trial
+    from ml_phaser.outcome import Given, NextStep, Outcome, Trial
     from ml_phaser.parameters import Options
 
 WIDTH = 63
@@ -148,9 +149,16 @@ def data_summary(outcome: Outcome) -> str:
         ("Space group", f"{data.spacegroup.hm} (number {data.spacegroup.number})"),
         ("Resolution", f"{data.d_max:.2f} - {data.d_min:.2f} A"),
         ("Reflections", f"{len(data)}, {100 * data.completeness:.1f} % of those possible"),
-        ("Free-R flags", "none" if data.free is None else "kept"),
+        ("Free-R flags", free_set(outcome)),
     ]
     return "\n".join([" Data", *(f"   {name:<14}{value}" for name, value in rows)])
+
+
+def free_set(outcome: Outcome) -> str:
+    """Where the free-R flags are from."""
+    if outcome.data.free is not None:
+        return "kept"
+    return f"made ({outcome.free_made})" if outcome.free_made else "none"
 
 
 def wilson_summary(wilson: Normalised) -> str:
@@ -257,8 +265,32 @@ def files(options: Options) -> str:
         ("run record", options.jsonout),
         ("program.xml", options.xmlout),
         ("report", options.reportout),
+        ("for SHELXE", options.shelxout and f"{options.shelxout}, with .hkl and .ins"),
     ]
     return "\n".join([" Files written", *(f"   {name:<14}{path}" for name, path in rows if path is not None)])
+
+
+def next_steps(steps: Sequence[NextStep], word: str) -> str:
+    """Commands to paste, under what the verdict ``word`` (empty where unknown) says of them. Never wrapped."""
+    caution = {
+        "uncertain": " The phases are UNCERTAIN: look at the map before you trust what any of these builds.",
+        "not solved": " The phases are NOT SOLVED: none of these is worth running.",
+    }.get(word)
+    lines = [" What can go on from here", *([caution] if caution else [])]
+    for step in steps:
+        lines.append(f"   {step.program}: {step.purpose}{'' if step.installed else '; not found on PATH'}")
+        lines += [f"      needs {need}" for need in step.needs]
+        lines.append(f"      {step.command}")
+    return "\n".join(lines)
+
+
+def nothing_next(options: Options) -> str:
+    """Instead of commands where nothing was solved: one that lies ready to be pasted would be taken for advice."""
+    text = (
+        " What can go on from here: nothing. The phases are not solved, and no program will build a right model from "
+        f"them. (ml_phaser next hklin {shlex.quote(str(options.hklout))} lists the commands nevertheless.)"
+    )
+    return textwrap.fill(text, TEXT_WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
 
 
 def citation() -> str:
@@ -272,7 +304,7 @@ def citation() -> str:
 
 
 def report(outcome: Outcome, options: Options) -> str:
-    """Everything after the run but the last two lines: data, tables, warnings, files, verdict."""
+    """Everything after the run but the last two lines: data, tables, warnings, files, verdict, what can go on."""
     # the pipeline may hand on the notes of the data among its choices
     sentences = tuple(dict.fromkeys((*outcome.data.notes, *outcome.choices)))
     parts = [data_summary(outcome)]
@@ -287,4 +319,7 @@ def report(outcome: Outcome, options: Options) -> str:
         parts.append(trials_table(outcome.trials))
     parts += [warning_block(w) for w in warnings(outcome)]
     parts += [citation(), files(options), verdict(outcome)]
+    solved = outcome.verdict.word != "not solved"
+    if outcome.next_steps or not solved:
+        parts.append(next_steps(outcome.next_steps, outcome.verdict.word) if solved else nothing_next(options))
     return "\n\n".join(["", *parts, ""])

@@ -185,7 +185,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "n_reflections": len(data),
         "completeness": data.completeness,
         "n_held": outcome.held,
-        "free_flags": data.free is not None,
+        "free_flags": data.free is not None or bool(outcome.free_made),
         "notes": data.notes,
         "choices": outcome.choices,
         "wilson": wilson_facts(data, outcome.wilson),
@@ -202,6 +202,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "weights": outcome.weights,
         "times": outcome.times,
         "next": outcome.next_steps,
+        "then": outcome.then,
     }
     safe: dict[str, Any] = json_safe(record)
     return safe

@@ -383,6 +383,71 @@ def seed(folder, usual):
     assert same.paths["mapout"].read_bytes() == other.paths["mapout"].read_bytes()
 
 
+def without_flags(folder):
+    """The data less their free-R flags."""
+    mtz = gemmi.read_mtz_file(str(folder / "data.mtz"))
+    mtz.remove_column(len(mtz.columns) - 1)
+    mtz.write_to_file(str(folder / "unflagged.mtz"))
+    return "unflagged.mtz"
+
+
+def freer(folder, usual):
+    """Without it no flags; with it flags of that share, which the seed and nothing else of the run changes."""
+    hklin = without_flags(folder)
+    plain = phase(folder, "freer_none", hklin=hklin)
+    assert "FreeR_flag" not in plain.mtz.column_labels() and not plain.record["free_flags"]
+    runs = [phase(folder, f"freer{x}_{s}", "freer", x, "seed", s, hklin=hklin) for x, s in ((5, 0), (10, 0), (10, 1))]
+    flags = [run.column("FreeR_flag") for run in runs]
+    assert [len(set(f)) for f in flags] == [20, 10, 10] and all(run.record["free_flags"] for run in runs)
+    for f, share in zip(flags, (0.05, 0.1, 0.1), strict=True):
+        assert np.mean(f == 0) == pytest.approx(share, abs=1 / len(f))
+    assert (flags[1] != flags[2]).any() and "no free-R flags" not in runs[0].log
+    kept = phase(folder, "freer_kept", "freer", 10)
+    np.testing.assert_array_equal(kept.column("FreeR_flag"), usual.column("FreeR_flag"))
+    assert any("they are kept" in choice for choice in kept.record["choices"])
+
+
+def seqin(folder, usual):
+    """It is checked, and stands in the commands for the next programs."""
+    (folder / "s.fasta").write_text(">s\nAGYSMLKD\n")
+    other = phase(folder, "seqin", "seqin", folder / "s.fasta")
+    commands = " ".join(step["command"] for step in other.record["next"])
+    before = " ".join(step["command"] for step in usual.record["next"])
+    assert str(folder / "s.fasta") in commands and "s.fasta" not in before and before
+    (folder / "bad.fasta").write_text(">s\n1234\n")
+    words = f"hklin {folder}/data.mtz mapout {folder}/bad.map seqin {folder}/bad.fasta".split()
+    assert main([*words, *OTHER_SET]) == 1 and not (folder / "bad.map").exists()
+
+
+def shelxout(folder, usual):
+    """Phases of the MTZ, by FORTRAN columns; all three files or none."""
+    other = phase(folder, "shelxout", "shelxout", folder / "x.phi")
+    lines = (folder / "x.phi").read_text().splitlines()
+    rows = np.array([[float(x[a:b]) for a, b in ((0, 4), (4, 8), (8, 12), (21, 29), (29, 37))] for x in lines])
+    at = {tuple(h): i for i, h in enumerate(np.asarray(other.mtz.make_miller_array()).tolist())}
+    mine = [at[tuple(h)] for h in rows[:, :3].astype(int).tolist()]
+    turn = np.deg2rad(rows[:, 4] - other.column("PHIB")[mine])
+    assert len(rows) == len(at) and np.abs(np.sin(turn / 2)).max() < 1e-3
+    np.testing.assert_allclose(rows[:, 3], other.column("FOM")[mine], atol=1e-4)
+    for gone in ("x.phi", "x.hkl"):
+        (folder / gone).unlink()
+    words = [*f"hklin {folder}/data.mtz mapout {folder}/again.map shelxout {folder}/x.phi".split(), *OTHER_SET]
+    assert main(words) == 1 and not (folder / "x.phi").exists() and not (folder / "again.map").exists()
+
+
+def then(folder, usual):
+    """A stand-in for SHELXE on PATH is run in a folder of its own."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "shelxe").write_text('#!/bin/sh\nls "$1"\necho "Best trace (cycle 1 with CC 30.00%) was saved"\n')
+    (folder / "bin" / "shelxe").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+        other = phase(folder, "then", "then", "shelxe")
+    assert usual.record["then"] is None
+    assert other.record["then"]["exit_code"] == 0 and "CC 30.00 %" in other.record["then"]["summary"]
+    assert {p.name for p in (folder / "then_shelxe").iterdir()} == {"then.phi", "then.hkl", "then.ins", "shelxe.log"}
+
+
 def device(folder, usual):
     import torch
 
@@ -419,7 +484,7 @@ def quiet(folder, usual):
 
 CHECKS = (
     hklin, mapout, hklout, pattout, jsonout, xmlout, reportout, labin, resolution, phasein, labphase, spacegroup, cell,
-    trials, timelimit, engine, hand, mapextent, seed, device, threads, overwrite, quiet,
+    trials, timelimit, engine, hand, mapextent, seed, freer, seqin, shelxout, then, device, threads, overwrite, quiet,
 )  # fmt: skip
 
 
