@@ -99,6 +99,35 @@ class ShellRow:
     cc_free: float  # held-out |E| correlation in the shell, NaN where too few
 
 
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Atoms in place: names and elements (m,), residue (m,) number from 0, letters of the residues, xyz (m, 3) A."""
+
+    names: tuple[str, ...]
+    elements: tuple[str, ...]
+    residue: NDArray[np.int64]
+    letters: str
+    xyz: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments:
+    """The pieces a solution comes from.
+
+    label : what they are; fit : correlation of their |F|^2 with the measured E^2; judged : of the E that the network
+    predicts from them with the measured ones it was not given
+    """
+
+    label: str
+    fit: float
+    judged: float
+    chains: tuple[Chain, ...]
+
+    @property
+    def atoms(self) -> int:
+        return sum(len(c.names) for c in self.chains)
+
+
 @dataclass(frozen=True)
 class NextStep:
     """A program that can go on from the result.
@@ -121,7 +150,8 @@ class Outcome:
     ``choices`` are sentences about decisions made for the user; ``weights`` describes the network used (empty if
     none: name, sha256, ...); ``times`` maps stage to seconds; ``wilson`` has scale, B, anisotropy and the table of
     shells; ``device`` and ``threads`` are those used; ``best`` is the index of the trial the phases come from;
-    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here.
+    ``given``: what became of phases the user gave; ``next_steps``: programs that can go on from here;
+    ``fragments``: the pieces it comes from, where it does.
     """
 
     data: Amplitudes
@@ -139,3 +169,4 @@ class Outcome:
     best: int = 0
     given: Given | None = None
     next_steps: tuple[NextStep, ...] = ()
+    fragments: Fragments | None = None

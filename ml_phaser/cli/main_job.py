@@ -13,7 +13,7 @@ from ml_phaser.parameters import Options
 
 
 def _outputs(options: Options) -> tuple[Path, ...]:
-    paths = (options.mapout, options.hklout, options.pattout, options.jsonout, options.xmlout)
+    paths = (options.mapout, options.hklout, options.pattout, options.jsonout, options.xmlout, options.xyzout)
     return tuple(p for p in paths if p is not None)
 
 

@@ -154,6 +154,7 @@ def search(
     seed: int,
     progress: Callable[[float, Trial | None], None],
     now: Callable[[], float] = time.monotonic,
+    hunt: Hunt | None = None,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
 
@@ -164,8 +165,9 @@ def search(
     seconds : time for the whole search; batches go on, a block of cycles each, until there is one solution
     most_trials : stop after so many starts
     now : the clock, in seconds
+    hunt : a search to go on with
     """
-    hunt = Hunt(whole)
+    hunt = Hunt(whole) if hunt is None else hunt
     generator = torch.Generator().manual_seed(seed)
     began = now()
     spent = [0.0] * len(entrants)

@@ -20,7 +20,7 @@ from ml_phaser.atomic import atomic
 from ml_phaser.parameters import PARAMETERS, Options
 
 if TYPE_CHECKING:
-    from ml_phaser.outcome import Outcome
+    from ml_phaser.outcome import Fragments, Outcome
 
 LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors")
 
@@ -98,6 +98,12 @@ def wilson_facts(wilson: Any) -> dict[str, Any] | None:
     return {name: value for name, value in facts.items() if not _by_reflection(value)}
 
 
+def _fragments(placed: Fragments | None) -> dict[str, Any] | None:
+    if placed is None:
+        return None
+    return {"label": placed.label, "atoms": placed.atoms, "fit": placed.fit, "judged": placed.judged}
+
+
 def _by_reflection(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.size > 9
 
@@ -142,6 +148,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "hand": outcome.hand.said,
         "hand_judged": {"probability": outcome.hand.probability, **vars(outcome.hand)},
         "given_phases": outcome.given,
+        "fragments": _fragments(outcome.fragments),
         "shells": outcome.shells,
         "trials": outcome.trials,
         "weights": outcome.weights,
