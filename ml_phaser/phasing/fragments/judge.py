@@ -26,8 +26,9 @@ Complexes = NDArray[np.complex128]
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A network on a problem, cond (1, k) what it is told of it; e (n,) measured E of ``problem.hkl``; weight (n,) their multiplicity.
+    """A network on a problem.
 
+    cond : (1, k) what it is told of it; e : (n,) measured E of ``problem.hkl``; weight : (n,) their multiplicity
     fold : (n,) which pass leaves a reflection out, -1 for those held out of everything
     """
 
