@@ -101,6 +101,35 @@ class ShellRow:
     cc_free: float  # held-out |E| correlation in the shell, NaN where too few
 
 
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Atoms in place: names and elements (m,), residue (m,) number from 0, letters of the residues, xyz (m, 3) A."""
+
+    names: tuple[str, ...]
+    elements: tuple[str, ...]
+    residue: NDArray[np.int64]
+    letters: str
+    xyz: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments:
+    """The pieces a solution comes from.
+
+    label : what they are; fit : correlation of their |F|^2 with the measured E^2; judged : of the E that the network
+    predicts from them with the measured ones it was not given
+    """
+
+    label: str
+    fit: float
+    judged: float
+    chains: tuple[Chain, ...]
+
+    @property
+    def atoms(self) -> int:
+        return sum(len(c.names) for c in self.chains)
+
+
 @dataclass(frozen=True)
 class NextStep:
     """A program that can go on from the result.
@@ -142,7 +171,7 @@ class Outcome:
     ``given``: what became of phases the user gave; ``free_made``: label of free-R flags made, empty if none;
     ``next_steps``: programs that can go on from here, none where nothing was solved; ``then``: the one that did;
     ``held``: number of reflections kept out of the phasing; ``density``: spread of the values of the map written;
-    ``pictures``: drawn for the report.
+    ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does.
     """
 
     data: Amplitudes
@@ -165,6 +194,7 @@ class Outcome:
     held: int = 0
     density: Distribution | None = None
     pictures: tuple[Any, ...] = ()
+    fragments: Fragments | None = None
 
     @property
     def mean_fom(self) -> float:

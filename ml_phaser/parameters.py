@@ -83,6 +83,29 @@ PARAMETERS: tuple[Parameter, ...] = (
         caption="Columns of these phases", group="starts",
     ),
     Parameter(
+        "starts",
+        "choice",
+        "what to begin with; auto: pieces of peptide first where they pay, then random phases",
+        default="auto",
+        choices=("auto", "random", "fragments"),
+        caption="Begin with",
+        group="starts",
+    ),
+    Parameter(
+        "xyzin",
+        "input",
+        "your own piece to place: PDB or mmCIF of a few residues [strands and helices]",
+        caption="Piece to place",
+        group="starts",
+    ),
+    Parameter(
+        "xyzout",
+        "output",
+        "pieces as placed and grown, PDB or mmCIF, where the solution comes from them [not written]",
+        caption="Placed pieces",
+        group="output",
+    ),
+    Parameter(
         "spacegroup", "text", 'space group, e.g. P212121 or "P 21 21 21" or 19 [that of the file]',
         caption="Space group", group="data", expert=True,
     ),
@@ -168,6 +191,9 @@ class Options:
     resolution: tuple[float, float] | None = None
     phasein: Path | None = None
     labphase: str | None = None
+    starts: str = "auto"
+    xyzin: Path | None = None
+    xyzout: Path | None = None
     spacegroup: str | None = None
     cell: tuple[float, float, float, float, float, float] | None = None
     trials: int | None = None

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from ml_phaser.exchange.phases import UserPhases
     from ml_phaser.outcome import Given
     from ml_phaser.phasing.finish import Solution
+    from ml_phaser.phasing.fragments.pieces import Piece
     from ml_phaser.phasing.search import Hunt
     from ml_phaser.plan import Plan
+
+
+FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure
 
 
 def run(options: Options, notify: Notify) -> Outcome:
@@ -39,17 +43,18 @@ def run(options: Options, notify: Notify) -> Outcome:
     with clock.stage("normalise"):
         normalised = normalise(data)
     with clock.stage("phase"):
-        plan = make_plan(data, normalised, options, given)
+        plan = make_plan(data, normalised, options, given, read_piece(options))
         hunt = phase(plan, options, notify)
     with clock.stage("weigh"):
         solution, agreement = choose(hunt, data, normalised, plan)
-        keep = options.hand == "keep" or given is not None
+        keep = options.hand == "keep" or given is not None or solution.fragments is not None
         phases, shells, verdict, hand = weigh(data, normalised, plan, solution, keep_hand=keep)
     outcome = Outcome(
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
         weights=plan.weights, times=clock.times,
         device=plan.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
+        fragments=solution.fragments,
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)
@@ -116,20 +121,46 @@ def patterson(data: Amplitudes, *, origin_removed: bool = False) -> NDArray[np.f
     return patterson_map(data, intensity, origin_removed=origin_removed)
 
 
-def make_plan(data: Amplitudes, normalised: Normalised, options: Options, given: UserPhases | None = None) -> Plan:
+def read_piece(options: Options) -> Piece | None:
+    """The user's piece of structure to place, where there is one."""
+    if options.xyzin is None:
+        return None
+    from ml_phaser.exchange import fragments
+    from ml_phaser.phasing.fragments.pieces import piece
+
+    chain = fragments.read_piece(options.xyzin)
+    return piece(options.xyzin.name, chain.names, chain.elements, chain.residue, chain.letters, chain.xyz)
+
+
+def make_plan(
+    data: Amplitudes, normalised: Normalised, options: Options, given: UserPhases | None = None,
+    piece: Piece | None = None,
+) -> Plan:  # fmt: skip
     """P1 expansion, held-out reflections, and the methods the resolution allows."""
     from ml_phaser.plan import plan_phasing
 
-    return plan_phasing(data, normalised, options, starts=None if given is None else given.known)
+    starts = None if given is None else given.known
+    return plan_phasing(data, normalised, options, starts=starts, pieces=() if piece is None else (piece,))
 
 
 def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
-    """Many starts until a solution convinces or the time is up."""
-    from ml_phaser.phasing.search import search
+    """Pieces of structure where they pay, then many starts until a solution convinces or the time is up."""
+    from ml_phaser.phasing.search import Hunt, search
 
+    hunt, began = Hunt(plan.whole), time.monotonic()
+    if plan.road is not None and plan.road_rows is not None:
+        from ml_phaser.phasing.fragments.solutions import from_fragments
+
+        share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
+        from_fragments(
+            hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, share * options.timelimit,
+            lambda done: notify.progress(share * done, hunt.best, hunt.trials),
+        )  # fmt: skip
+        if options.starts == "fragments" and hunt.solutions:
+            return hunt
     return search(
-        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit, most_trials=options.trials,
-        seed=options.seed, progress=notify.progress,
+        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit - (time.monotonic() - began),
+        most_trials=options.trials, seed=options.seed, progress=notify.progress, hunt=hunt,
     )  # fmt: skip
 
 
@@ -172,6 +203,8 @@ def weigh(
     if plan.starts is not None:  # the phases given are worth what they were, whatever became of them
         fom = np.maximum(fom, np.abs(plan.starts.centroid()))
     f, hand = decide(data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved")
+    if solution.fragments is not None:
+        hand = replace(hand, said="that of the pieces placed, which are of L-amino acids or as given")
     return confidence.weigh(f, fom, data.centric), shells, verdict, hand
 
 
@@ -186,6 +219,7 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
     from ml_phaser.atomic import atomic
     from ml_phaser.crystal.maps import density, distribution, symmetric_shape, write_map
     from ml_phaser.crystal.patterson import patterson_group
+    from ml_phaser.exchange.fragments import write_fragments
     from ml_phaser.exchange.write import FreeSet, write_mtz
     from ml_phaser.report.pictures import draw
     from ml_phaser.report.record import run_record
@@ -209,6 +243,8 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
         if options.pattout is not None:
             group = patterson_group(data.spacegroup)
             write_map(part(options.pattout), patterson(data), data.cell, group, options.mapextent)
+        if options.xyzout is not None and outcome.fragments is not None:
+            write_fragments(part(options.xyzout), outcome.fragments, data.cell, data.spacegroup)
         if options.shelxout is not None:
             notes = (*notes, *write_for_shelxe(options.shelxout, outcome, normalised, part))
         outcome = replace(outcome, choices=(*outcome.choices, *notes), density=distribution(rho))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
@@ -19,6 +21,10 @@ from ml_phaser.networks.store import choose_projector, load_projector, read_card
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
+from ml_phaser.phasing.fragments.judge import Judge
+from ml_phaser.phasing.fragments.pieces import Piece, library
+from ml_phaser.phasing.fragments.road import ROOM, Road
+from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 from ml_phaser.phasing.projections import restore, unit_variance
 from ml_phaser.phasing.search import Entrant
@@ -46,6 +52,9 @@ LEARNED_MOST = 4_000_000
 POINT_BYTES = 2000  # of memory that the learned projection takes for a grid point
 FINISH_POINTS = 200_000
 ONE_THREAD = 60_000  # grid points
+FRAGMENTS_D_MIN = 1.2  # A: to here atoms are found one by one
+FRAGMENTS_ROOM = (12, 400)  # atoms of the asymmetric unit that pieces may be part of
+SCENE_MOST = 1500  # reflections that poses are scored against
 SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
 
 
@@ -55,7 +64,7 @@ class Plan:
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
     log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
-    all reflections
+    all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
     """
 
     entrants: tuple[Entrant, ...]
@@ -68,6 +77,9 @@ class Plan:
     device: str
     threads: int
     starts: PhaseDistributions | None = None
+    road: Road | None = None
+    road_rows: NDArray[np.int64] | None = None
+    road_finishers: tuple[Finisher, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +123,12 @@ def plan_phasing(
     options: Options,
     seeds: Seeds | None = None,
     starts: PhaseDistributions | None = None,
+    pieces: Sequence[Piece] = (),
 ) -> Plan:
     """Hold reflections out, choose the methods; UserError where the device asked for is not there.
 
     ``seeds``, on all reflections, are what every start begins with; ``starts``, on all reflections, what the starts are
-    drawn from.
+    drawn from; ``pieces`` those of the user to place.
     """
     board, whole, d_search = lay_out(data, normalised, options)
     used = board.rows
@@ -162,9 +175,54 @@ def plan_phasing(
             "All starts come from the phases given: the first of each method is their best map, the others are drawn "
             "from their distributions. Their origin and hand are kept."
         )
+    road, road_rows = None, None
+    if starts is None and seeds is None:
+        road, road_rows, said = fragment_road(board, network, options, pieces)
+        choices += said
+    beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
-        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts
+        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts,
+        road, road_rows, beyond,
     )  # fmt: skip
+
+
+def fragment_road(
+    board: Board, network: Projector | None, options: Options, pieces: Sequence[Piece]
+) -> tuple[Road | None, NDArray[np.int64] | None, list[str]]:
+    """The search for pieces of structure if it is wanted and can pay, its reflections, and what to say about it.
+
+    Raises UserError where it was asked for and cannot be.
+    """
+    data = board.data
+    room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
+    asked = options.starts == "fragments" or bool(pieces)
+    if options.starts == "random":
+        return None, None, []
+    reasons = [
+        (network is None, "the learned projection, which judges them, is not used"),
+        (not data.spacegroup.is_sohncke(), "no chiral molecule can crystallise in this space group"),
+        (not asked and data.d_min < FRAGMENTS_D_MIN, ""),
+        (not asked and not FRAGMENTS_ROOM[0] <= room <= FRAGMENTS_ROOM[1], ""),
+    ]
+    for hit, why in reasons:
+        if hit and asked:
+            raise UserError(f"no pieces can be placed: {why}", "starts fragments", "starts auto")
+        if hit:
+            return None, None, []
+    assert network is not None
+    config = network.config
+    rows = board.beyond(config.d_best)
+    problem = board.as_trained(rows, config.spacing, config.stride)
+    work = rows[~problem.held]
+    coarse = work[np.argsort(-data.d[work], kind="stable")[:SCENE_MOST]]
+    judge = Judge.of(
+        problem, network.to(board.device), conditions(problem), board.normalised.e[rows],
+        multiplicity(data.hkl[rows], data.spacegroup), options.seed,
+    )  # fmt: skip
+    scene = Scene.of(data, board.normalised, np.sort(coarse), board.device)
+    road = Road(scene, judge, data.spacegroup, tuple(pieces) or tuple(library()), room, problem.d_min)
+    what = "the piece given" if pieces else "pieces of strand and helix"
+    return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network."]
 
 
 def in_turn(classical: list[Entrant], learned: list[Entrant], d_min: float) -> list[Entrant]:
@@ -319,17 +377,21 @@ def bundled_network(
 
 def density_projection(network: Projector, problem: Problem) -> Projection:
     """The network as a projection of maps on the problem's grid."""
-    where = problem.target.amplitude.device
-    steps = torch.from_numpy(np.array(problem.cell.orth.mat) / np.array(problem.shape)).float()
-    known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
-    one = torch.ones(1)
-    cond = condition(one * problem.d_min, steps[None], one * float(known)).to(where)
+    cond = conditions(problem)
 
     @torch.no_grad()
     def project(rho: torch.Tensor) -> torch.Tensor:
         return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1))
 
     return project
+
+
+def conditions(problem: Problem) -> torch.Tensor:
+    """What the network is told of a problem, (1, k)."""
+    steps = torch.from_numpy(np.array(problem.cell.orth.mat) / np.array(problem.shape)).float()
+    known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
+    one = torch.ones(1)
+    return condition(one * problem.d_min, steps[None], one * float(known)).to(problem.target.amplitude.device)
 
 
 def threads(options: Options, points: int) -> int:

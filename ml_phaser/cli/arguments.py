@@ -33,6 +33,8 @@ DEFAULT_SUFFIX = {
     "jsonout": ".json",
     "xmlout": ".xml",
     "reportout": ".html",
+    "xyzin": ".pdb",
+    "xyzout": ".pdb",
     "seqin": ".fasta",
     "shelxout": ".phi",
 }

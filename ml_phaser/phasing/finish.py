@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
+from ml_phaser.outcome import Fragments
 from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.confidence import probability_solved
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
@@ -70,6 +71,7 @@ class Solution:
     agreeing: int = 0
     cluster: int = 0
     given: bool = False
+    fragments: Fragments | None = None
 
     @property
     def probability(self) -> float:
@@ -111,13 +113,13 @@ def _finish_placed(
         start = np.zeros(n, dtype=np.complex128)
         start[entrant.rows] = candidate.f
         for f in (start, *flip_in_group(start, entrant)):
-            refined = _refine(f, entrant.home, entrant.home.projections[0][1], n)[0] if entrant.home else f
+            refined = refine(f, entrant.home, entrant.home.projections[0][1], n)[0] if entrant.home else f
             starts.append((core_residual(refined, entrant), candidate.symmetry, refined))
     core, symmetry, start = min(starts, key=lambda s: s[0])
     best: Solution | None = None
     for finisher in finishers:
         for name, projection in finisher.projections:
-            f, score, residual = _refine(start, finisher, projection, n)
+            f, score, residual = refine(start, finisher, projection, n)
             held = int(finisher.problem.held.sum())
             solution = Solution(
                 f, score, residual, symmetry, held, trial, core, finisher.problem.d_min, name,
@@ -157,7 +159,7 @@ def core_residual(f: NDArray[np.complex128], entrant: Entrant) -> float:
     return float(problem.residuals(forward(entrant.core(x)))[0])
 
 
-def _refine(
+def refine(
     start: NDArray[np.complex128], finisher: Finisher, projection: Projection, n: int
 ) -> tuple[NDArray[np.complex128], float, float]:
     """Alternate projections and averaging over the group; structure factors, held-out score, R."""

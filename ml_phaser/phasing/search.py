@@ -154,6 +154,7 @@ def search(
     seed: int,
     progress: Callable[[float, Trial | None, Sequence[Trial]], None],
     now: Callable[[], float] = time.monotonic,
+    hunt: Hunt | None = None,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
 
@@ -165,8 +166,9 @@ def search(
     most_trials : stop after so many starts
     progress : told the part of the time that is gone, the best trial and all of them (the list goes on changing)
     now : the clock, in seconds
+    hunt : a search to go on with
     """
-    hunt = Hunt(whole)
+    hunt = Hunt(whole) if hunt is None else hunt
     generator = torch.Generator().manual_seed(seed)
     began = now()
     spent = [0.0] * len(entrants)

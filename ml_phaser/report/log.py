@@ -236,6 +236,8 @@ def verdict(outcome: Outcome) -> str:
             lines.append(f" Trials that agree on this solution: {agreeing}")
     if outcome.given is not None:
         lines += given_lines(outcome.given)
+    if (placed := outcome.fragments) is not None:
+        lines.append(f" Begun with: {placed.label} ({placed.atoms} atoms placed, CC {placed.fit:.2f} with E^2)")
     lines.append(textwrap.fill(f" Hand: {outcome.hand.said}", TEXT_WIDTH, subsequent_indent="   "))
     return "\n".join([*lines, bar])
 
@@ -262,6 +264,7 @@ def files(options: Options) -> str:
         ("map", options.mapout),
         ("phases", options.hklout),
         ("Patterson map", options.pattout),
+        ("pieces", options.xyzout),
         ("run record", options.jsonout),
         ("program.xml", options.xmlout),
         ("report", options.reportout),

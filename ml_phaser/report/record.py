@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ml_phaser.crystal.reflections import Amplitudes
-    from ml_phaser.outcome import Outcome, Trial
+    from ml_phaser.outcome import Fragments, Outcome, Trial
 
 LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors", "matplotlib", "jinja2")
 
@@ -106,6 +106,12 @@ def wilson_facts(data: Amplitudes, wilson: Any) -> dict[str, Any] | None:
     shells = [{**vars(shell), "ln_mean_i": log} for shell, log in zip(wilson.shells, logs, strict=True)]
     facts = {f.name: getattr(wilson, f.name) for f in dataclasses.fields(wilson)}
     return {name: value for name, value in facts.items() if not _by_reflection(value)} | {"shells": shells}
+
+
+def _fragments(placed: Fragments | None) -> dict[str, Any] | None:
+    if placed is None:
+        return None
+    return {"label": placed.label, "atoms": placed.atoms, "fit": placed.fit, "judged": placed.judged}
 
 
 def _by_reflection(value: Any) -> bool:
@@ -197,6 +203,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "hand": outcome.hand.said,
         "hand_judged": {"probability": outcome.hand.probability, **vars(outcome.hand)},
         "given_phases": outcome.given,
+        "fragments": _fragments(outcome.fragments),
         "shells": outcome.shells,
         "trials": outcome.trials,
         "weights": outcome.weights,

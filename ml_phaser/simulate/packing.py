@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from ml_phaser.crystal.peptide import Hinge, Peptide
 from ml_phaser.errors import UserError
-from ml_phaser.simulate.peptides import Hinge, Peptide, least_within, random_peptide
+from ml_phaser.simulate.peptides import least_within, random_peptide
 
 # Nearest distance in A allowed between molecules: N and O with each other, one of them with C or S, C and S.
 POLAR, MIXED, APOLAR = 2.8, 3.1, 3.4

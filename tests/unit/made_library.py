@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ml_phaser.crystal.peptide import REGIONS, build
 from ml_phaser.simulate.fragments import ATOMS, ELEMENTS, RESIDUES, Residues, _library
-from ml_phaser.simulate.peptides import REGIONS, _random_residue, build
+from ml_phaser.simulate.peptides import _random_residue
 
 
 def made_library(chains=3, seed=0):

@@ -5,6 +5,9 @@ KEYWORDS = (
     ("pattout", "output", "PATTOUT"),
     ("reportout", "output", "REPORTOUT"),
     ("resolution", "resolution", "RESOLUTION_LOW", "RESOLUTION_HIGH"),
+    ("starts", "choice", "STARTS"),
+    ("xyzin", "input", "XYZIN"),
+    ("xyzout", "output", "XYZOUT"),
     ("spacegroup", "text", "SPACEGROUP"),
     ("cell", "cell", "CELL"),
     ("trials", "int", "TRIALS"),
@@ -32,6 +35,13 @@ GROUPS = (
         ),
     ),
     (
+        "Starting phases",
+        (
+            ("STARTS", "Begin with", False),
+            ("XYZIN", "Piece to place", False),
+        ),
+    ),
+    (
         "Phasing",
         (
             ("TRIALS", "Number of starts", True),
@@ -46,6 +56,7 @@ GROUPS = (
         (
             ("PATTOUT", "Patterson map", True),
             ("REPORTOUT", "Report", False),
+            ("XYZOUT", "Placed pieces", False),
             ("MAPEXTENT", "Map covers", True),
         ),
     ),

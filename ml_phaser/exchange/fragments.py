@@ -1,0 +1,79 @@
+"""Pieces of structure: a user's own to be placed, and those placed, for Coot and other programs."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ml_phaser.atomic import atomic
+from ml_phaser.crystal.amino_acids import THREE_LETTERS
+from ml_phaser.errors import UserError
+from ml_phaser.outcome import Chain, Fragments
+
+MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
+MOST_ATOMS = 2000
+B_ISO = 15.0  # A^2, of atoms whose B nobody has refined
+
+
+def read_piece(path: Path) -> Chain:
+    """The first model of a coordinate file without hydrogens, waters and alternative conformers but the first.
+
+    Raises UserError for a file that cannot be read, has no atoms, or more than MOST_ATOMS.
+    """
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"cannot be read ({str(error).splitlines()[0]})", f"xyzin {path}", "PDB or mmCIF") from None
+    structure.remove_alternative_conformations()
+    structure.remove_hydrogens()
+    structure.remove_waters()
+    names, elements, residue, letters, xyz = [], [], [], "", []
+    for chain in structure[0] if len(structure) else ():
+        for res in chain:
+            letter = gemmi.find_tabulated_residue(res.name).one_letter_code.upper()
+            letters += letter if letter in THREE_LETTERS else "X"
+            for atom in res:
+                names.append(atom.name)
+                elements.append(atom.element.name)
+                residue.append(len(letters) - 1)
+                xyz.append(atom.pos.tolist())
+    if not names:
+        raise UserError("has no atoms to place", f"xyzin {path}", "a PDB or mmCIF file of a few residues")
+    if len(names) > MOST_ATOMS:
+        raise UserError(
+            f"has {len(names)} atoms, {MOST_ATOMS} at most can be placed", f"xyzin {path}", "a part of it, or phaser"
+        )
+    return Chain(tuple(names), tuple(elements), np.array(residue), letters, np.array(xyz, dtype=np.float64))
+
+
+def write_fragments(path: Path, placed: Fragments, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> None:
+    """Write the placed chains as PDB, or mmCIF if the suffix says so. Raises UserError where it cannot be written."""
+    structure = gemmi.Structure()
+    structure.cell, structure.spacegroup_hm, structure.name = cell, spacegroup.xhm(), "ml_phaser"
+    model = gemmi.Model(1)
+    for letter, chain in zip(string.ascii_uppercase + string.ascii_lowercase, placed.chains, strict=False):
+        model.add_chain(_chain(letter, chain))
+    structure.add_model(model)
+    structure.setup_entities()
+    with atomic(path) as part:
+        if path.suffix.lower() in (".cif", ".mmcif"):
+            structure.make_mmcif_document().write_file(str(part))
+        else:
+            structure.write_pdb(str(part))
+
+
+def _chain(name: str, placed: Chain) -> gemmi.Chain:
+    chain = gemmi.Chain(name)
+    for i, letter in enumerate(placed.letters):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid = THREE_LETTERS.get(letter, "UNK"), gemmi.SeqId(i + 1, " ")
+        for k in np.flatnonzero(placed.residue == i):
+            atom = gemmi.Atom()
+            atom.name, atom.element = placed.names[k], gemmi.Element(placed.elements[k])
+            atom.pos, atom.b_iso, atom.occ = gemmi.Position(*placed.xyz[k]), B_ISO, 1.0
+            residue.add_atom(atom)
+        chain.add_residue(residue)
+    return chain

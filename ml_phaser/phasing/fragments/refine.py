@@ -1,0 +1,106 @@
+"""From a grid point to the nearest optimum: rigid bodies first, then every bond that may turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ml_phaser.crystal.peptide import Hinge
+from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.fragments.scene import Scene
+from ml_phaser.phasing.fragments.search import Poses
+
+TURN, MOVE, BEND = 0.02, 0.08, 0.03  # rad, A, rad of a first step
+COOLING = 0.97  # of the steps, each time
+STIFFNESS = 0.006  # what a turn of one radian costs in correlation
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Refined poses: xyz (B, m, 3) A, about the place ``shift`` (B, 3), fractions of the cell; score (B,)."""
+
+    xyz: torch.Tensor
+    shift: torch.Tensor
+    score: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def take(self, rows: torch.Tensor) -> Fitted:
+        """Some of them, in the order of ``rows``."""
+        return Fitted(self.xyz[rows], self.shift[rows], self.score[rows])
+
+
+def bent(xyz: torch.Tensor, hinges: Sequence[Hinge], by: torch.Tensor) -> torch.Tensor:
+    """Atoms (B, m, 3) with their hinges turned one after the other, ``by`` (B, k) radians."""
+    for column, hinge in enumerate(hinges):
+        pivot = xyz[:, hinge.far]
+        axis = torch.nn.functional.normalize(pivot - xyz[:, hinge.near], dim=-1)
+        moving = torch.from_numpy(hinge.moving).to(xyz.device)[None, :, None]
+        turned = about(axis * by[:, column, None], xyz - pivot[:, None]) + pivot[:, None]
+        xyz = torch.where(moving, turned, xyz)
+    return xyz
+
+
+def about(vector: torch.Tensor, xyz: torch.Tensor) -> torch.Tensor:
+    """Points (B, m, 3) turned by rotation vectors (B, 3), radians (Rodrigues' formula)."""
+    angle = vector.pow(2).sum(-1, keepdim=True).add(1e-20).sqrt()
+    axis = (vector / angle)[:, None].expand_as(xyz)
+    cosine, sine = angle.cos()[..., None], angle.sin()[..., None]
+    along = (axis * xyz).sum(-1, keepdim=True)
+    return xyz * cosine + torch.cross(axis, xyz, dim=-1) * sine + axis * along * (1 - cosine)
+
+
+def refine(
+    scene: Scene, piece: Piece, poses: Poses, steps: int, *, bend: bool, fixed: torch.Tensor | None = None
+) -> Fitted:
+    """Climb the correlation with E^2 from each pose, by Adam with shrinking steps.
+
+    Parameters
+    ----------
+    bend : turn the piece's hinges too; fixed : (n,) structure factors of what is in place already
+    """
+    atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
+    start = torch.einsum("bij,mj->bmi", poses.turn, atoms)
+    return climb(scene, piece, start, poses.shift, steps, bend=bend, fixed=fixed)
+
+
+def climb(
+    scene: Scene, piece: Piece, xyz: torch.Tensor, shift: torch.Tensor, steps: int, *, bend: bool,
+    fixed: torch.Tensor | None = None,
+) -> Fitted:  # fmt: skip
+    """As ``refine``, from atoms (B, m, 3) in A about their places ``shift`` (B, 3)."""
+    some = max(1, scene.together(len(piece)) // 2)
+    done = [
+        _climb(scene, piece, x, s, steps, bend, fixed) for x, s in zip(xyz.split(some), shift.split(some), strict=True)
+    ]
+    return Fitted(*(torch.cat([getattr(d, name) for d in done]) for name in ("xyz", "shift", "score")))
+
+
+def _climb(
+    scene: Scene, piece: Piece, xyz: torch.Tensor, shift: torch.Tensor, steps: int, bend: bool,
+    fixed: torch.Tensor | None,
+) -> Fitted:  # fmt: skip
+    weight = torch.from_numpy(piece.weight).float().to(scene.device)
+    hinges = piece.hinges if bend else ()
+    turn, move = torch.zeros_like(shift, requires_grad=True), torch.zeros_like(shift, requires_grad=True)
+    by = shift.new_zeros((len(shift), len(hinges)), requires_grad=True)
+    groups = [{"params": [turn], "lr": TURN}, {"params": [move], "lr": MOVE}]
+    optimiser = torch.optim.Adam([*groups, {"params": [by], "lr": BEND}] if hinges else groups)
+    falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, COOLING)
+
+    def posed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        now, there = about(turn, bent(xyz, hinges, by)), shift + move @ scene.frac.T
+        f = scene.total(scene.parts(now, weight), there)
+        return now, there, scene.correlation(f if fixed is None else f + fixed)
+
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = STIFFNESS * by.pow(2).sum() - posed()[2].sum()
+        loss.backward()
+        optimiser.step()
+        falling.step()
+    with torch.no_grad():
+        return Fitted(*posed())

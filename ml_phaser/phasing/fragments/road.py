@@ -1,0 +1,243 @@
+"""The road from pieces to solutions: search, refine, judge, add copies, grow, complete.
+
+pieces --every pose--> best by E^2 --rigid, then bonds--> no clashes --the network predicts unseen reflections-->
+best --another copy? one more residue?--> judged again --density modification with the model in view--> solutions
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import gemmi
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml_phaser.phasing.fragments.grow import as_tensor, longer
+from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
+from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
+from ml_phaser.phasing.fragments.scene import Scene
+from ml_phaser.phasing.fragments.search import _distinct, orientations, search, wanted
+from ml_phaser.structure_factors.direct import structure_factors
+
+SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies, with torsions, judged
+OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement
+RIGID_STEPS, BENDING_STEPS = 25, 50
+BEST = 3  # models that get another copy and grow
+GAIN = 0.01  # in judgement that a longer chain must bring
+FINALISTS = 6
+
+ROOM = 18.0  # A^3 that an atom of a dense peptide crystal takes
+CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
+
+Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A piece in place: xyz (m, 3) in A."""
+
+    piece: Piece
+    xyz: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Bodies in place: fit, correlation of |F|^2 with E^2; judged, of E predicted by the network and measured."""
+
+    bodies: tuple[Body, ...]
+    fit: float
+    judged: float
+    f: Complexes
+
+    @property
+    def label(self) -> str:
+        """What it is made of."""
+        return " + ".join(b.piece.label for b in self.bodies)
+
+    @property
+    def atoms(self) -> int:
+        return sum(len(b.piece) for b in self.bodies)
+
+
+@dataclass(frozen=True, eq=False)
+class Completed:
+    """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R."""
+
+    model: Model
+    f: Complexes
+    score: float
+    residual: float
+    seconds: float
+
+
+@dataclass(eq=False)
+class Road:
+    """All that a search for fragments needs: see the module's picture.
+
+    room : atoms the asymmetric unit has place for
+    """
+
+    scene: Scene
+    judge: Judge
+    spacegroup: gemmi.SpaceGroup
+    pieces: Sequence[Piece]
+    room: int
+    d_min: float
+    models: list[Model] = field(default_factory=list)
+
+    def travel(
+        self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
+    ) -> list[Completed]:
+        """Look at piece after piece for so long; the best models completed, best first.
+
+        The last third of the time is for further copies and for growing.
+        """
+        began = now()
+
+        def late(share: float = 1.0) -> bool:
+            return now() - began > share * seconds
+
+        for i, piece in enumerate(self.pieces):
+            if late(0.66) and self.models:
+                break
+            self.models += self.placed(piece, (), lambda: late(0.66))
+            tell(max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds))
+        for model in self.ranked()[:BEST]:
+            if not late():
+                self.add_copies(model, late)
+                tell(min(1.0, (now() - began) / seconds))
+        for model in self.ranked()[:BEST]:
+            if not late():
+                self.grow(model, late)
+                tell(min(1.0, (now() - began) / seconds))
+        since = now()
+        done = []
+        for model in self.ranked()[:FINALISTS]:
+            f, score, residual = self.judge.complete(model.f, COMPLETING)
+            done.append(Completed(model, f, score, residual, 0.0))
+        each = (since - began + now() - since) / max(1, len(done))
+        held, seen = int(self.judge.problem.held.sum()), int((~self.judge.problem.held).sum())
+        done.sort(key=lambda c: -(seen * c.model.judged + CLEAN * held * c.score))
+        return [replace(c, seconds=each) for c in done]
+
+    def ranked(self) -> list[Model]:
+        """Models, best first, each kind of map once."""
+        kept: list[Model] = []
+        for model in sorted(self.models, key=lambda m: -m.judged):
+            if all(abs(overlap(model.f, k.f)) < 0.95 for k in kept):
+                kept.append(model)
+        return kept
+
+    def placed(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> list[Model]:
+        """The best poses of a piece beside what is in place, refined and judged."""
+        known = self.fixed(fixed)
+        turns = orientations(wanted(piece.radius, self.d_min))
+        poses = search(self.scene, self.spacegroup, piece, turns, 2 * SEARCHED, known, stop)
+        atoms = torch.from_numpy(piece.xyz).float().to(self.scene.device)
+        there = torch.einsum("bij,mj->bmi", poses.turn, atoms)
+        poses = poses.take((self.contact(there, poses.shift, fixed) > OVERLAP).nonzero()[:, 0][:SEARCHED])
+        if not len(poses):
+            return []
+        fitted = best_of(refine(self.scene, piece, poses, RIGID_STEPS, bend=False, fixed=known), BENT)
+        fitted = climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
+        return self.judge_all(piece, fitted, fixed, JUDGED)
+
+    def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
+        """Models of the poses that clash with nothing."""
+        fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > CLASH).nonzero()[:, 0])
+        fitted = best_of(fitted, most)
+        found = []
+        for xyz, shift, fit in zip(fitted.xyz, fitted.shift, fitted.score, strict=True):
+            bodies = (*fixed, Body(piece, xyz + shift @ self.scene.orth.T))
+            f = self.model_factors(bodies)
+            found.append(Model(bodies, float(fit), self.judge.score(f), f))
+        return found
+
+    def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
+        """Place the first piece again, as long as there is room and the judge approves."""
+        while not late() and model.atoms + len(model.bodies[0].piece) <= self.room:
+            source = next(
+                p for p in self.pieces if p is model.bodies[0].piece or p.label == model.bodies[0].piece.label
+            )
+            found = self.placed(source, model.bodies, late)
+            best = max(found, key=lambda m: m.judged, default=None)
+            if best is None or best.judged < model.judged + GAIN:
+                return
+            self.models += found
+            model = best
+
+    def grow(self, model: Model, late: Callable[[], bool]) -> None:
+        """Lengthen the bodies in turn, as long as there is room and the judge approves."""
+        longest = True
+        while longest and not late():
+            longest = False
+            for i, body in enumerate(model.bodies):
+                if late() or model.atoms + 5 > self.room or not body.piece.grows:
+                    continue
+                rest = (*model.bodies[:i], *model.bodies[i + 1 :])
+                known = self.fixed(rest)
+                found: list[Model] = []
+                for piece, xyz in longer(body.piece, body.xyz.double().cpu().numpy()):
+                    start = as_tensor(xyz, body.xyz)
+                    place = torch.zeros_like(start[:, 0])
+                    if self.contact(start, place, rest)[0] < OVERLAP:
+                        continue
+                    fitted = climb(self.scene, piece, start, place, RIGID_STEPS, bend=True, fixed=known)
+                    found += self.judge_all(piece, fitted, rest, 1)
+                best = max(found, key=lambda m: m.judged, default=None)
+                if best is not None and best.judged > model.judged + GAIN:
+                    self.models.append(best)
+                    model, longest = best, True
+                    break
+
+    def fixed(self, bodies: Sequence[Body]) -> torch.Tensor | None:
+        """Structure factors (n,) in electrons of what is in place, on the scene's reflections."""
+        if not bodies:
+            return None
+        total = torch.zeros(len(self.scene.rows), dtype=torch.complex64, device=self.scene.device)
+        for body in bodies:
+            weight = torch.from_numpy(body.piece.weight).float().to(self.scene.device)
+            parts = self.scene.parts(body.xyz[None], weight)
+            total = total + self.scene.total(parts, torch.zeros_like(body.xyz[:1]))[0]
+        return total
+
+    def contact(self, xyz: torch.Tensor, shift: torch.Tensor, fixed: Sequence[Body]) -> torch.Tensor:
+        """Shortest contact (B,) in A of poses with copies of themselves and with what is in place."""
+        if not fixed:
+            return self.scene.closest(xyz, shift)
+        others = torch.cat([b.xyz for b in fixed])
+        move = shift @ self.scene.orth.T
+        both = torch.cat([others.expand(len(xyz), -1, -1), xyz + move[:, None]], dim=1)
+        return self.scene.closest(both, torch.zeros_like(shift), among=len(others))
+
+    def model_factors(self, bodies: Sequence[Body]) -> Complexes:
+        """Structure factors (n,) of bodies on the judge's reflections, every atom with B_MODEL."""
+        problem = self.judge.problem
+        elements = tuple(sorted({e for b in bodies for e in b.piece.elements}))
+        kind = torch.tensor([elements.index(e) for b in bodies for e in b.piece.elements])
+        x = torch.cat([b.xyz for b in bodies]).cpu() @ self.scene.frac.cpu().T
+        hkl = torch.from_numpy(problem.hkl.astype(np.float32))
+        stol2 = torch.from_numpy((problem.cell.calculate_1_d2_array(problem.hkl) / 4).astype(np.float32))
+        one = torch.ones(len(x))
+        total = torch.zeros(len(hkl), dtype=torch.complex64)
+        for rot, tran in zip(self.scene.rot.cpu(), self.scene.tran.cpu(), strict=True):
+            total += structure_factors(hkl, stol2, x @ rot.T + tran, kind, B_MODEL * one, one, elements)
+        return total.numpy().astype(np.complex128)
+
+
+def best_of(fitted: Fitted, most: int) -> Fitted:
+    """The best by fit, each optimum once."""
+    order = fitted.score.argsort(descending=True)
+    return fitted.take(order[_distinct(fitted.score[order])][:most])
+
+
+def overlap(a: Complexes, b: Complexes) -> float:
+    """Normalised overlap of two sets of structure factors at the same origin."""
+    size = math.sqrt(float((np.abs(a) ** 2).sum() * (np.abs(b) ** 2).sum()))
+    return float((a * np.conj(b)).sum().real) / size if size > 0 else 0.0

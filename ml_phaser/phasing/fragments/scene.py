@@ -1,0 +1,119 @@
+"""Measured E^2 and the symmetry they belong to, as tensors: what poses of a piece are scored against.
+
+A piece at its own place has the structure factors G_s(h) = sum_j z_j exp(2 pi i h R_s x_j) under operator s; shifted by
+x it contributes G_s(h) exp(2 pi i h R_s x) exp(2 pi i h t_s) (International Tables B, 1.4.2). Rotation is in G,
+translation in a factor: that makes searching translations cheap (Navaza & Vernoslova, Acta Cryst. A51, 445, 1995).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml_phaser.crystal.agreement import multiplicity
+from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.reflections import Amplitudes
+
+LARGEST = 12.0  # E^2 counted as no more: one reflection must not decide
+PAIRS = 2**23  # atom-reflection-operator triples held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Reflections and operators.
+
+    rows : of the data, (n,); turned : (n, S, 3) h R_s; phasor : (n, S) exp(2 pi i h.t_s); value : (n,) measured E^2
+    weight : (n,) sums to 1; epsilon : (n,)
+    frac, orth : (3, 3) A to fractions of the cell and back; rot (S, 3, 3), tran (S, 3) : operators on fractions, all
+        translations of centred lattices included in ``images``; images : (k, 3) translations
+    """
+
+    rows: NDArray[np.int64]
+    turned: torch.Tensor
+    phasor: torch.Tensor
+    value: torch.Tensor
+    weight: torch.Tensor
+    epsilon: torch.Tensor
+    frac: torch.Tensor
+    orth: torch.Tensor
+    rot: torch.Tensor
+    tran: torch.Tensor
+    images: torch.Tensor
+
+    @classmethod
+    def of(cls, data: Amplitudes, normalised: Normalised, rows: NDArray[np.int64], device: str = "cpu") -> Scene:
+        """The scene of some reflections."""
+        ops = data.spacegroup.operations()
+        rot = np.array([np.array(op.rot) / op.DEN for op in ops.sym_ops])
+        tran = np.array([np.array(op.tran) / op.DEN for op in ops.sym_ops])
+        hkl = data.hkl[rows]
+        weight = multiplicity(hkl, data.spacegroup)
+        neighbours = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=float)
+        centring = np.array(ops.cen_ops, dtype=float) / ops.sym_ops[0].DEN
+        images = (neighbours[:, None] + centring).reshape(-1, 3)
+        epsilon = data.epsilon[rows] / len(centring)  # what the operators of the primitive cell alone give
+
+        def tensor(a: NDArray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)).to(device)
+
+        phasor = torch.from_numpy(np.exp(2j * np.pi * hkl @ tran.T).astype(np.complex64)).to(device)
+        return cls(
+            rows, tensor(np.einsum("ni,sij->nsj", hkl, rot)), phasor, tensor(normalised.e2[rows].clip(max=LARGEST)),
+            tensor(weight / weight.sum()), tensor(epsilon), tensor(np.array(data.cell.frac.mat)),
+            tensor(np.array(data.cell.orth.mat)), tensor(rot), tensor(tran), tensor(images),
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        return self.value.device
+
+    def together(self, atoms: int) -> int:
+        """Poses of so many atoms to calculate at once."""
+        return max(1, PAIRS // (self.phasor.numel() * atoms))
+
+    def parts(self, xyz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """G (B, n, S) of atoms (B, m, 3) in A with scattering powers (m,)."""
+        angle = (2 * math.pi) * torch.einsum("nsi,bmi->bnsm", self.turned, xyz @ self.frac.T)
+        return torch.complex((angle.cos() * weight).sum(-1), (angle.sin() * weight).sum(-1))
+
+    def total(self, parts: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """F (B, n) of parts (B, n, S) moved by ``shift`` (B, 3), fractions of the cell."""
+        angle = (2 * math.pi) * torch.einsum("nsi,bi->bns", self.turned, shift)
+        return (parts * self.phasor * torch.polar(torch.ones_like(angle), angle)).sum(-1)
+
+    def correlation(self, f: torch.Tensor) -> torch.Tensor:
+        """Correlation (B,) of |F|^2 (B, n) with the measured E^2."""
+        x = (f.real**2 + f.imag**2) / self.epsilon
+        x = x - (x * self.weight).sum(-1, keepdim=True)
+        y = self.value - (self.value * self.weight).sum()
+        return (self.weight * x * y).sum(-1) / (
+            (self.weight * x * x).sum(-1) * (self.weight * y * y).sum()
+        ).sqrt().clamp_min(1e-12)
+
+    def closest(self, xyz: torch.Tensor, shift: torch.Tensor, among: int = 0) -> torch.Tensor:
+        """Shortest distance (B,) in A between atoms (B, m, 3), moved by ``shift``, and all copies of them; with
+        ``among``, the first so many atoms are another molecule, and distances within the rest do not count."""
+        x = xyz @ self.frac.T + shift[:, None]
+        m = x.shape[1]
+        best = []
+        for some in x.split(max(1, PAIRS // (m * m * len(self.images)))):
+            least = some.new_full((len(some),), math.inf)
+            for s in range(len(self.rot)):
+                copy = some @ self.rot[s].T + self.tran[s]
+                apart = some[:, :, None] - copy[:, None]  # (b, m, m, 3)
+                apart = apart - apart.round()
+                square = ((apart[..., None, :] + self.images) @ self.orth.T).pow(2).sum(-1)  # (b, m, m, images)
+                if s == 0:
+                    own = torch.zeros_like(square, dtype=torch.bool)
+                    same = (apart[..., None, :] + self.images) - (some[:, :, None] - some[:, None])[..., None, :]
+                    own = same.abs().amax(-1) < 1e-3  # the molecule itself, not an image of it
+                    if among:
+                        own[:, :among, among:] = own[:, among:, :among] = False
+                    square = square.masked_fill(own, math.inf)
+                least = torch.minimum(least, square.flatten(1).amin(1))
+            best.append(least.sqrt())
+        return torch.cat(best)

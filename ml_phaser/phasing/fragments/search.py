@@ -1,0 +1,184 @@
+"""Six dimensions in seconds: every orientation, all translations of each at once by Fourier transform.
+
+For one orientation the agreement of |F|^2 with E^2 is a Fourier series in the translation x:
+
+    sum_h w (E^2 - 1) |F(h; x)|^2 = const + 2 Re sum_{s<s'} sum_h w (E^2 - 1) G_s G_s'* exp(2 pi i h (R_s - R_s') x)
+
+with G_s of ``scene``, phase shifts included (Vagin & Teplyakov, J. Appl. Cryst. 30, 1022, 1997; a part that is in place
+already adds terms linear in G_s). Its highest peaks are scored by the correlation with E^2 itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+
+from ml_phaser.crystal.agreement import permissible_origins
+from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.fragments.scene import Scene
+
+STEP = 1.1  # A: how far an atom at the piece's radius moves from one orientation to the next
+FEWEST, MOST = 1500, 20_000  # orientations
+PEAKS = 3  # translations kept of an orientation
+
+
+@dataclass(frozen=True, eq=False)
+class Poses:
+    """turn (B, 3, 3) rotations of the piece, shift (B, 3) fractions of the cell, score (B,) correlation with E^2."""
+
+    turn: torch.Tensor
+    shift: torch.Tensor
+    score: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def take(self, rows: torch.Tensor) -> Poses:
+        """Some of them, in the order of ``rows``."""
+        return Poses(self.turn[rows], self.shift[rows], self.score[rows])
+
+
+def orientations(count: int) -> NDArray[np.float64]:
+    """Rotation matrices (count, 3, 3), evenly over all orientations: super-Fibonacci spirals (Alexa, CVPR 2022)."""
+    golden, psi = math.sqrt(2.0), 1.533751168755204288118041
+    s = np.arange(count) + 0.5
+    t = s / count
+    a, b = 2 * np.pi * s / golden, 2 * np.pi * s / psi
+    inner, outer = np.sqrt(t), np.sqrt(1 - t)
+    x, y, z, w = inner * np.sin(a), inner * np.cos(a), outer * np.sin(b), outer * np.cos(b)
+    return np.stack([
+        np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], -1),
+        np.stack([2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)], -1),
+        np.stack([2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1),
+    ], 1)  # fmt: skip
+
+
+def wanted(radius: float, d_min: float) -> int:
+    """Orientations worth trying for a piece of ``radius`` A at ``d_min`` A: the volume of SO(3), 8 pi^2, in cells."""
+    angle = STEP * max(d_min, 1.5) / 1.5 / max(radius, 2.0)
+    return int(np.clip(8 * np.pi**2 / angle**3, FEWEST, MOST))
+
+
+@dataclass(frozen=True, eq=False)
+class Translations:
+    """The translation function's grid.
+
+    shape : points along a, b, c, over one ``periods``-th of each edge, after which the function repeats
+    flat : (n, pairs) where each pair of operators has its coefficient; pairs : of operators; cross : (n, S) where the
+        terms linear in G_s go
+    allowed : (points,) bool, one of each set of points that permissible origin shifts make equal
+    """
+
+    shape: tuple[int, int, int]
+    periods: tuple[int, int, int]
+    flat: torch.Tensor
+    pairs: tuple[tuple[int, int], ...]
+    cross: torch.Tensor
+    allowed: torch.Tensor
+
+    @classmethod
+    def of(cls, scene: Scene, spacegroup: gemmi.SpaceGroup, *, fixed: bool) -> Translations:
+        """``fixed`` : whether another part is in place, which gives every translation a meaning."""
+        turned = scene.turned.cpu().numpy().round().astype(np.int64)
+        pairs = tuple(itertools.combinations(range(turned.shape[1]), 2))
+        k = (
+            np.stack([turned[:, a] - turned[:, b] for a, b in pairs], 1)
+            if pairs
+            else np.zeros((len(turned), 0, 3), int)
+        )
+        every = (np.concatenate([k, turned], 1) if fixed else k).reshape(-1, 3)
+        periods = np.maximum(1, np.gcd.reduce(every, axis=0)) if len(every) else np.ones(3, dtype=np.int64)
+        k, most = k // periods, np.abs(every // periods).max(0, initial=0)
+        shape = tuple(1 if n == 0 else 2 * next_fast_len(int(n) + 1, real=True) for n in most)
+        allowed = np.ones(shape, dtype=bool) if fixed else _one_of_each(shape, periods, spacegroup)
+
+        def places(index: NDArray) -> torch.Tensor:
+            u, v, w = np.moveaxis(index % np.array(shape), -1, 0)
+            return torch.from_numpy((u * shape[1] + v) * shape[2] + w).to(scene.device)
+
+        mask = torch.from_numpy(allowed.reshape(-1)).to(scene.device)
+        return cls(shape, tuple(periods.tolist()), places(k), pairs, places(turned), mask)  # type: ignore[arg-type]
+
+    def peaks(self, scene: Scene, parts: torch.Tensor, fixed: torch.Tensor | None, count: int) -> torch.Tensor:
+        """The ``count`` best translations (B, count, 3) of each orientation, parts (B, n, S), fractions of the cell."""
+        size = math.prod(self.shape)
+        if size == 1:
+            return parts.real.new_zeros((len(parts), 1, 3))
+        g = parts * scene.phasor
+        pull = scene.weight * (scene.value - 1) / scene.epsilon
+        series = g.new_zeros((len(g), size))
+        for column, (a, b) in enumerate(self.pairs):
+            series.index_add_(1, self.flat[:, column], pull * g[..., a] * g[..., b].conj())
+        if fixed is not None:
+            for s in range(g.shape[-1]):
+                series.index_add_(1, self.cross[:, s], pull * g[..., s] * fixed.conj())
+        t = torch.fft.ifftn(series.reshape(-1, *self.shape), dim=(1, 2, 3)).real
+        ridge = torch.ones_like(t, dtype=torch.bool)
+        for axis, step in itertools.product((1, 2, 3), (-1, 1)):
+            if t.shape[axis] > 2:
+                ridge &= t >= t.roll(step, axis)
+        flat = t.reshape(len(t), -1).masked_fill(~ridge.reshape(len(t), -1) | ~self.allowed, -math.inf)
+        index = flat.topk(min(count, size), dim=1).indices
+        v, w = self.shape[1:]
+        steps = torch.stack([index // (v * w), index // w % v, index % w], -1)
+        return steps / torch.tensor(self.shape, device=t.device) / torch.tensor(self.periods, device=t.device)
+
+
+def _one_of_each(shape: tuple[int, ...], periods: NDArray[np.int64], spacegroup: gemmi.SpaceGroup) -> NDArray[np.bool_]:
+    """Grid points that no permissible discrete origin shift takes to one further to the front."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    number = (index[..., 0] * shape[1] + index[..., 1]) * shape[2] + index[..., 2]
+    first = np.ones(shape, dtype=bool)
+    for shift in permissible_origins(spacegroup).shifts:
+        moved = np.asarray(shift, dtype=float) * periods * shape
+        if np.abs(moved - moved.round()).max() > 1e-6:
+            continue  # not on this grid: its duplicates differ a little, and are dropped later by their scores
+        to = (index + moved.round().astype(int)) % np.array(shape)
+        first &= number <= (to[..., 0] * shape[1] + to[..., 1]) * shape[2] + to[..., 2]
+    return first
+
+
+@torch.no_grad()
+def search(
+    scene: Scene, spacegroup: gemmi.SpaceGroup, piece: Piece, turns: NDArray[np.float64], keep: int,
+    fixed: torch.Tensor | None = None, stop: Callable[[], bool] = lambda: False,
+) -> Poses:  # fmt: skip
+    """The best poses of a piece.
+
+    Parameters
+    ----------
+    turns : (k, 3, 3) orientations to try; keep : how many poses to return
+    fixed : (n,) structure factors of what is in place already, in electrons
+    stop : asked between batches; what has been found by then is returned
+    """
+    translations = Translations.of(scene, spacegroup, fixed=fixed is not None)
+    atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
+    weight = torch.from_numpy(piece.weight).float().to(scene.device)
+    found: list[Poses] = []
+    for some in torch.from_numpy(turns).float().to(scene.device).split(scene.together(len(piece))):
+        parts = scene.parts(torch.einsum("bij,mj->bmi", some, atoms), weight)
+        shifts = translations.peaks(scene, parts, fixed, PEAKS)
+        for j in range(shifts.shape[1]):
+            f = scene.total(parts, shifts[:, j])
+            found.append(Poses(some, shifts[:, j], scene.correlation(f if fixed is None else f + fixed)))
+        if stop():
+            break
+    all_of = Poses(*(torch.cat([getattr(p, name) for p in found]) for name in ("turn", "shift", "score")))
+    best = all_of.score.argsort(descending=True)
+    return all_of.take(best[_distinct(all_of.score[best])][:keep])
+
+
+def _distinct(score: torch.Tensor) -> torch.Tensor:
+    """Rows of descending scores that are not the same pose again, found at an equivalent origin."""
+    rounded = (score * 1e4).round()
+    change = torch.ones_like(rounded, dtype=torch.bool)
+    change[1:] = rounded[1:] != rounded[:-1]
+    return change.nonzero()[:, 0]

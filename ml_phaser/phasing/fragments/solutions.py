@@ -1,0 +1,67 @@
+"""What the road leads to, as trials and solutions beside those of all other starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_phaser.outcome import Chain, Fragments, Trial
+from ml_phaser.phasing.finish import Finisher, Solution, refine
+from ml_phaser.phasing.fragments.judge import COMPLETING
+from ml_phaser.phasing.fragments.road import Completed, Model, Road
+from ml_phaser.phasing.search import Hunt
+
+METHOD = "fragment, learned projection"
+
+
+def from_fragments(
+    hunt: Hunt, road: Road, rows: NDArray[np.int64], finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
+    tell: Callable[[float], None],
+) -> None:  # fmt: skip
+    """Travel the road for so many seconds and enter what it leads to.
+
+    Parameters
+    ----------
+    rows : of the road's reflections among all n
+    finishers : of solutions on data finer than the network sees; none where it sees all
+    """
+    done = road.travel(seconds, tell)
+    for completed in done:
+        index = len(hunt.trials)
+        hunt.trials.append(
+            Trial(index, METHOD, seed, COMPLETING, completed.seconds, completed.score, completed.residual, math.nan)
+        )
+        f = np.zeros(n, dtype=np.complex128)
+        f[rows] = completed.f
+        hunt.add(_solution(completed, f, road, finishers, n, index))
+
+
+def _solution(
+    completed: Completed, f: NDArray[np.complex128], road: Road, finishers: Sequence[Finisher], n: int, trial: int
+) -> Solution:
+    problem, placed = road.judge.problem, fragments(completed.model)
+    best = Solution(
+        f, completed.score, completed.residual, math.nan, int(problem.held.sum()), trial, completed.residual,
+        problem.d_min, "learned, with the model", fragments=placed,
+    )  # fmt: skip
+    for finisher in finishers:
+        for name, projection in finisher.projections:
+            g, score, residual = refine(f, finisher, projection, n)
+            if score > best.score:
+                held = int(finisher.problem.held.sum())
+                best = Solution(
+                    g, score, residual, math.nan, held, trial, residual, finisher.problem.d_min, name, fragments=placed
+                )
+    return best
+
+
+def fragments(model: Model) -> Fragments:
+    """A model's atoms for those who write them."""
+    chains = [
+        Chain(b.piece.names, b.piece.elements, b.piece.residue, b.piece.letters, b.xyz.double().cpu().numpy())
+        for b in model.bodies
+    ]
+    return Fragments(model.label, model.fit, model.judged, tuple(chains))

@@ -1,0 +1,302 @@
+"""Starts from pieces of structure: each step against brute force, gemmi or scipy; the whole on a made crystal."""
+
+import itertools
+import math
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.crystal.normalise import normalise
+from ml_phaser.crystal.peptide import build
+from ml_phaser.crystal.reflections import Amplitudes, Source
+from ml_phaser.errors import UserError
+from ml_phaser.exchange.fragments import read_piece, write_fragments
+from ml_phaser.outcome import Chain, Fragments
+from ml_phaser.phasing.fragments import pieces, road
+from ml_phaser.phasing.fragments.grow import longer, superposed, torsions
+from ml_phaser.phasing.fragments.refine import about, bent, climb
+from ml_phaser.phasing.fragments.scene import Scene
+from ml_phaser.phasing.fragments.search import Translations, orientations, search, wanted
+
+GROUPS = ("P 1", "P 1 21 1", "P 21 21 21", "C 1 2 1", "P 31", "I 4")
+CELL = {"P 31": (14, 14, 17, 90, 90, 120), "I 4": (15, 15, 19, 90, 90, 90)}
+
+
+def cell_of(name):
+    system = CELL.get(name, (11, 13, 18, 90, 90 if name.startswith("P 21 21") else 97, 90))
+    return gemmi.UnitCell(*(system if name != "P 1" else (10, 11, 14, 80, 95, 102)))
+
+
+def copies(xyz, cell, spacegroup):
+    """Fractional coordinates of every copy in the cell, by gemmi's operators."""
+    frac = [cell.fractionalize(gemmi.Position(*x)) for x in xyz]
+    return [np.array([op.apply_to_xyz([f.x, f.y, f.z]) for f in frac]) for op in spacegroup.operations()]
+
+
+def crystal(name, piece, turn, place, d_min=1.6, cell=None):
+    """Data of one piece as the whole content, electrons as point scatterers with a B of 8 A^2, and true F."""
+    spacegroup, cell = gemmi.SpaceGroup(name), cell or cell_of(name)
+    xyz = piece.xyz @ turn.T + place
+    hkl = gemmi.make_miller_array(cell, spacegroup, d_min)
+    hkl = hkl[~np.asarray(spacegroup.operations().systematic_absences(hkl), dtype=bool)]
+    f = sum(np.exp(2j * np.pi * hkl @ x.T) @ piece.weight for x in copies(xyz, cell, spacegroup))
+    f = f * np.exp(-8 * np.asarray(cell.calculate_1_d2_array(hkl)) / 4)
+    source = Source("made", "test", {}, "amplitude")
+    data = Amplitudes(hkl.astype(np.int32), np.abs(f), 0.01 * np.abs(f), cell, spacegroup, source)
+    return data, f, xyz
+
+
+def scene_of(data):
+    return Scene.of(data, normalise(data), np.arange(len(data)))
+
+
+@pytest.fixture(scope="module")
+def strand():
+    return pieces.polyalanine(4, (-120.0, 130.0), "strand of 4")
+
+
+# ------------------------------------------------------------------------------------------------------- pieces
+
+
+def test_pieces_are_chains_without_their_last_oxygen(strand):
+    assert len(strand) == 20 and "OXT" not in strand.names
+    assert np.allclose(strand.weight @ strand.xyz / strand.weight.sum(), 0, atol=1e-9)
+    for piece in pieces.library():
+        for hinge in piece.hinges:
+            assert not hinge.moving[hinge.near] and hinge.moving[hinge.far] and len(hinge.moving) == len(piece)
+    labels = [p.label for p in pieces.library()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_orientations_are_rotations_and_cover_them_evenly():
+    turns = orientations(2000)
+    assert np.allclose(turns @ turns.swapaxes(1, 2), np.eye(3), atol=1e-12)
+    assert np.allclose(np.linalg.det(turns), 1)
+    probes = Rotation.random(300, rng=np.random.default_rng(0)).as_matrix()
+    trace = np.einsum("aij,bij->ab", probes, turns)
+    nearest = np.degrees(np.arccos(np.clip((trace.max(1) - 1) / 2, -1, 1)))
+    # 2000 balls of equal volume in SO(3) have a radius of 17 degrees
+    assert nearest.max() < 30 and 5 < nearest.mean() < 17
+
+
+def test_larger_pieces_want_more_orientations():
+    counts = [wanted(r, d) for r, d in ((3.0, 2.0), (3.0, 1.5), (5.0, 1.5))]
+    assert counts == sorted(counts) and counts[0] < counts[-1]
+
+
+# -------------------------------------------------------------------------------------------------------- scene
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_structure_factors_of_a_pose(name, strand):
+    turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix()
+    place = np.array([2.0, 3.0, 4.0])
+    data, f, _ = crystal(name, strand, turn, place)
+    scene = scene_of(data)
+    xyz = torch.from_numpy(strand.xyz @ turn.T).float()[None]
+    shift = torch.from_numpy(place).float()[None] @ scene.frac.T
+    ours = scene.total(scene.parts(xyz, torch.from_numpy(strand.weight).float()), shift)[0].numpy()
+    damping = np.exp(-8 * np.asarray(data.cell.calculate_1_d2_array(data.hkl)) / 4)
+    centring = len(data.spacegroup.operations().cen_ops)
+    assert np.abs(ours * centring - f / damping).max() < 2e-3 * np.abs(f / damping).max()
+    assert scene.correlation(torch.from_numpy(ours)[None])[0] > 0.85  # E^2 are normalised by shells
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_contacts_against_brute_force(name, strand):
+    rng = np.random.default_rng(2)
+    cell, spacegroup = cell_of(name), gemmi.SpaceGroup(name)
+    turn, place = Rotation.random(rng=rng).as_matrix(), rng.uniform(0, 10, 3)
+    data, _, xyz = crystal(name, strand, turn, place)
+    orth = np.array(cell.orth.mat)
+    first, *others = copies(xyz, cell, spacegroup)
+    best = math.inf
+    for number, other in enumerate([first, *others]):
+        for v in itertools.product(range(-3, 4), repeat=3):
+            if number == 0 and not any(v):
+                continue
+            apart = (first[:, None] - other + np.array(v)) @ orth.T
+            best = min(best, np.linalg.norm(apart, axis=-1).min())
+    scene = scene_of(data)
+    shift = torch.from_numpy(place).float()[None] @ scene.frac.T
+    found = scene.closest(torch.from_numpy(strand.xyz @ turn.T).float()[None], shift)
+    assert float(found[0]) == pytest.approx(best, abs=2e-3)
+
+
+def test_contacts_with_a_neighbour_count_and_those_within_it_do_not(strand):
+    data, _, _ = crystal("P 1", strand, np.eye(3), np.zeros(3), cell=gemmi.UnitCell(60, 60, 60, 90, 90, 90))
+    scene = scene_of(data)
+    both = torch.from_numpy(np.concatenate([strand.xyz, strand.xyz + np.array([0, 0, 9.0])])).float()[None]
+    apart = np.linalg.norm(strand.xyz[:, None] - strand.xyz - [0, 0, 9.0], axis=-1).min()
+    assert float(scene.closest(both, torch.zeros(1, 3), among=len(strand))[0]) == pytest.approx(apart, abs=1e-3)
+    assert float(scene.closest(both, torch.zeros(1, 3))[0]) > 30
+
+
+# ------------------------------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_translation_function_peaks_where_the_piece_is(name, strand):
+    turn, place = Rotation.random(rng=np.random.default_rng(3)).as_matrix(), np.array([1.0, 4.0, 6.0])
+    data, _, _ = crystal(name, strand, turn, place)
+    scene = scene_of(data)
+    parts = scene.parts(torch.from_numpy(strand.xyz @ turn.T).float()[None], torch.from_numpy(strand.weight).float())
+    shifts = Translations.of(scene, data.spacegroup, fixed=False).peaks(scene, parts, None, 3)
+    scores = [float(scene.correlation(scene.total(parts, shifts[:, j]))[0]) for j in range(shifts.shape[1])]
+    at_truth = torch.from_numpy(place).float()[None] @ scene.frac.T
+    truth = float(scene.correlation(scene.total(parts, at_truth))[0])
+    assert max(scores) > 0.8 * truth  # a grid point, up to half a step away
+    fine = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    anywhere = scene.correlation(scene.total(parts.expand(4000, -1, -1), fine)).max()
+    assert max(scores) > 0.85 * float(anywhere)
+
+
+def test_the_second_copy_is_found_beside_the_first(strand):
+    rng = np.random.default_rng(4)
+    cell, turns = gemmi.UnitCell(12, 13, 22, 85, 95, 100), Rotation.random(2, rng=rng).as_matrix()
+    data, one, first = crystal("P 1", strand, turns[0], np.zeros(3), cell=cell)
+    _, two, second = crystal("P 1", strand, turns[1], np.array([3.0, 6.0, 11.0]), cell=cell)
+    both = Amplitudes(data.hkl, np.abs(one + two), data.sigf, cell, data.spacegroup, data.source)
+    scene = scene_of(both)
+    weight = torch.from_numpy(strand.weight).float()
+    fixed = scene.total(scene.parts(torch.from_numpy(first).float()[None], weight), torch.zeros(1, 3))[0]
+    near = np.concatenate([turns[1:], orientations(200)])
+    poses = search(scene, data.spacegroup, strand, near, 5, fixed)
+    fitted = climb(
+        scene, strand, torch.einsum("bij,mj->bmi", poses.turn, torch.from_numpy(strand.xyz).float()), poses.shift, 40,
+        bend=False, fixed=fixed,
+    )  # fmt: skip
+    best = int(fitted.score.argmax())
+    found = (fitted.xyz[best] + fitted.shift[best] @ scene.orth.T).numpy()
+    apart = (found - second) @ np.array(cell.frac.mat).T
+    assert np.abs((apart - apart.round()) @ np.array(cell.orth.mat).T).max() < 0.1
+    assert fitted.score[best] > 0.85
+
+
+# ------------------------------------------------------------------------------------------------------- refine
+
+
+def test_turning_about_a_vector_is_scipys():
+    rng = np.random.default_rng(5)
+    vector, xyz = rng.normal(size=(4, 3)), rng.normal(size=(4, 7, 3))
+    ours = about(torch.from_numpy(vector), torch.from_numpy(xyz)).numpy()
+    theirs = np.stack([Rotation.from_rotvec(v).apply(x) for v, x in zip(vector, xyz, strict=True)])
+    assert np.allclose(ours, theirs, atol=1e-9)
+
+
+def test_hinges_turn_their_torsion_and_keep_all_bonds(strand):
+    by = torch.zeros(1, len(strand.hinges), dtype=torch.float64)
+    by[0, 2] = 0.4
+    before, _ = torsions(strand, strand.xyz)
+    moved = bent(torch.from_numpy(strand.xyz)[None], strand.hinges, by)[0].numpy()
+    after, omega = torsions(strand, moved)
+    change = np.array(after) - np.array(before)
+    changed = np.argwhere(np.abs(change) > 1e-6)
+    assert len(changed) == 1 and abs(change[tuple(changed[0])]) == pytest.approx(np.degrees(0.4), abs=1e-6)
+    assert np.allclose(np.abs(omega), 180, atol=1e-6)
+    bonds = build("AAAA", [(-120.0, 130.0)] * 4, [()] * 4, [180.0] * 4).bonds
+    bonds = bonds[(bonds < len(strand)).all(1)]
+    length = [np.linalg.norm(x[bonds[:, 0]] - x[bonds[:, 1]], axis=1) for x in (strand.xyz, moved)]
+    assert np.allclose(*length, atol=1e-9)
+
+
+def test_climbing_finds_back_to_the_truth(strand):
+    rng = np.random.default_rng(6)
+    turn, place = Rotation.random(rng=rng).as_matrix(), np.array([3.0, 2.0, 8.0])
+    data, _, truth = crystal("P 21 21 21", strand, turn, place)
+    scene = scene_of(data)
+    by = torch.from_numpy(rng.normal(size=(1, len(strand.hinges))) * 0.1).float()
+    shaken = strand.xyz @ Rotation.from_rotvec([0.05, -0.06, 0.04]).as_matrix().T @ turn.T
+    start = bent(torch.from_numpy(shaken).float()[None], strand.hinges, by)
+    shift = torch.from_numpy(place + np.array([0.2, -0.15, 0.2])).float()[None] @ scene.frac.T
+    rigid = climb(scene, strand, start, shift, 60, bend=False)
+    free = climb(scene, strand, rigid.xyz, rigid.shift, 120, bend=True)
+    assert free.score[0] > rigid.score[0] + 0.05 and free.score[0] > 0.95
+    found = (free.xyz[0] + free.shift[0] @ scene.orth.T).numpy()
+    assert np.sqrt(((found - truth) ** 2).sum(1).mean()) < 0.1
+
+
+# --------------------------------------------------------------------------------------------------------- grow
+
+
+def test_torsions_are_those_a_chain_was_built_with():
+    pairs = [(-120.0, 130.0), (-65.0, -40.0), (-100.0, 120.0)]
+    chain = pieces.of_peptide("chain", build("AAA", pairs, [()] * 3, [180.0, 175.0, -178.0]))
+    found, omega = torsions(chain, chain.xyz)
+    turn = (np.array(found).reshape(-1)[1:] - np.array(pairs).reshape(-1)[1:] + 180) % 360 - 180
+    assert np.abs(turn).max() < 1.0  # the last psi is told by O, whose plane is not exact
+    assert omega[1:] == pytest.approx([175.0, -178.0], abs=1e-6)
+
+
+def test_longer_chains_keep_the_atoms_they_have(strand):
+    moved = strand.xyz @ Rotation.from_rotvec([1, 2, 0.5]).as_matrix().T + [5, 6, 7]
+    found = longer(strand, moved)
+    assert {len(p) for p, _ in found} == {25} and len(found) >= 8
+    for piece, xyz in found:
+        near = np.linalg.norm(xyz[:, None] - moved, axis=-1).min(0)
+        assert np.sqrt(np.mean(near**2)) < 0.15, piece.label
+        assert set(piece.letters) == {"A"} and len(piece.letters) == 5
+
+
+def test_superposition_is_exact_where_it_can_be():
+    rng = np.random.default_rng(7)
+    xyz = rng.normal(size=(9, 3))
+    turn = Rotation.random(rng=rng)
+    assert np.allclose(superposed(xyz, xyz[:5], turn.apply(xyz[:5]) + 3), turn.apply(xyz) + 3, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+def test_pieces_written_are_read_back(tmp_path, strand, suffix):
+    chain = Chain(strand.names, strand.elements, strand.residue, strand.letters, strand.xyz + 20)
+    path = tmp_path / f"placed{suffix}"
+    cell = gemmi.UnitCell(30, 40, 50, 90, 95, 90)
+    write_fragments(path, Fragments("two strands", 0.5, 0.4, (chain, chain)), cell, gemmi.SpaceGroup("P 1 21 1"))
+    structure = gemmi.read_structure(str(path))
+    assert structure.spacegroup_hm == "P 1 21 1" and structure.cell.b == 40
+    assert [r.name for r in structure[0][0]] == ["ALA"] * 4 and len(structure[0]) == 2
+    back = read_piece(path)
+    assert back.letters == "A" * 8 and back.names == strand.names * 2
+    assert np.abs(back.xyz[:20] - chain.xyz).max() < 1e-3
+
+
+def test_pieces_that_cannot_be_read(tmp_path):
+    for name, text in (
+        ("no.pdb", "HEADER    NOTHING\n"),
+        ("no.cif", "data_x\n_cell.length_a 1\n"),
+        ("bad.cif", "loop_\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError):
+            read_piece(tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole
+
+
+def test_a_strand_is_found_and_its_crystal_phased(strand):
+    """The whole road on a crystal of one strand; the bundled network judges."""
+    from pathlib import Path
+
+    from ml_phaser.parameters import Options
+    from ml_phaser.plan import plan_phasing
+
+    turn = Rotation.random(rng=np.random.default_rng(8)).as_matrix()
+    cell = gemmi.UnitCell(9.0, 9.4, 11.0, 90, 98, 90)
+    data, f, _ = crystal("P 1 21 1", strand, turn, np.array([2.0, 3.0, 5.0]), cell=cell)
+    options = Options(Path("a"), Path("b"), Path("c"), Path("d"), starts="fragments")
+    plan = plan_phasing(data, normalise(data), options, pieces=(strand,))
+    assert plan.road is not None and plan.road_rows is not None
+    done = plan.road.travel(30.0, lambda share: None)
+    best = done[0]
+    rows = plan.road_rows
+    cc = compare(data.hkl[rows], data.f[rows] * np.exp(1j * np.angle(best.f)), f[rows], cell, data.spacegroup).map_cc
+    assert cc > 0.8 and best.model.judged > 0.5
+    assert plan.road.ranked()[0].judged == max(m.judged for m in plan.road.models)
+    assert abs(road.overlap(best.model.f, best.model.f) - 1) < 1e-6
