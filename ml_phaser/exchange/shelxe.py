@@ -151,7 +151,7 @@ def _intensities(data: Amplitudes) -> tuple[NDArray[np.float64], NDArray[np.floa
     if data.intensity is not None and data.sigma_i is not None:
         value, sigma = data.intensity, data.sigma_i
     else:
-        value, sigma = data.f**2, 2 * data.f * data.sigf
+        value, sigma = data.f**2, 2 * data.f * data.sigf + data.sigf**2  # (F + sigma)^2 - F^2: sound at F = 0
     missing = ~(np.isfinite(sigma) & (sigma > 0))
     if not missing.any():
         return value, sigma, []

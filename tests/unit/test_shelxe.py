@@ -183,3 +183,31 @@ def test_phases_are_those_of_the_crystal():
     assert np.abs(structure_factors(data.hkl)).max() == pytest.approx(data.f.max())
     at = [density[tuple((np.round(s * density.shape).astype(int)) % density.shape)] for s in sites]
     assert np.mean(at) > 5 * density.std()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["cod2100301/2100301.hkl", "4lzt", "2olx"])
+def test_measured_data_survive_the_columns(shared_data, tmp_path, name):
+    """The set written for measured data, read back: the same crystal, intensities and uncertainties."""
+    from ml_phaser.exchange.read import read_amplitudes
+    from ml_phaser.outcome import Phases
+
+    path = shared_data / "diffraction" / name
+    files = sorted(p for p in path.iterdir() if p.suffix in (".mtz", ".cif")) if path.is_dir() else [path]
+    data = read_amplitudes(files[0])
+    n = len(data)
+    flat = Phases(np.zeros(n), np.full(n, 0.5), np.zeros((n, 4)))
+    written = shelxe.shelxe_set(data, flat, data.f, data.sigf, title="measured")
+    for to, text in zip(shelxe.companions(tmp_path / "x.phi"), (written.phi, written.hkl, written.ins), strict=True):
+        to.write_text(text)
+    assert fields(written.phi, PHI).shape[1] == 7 and len(fields(written.hkl, HKL)) == n + 1
+    back = read_amplitudes(tmp_path / "x.hkl", labin="I=I SIGI=SIGI")
+    assert back.spacegroup.xhm() == data.spacegroup.xhm() and back.cell.approx(data.cell, 1e-3)
+    at = {tuple(h): i for i, h in enumerate(data.hkl.tolist())}
+    rows = [at[tuple(h)] for h in back.hkl.tolist()]
+    assert len(rows) > 0.99 * n
+    wanted = (data.f**2 if data.intensity is None else data.intensity)[rows]
+    assert back.intensity is not None
+    scale = (back.intensity @ wanted) / (wanted @ wanted)
+    np.testing.assert_allclose(back.intensity, scale * wanted, atol=0.0051 + 1e-6 * back.intensity.max())
+    assert back.intensity.max() > 9000
