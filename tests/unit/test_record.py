@@ -64,7 +64,7 @@ def test_wilson_without_the_reflections(record):
 def test_status_and_what_readers_should_know(record):
     assert record["status"] == "finished" and record["density"] is None and record["n_held"] == 0
     assert record["mean_fom"] == pytest.approx((0.91 * 200 + 0.75 * 600) / 800)
-    assert record["warnings"] == ["the data carry no free-R flags; set some aside before refinement"]
+    assert record["warnings"] == ["the data carry no free-R flags; set some aside before refinement (freer 5 does)"]
     assert record["advice"]["do"] and record["advice"]["avoid"]
     assert run_record(outcome(word="uncertain"), options())["advice"] != record["advice"]
 
