@@ -70,6 +70,8 @@ def key_numbers(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("CC, held-out reflections", number(best["score"], 3) + held),
             ("Best start", f"{best['index'] + 1} of {len(record['trials'])}, {best['method']}"),
         ]
+    if (placed := record["fragments"]) is not None:
+        rows.append(("Begun with", f"{placed['label']} ({placed['atoms']} atoms)"))
     a, b, c, alpha, beta, gamma = record["cell"]
     density = record["density"]
     rows += [
