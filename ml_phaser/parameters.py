@@ -85,7 +85,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "what to begin with; auto: pieces of peptide first where they pay, then random phases",
+        "auto: pieces of peptide first, where they pay; then random phases",
         default="auto",
         choices=("auto", "random", "fragments"),
         caption="Begin with",
