@@ -101,7 +101,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "xyzout",
         "output",
-        "pieces as placed and grown, PDB or mmCIF, where the solution comes from them [not written]",
+        "placed pieces, PDB or mmCIF, where the solution comes from them [not written]",
         caption="Placed pieces",
         group="output",
     ),
