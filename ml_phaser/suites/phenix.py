@@ -47,6 +47,8 @@ STYLES = {
     "hklout": "new_file file_type:hkl",
     "pattout": "new_file file_type:ccp4_map",
     "phasein": "input_file file_type:hkl",
+    "xyzin": "input_file file_type:pdb",
+    "xyzout": "new_file file_type:pdb",
     "seqin": "input_file file_type:seq seq_file",
     "quiet": "hidden",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("iotbx.cli_parser", reason="cctbx is not here")
+import gemmi
 import iotbx.mtz
 from cctbx import sgtbx
 from iotbx.map_manager import map_manager
@@ -164,6 +165,25 @@ def test_log_passes_through(peptide):
     assert words[:2] == ["hklin", PEPTIDE] and words[-2:] == ["timelimit", "20"]
 
 
+def test_pieces(here, real, monkeypatch):
+    """A piece of the example's own structure, placed, grown and handed on; without pieces none are promised."""
+    monkeypatch.setenv("PATH", f"{real}:/usr/bin:/bin")
+    structure = gemmi.read_pdb(str(ROOT / "examples" / "peptide.pdb"))
+    structure.remove_waters()
+    structure.write_pdb("piece.pdb")
+    placed, _ = run_quietly(
+        PEPTIDE, "xyzin=piece.pdb", "xyzout=placed.cif", "starts=fragments", "timelimit=60", "freer=5"
+    )
+    assert placed.verdict == "solved" and placed.fragments["label"] == "piece.pdb"
+    assert placed.pieces_file == placed.files["xyzout"] == str(here / "placed.cif")
+    found, wanted = gemmi.read_structure(placed.pieces_file), gemmi.read_pdb("piece.pdb")
+    assert found[0].count_atom_sites() == placed.fragments["atoms"] == wanted[0].count_atom_sites()
+    assert found.cell.approx(wanted.cell, 1e-2)
+    (here / "stale.pdb").write_text("of another run")
+    plain, _ = run_quietly(PEPTIDE, "xyzout=stale.pdb", "starts=random", "trials=1", "output.overwrite=True")
+    assert plain.pieces_file is None and plain.fragments is None and "xyzout" not in plain.files
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "words"),
@@ -194,7 +214,8 @@ def test_in_a_python_without_ml_phaser(here, stand_in):
     record = {
         "verdict": {"word": "not solved", "probability": 0.25, "reason": "made up"},
         "shells": [{"n": 1, "fom": 0.5}, {"n": 3, "fom": 0.1}], "hand": "h", "next": [{"program": "shelxe"}],
-        "then": {"program": "shelxe", "exit_code": 0}, "outputs": {"mapout": "a", "hklout": "b", "jsonout": "c"},
+        "then": {"program": "shelxe", "exit_code": 0}, "fragments": None,
+        "outputs": {"mapout": "a", "hklout": "b", "jsonout": "c"},
     }  # fmt: skip
     (here / "record").write_text(json.dumps(record))
     arguments = stand_in(f"cp {here}/record {here}/x.json")
@@ -380,6 +401,38 @@ def test_a_program_that_fails(here, stand_in, ending, told):
     with pytest.raises(Sorry, match=told) as said:
         run_quietly(PEPTIDE, "mapout=x.map")
     assert "\n" not in str(said.value)
+
+
+PHASED = {
+    "status": "finished", "verdict": {"word": "solved", "probability": 0.9, "reason": "made up"},
+    "shells": [{"n": 1, "fom": 0.5}], "hand": "h", "next": [], "fragments": None,
+    "then": {"program": "shelxe", "exit_code": 3}, "outputs": {"mapout": "a", "hklout": "b", "jsonout": "c"},
+}  # fmt: skip
+ONLY_THE_NEXT = "The phases are there; the next program failed: shelxe failed"
+
+
+def test_a_next_program_that_fails_takes_no_phases_away(here, stand_in):
+    """A stand-in that phases, and says of the next program what ml_phaser says."""
+    (here / "record").write_text(json.dumps(PHASED))
+    stand_in(f"cp {here}/record {here}/x.json; echo 'ml_phaser: shelxe failed' >&2; exit 1")
+    results, said = run_quietly(PEPTIDE, "mapout=x.map")
+    assert results.verdict == "solved" and results.then["exit_code"] == 3
+    assert results.next_failed == ONLY_THE_NEXT and ONLY_THE_NEXT in said
+    (here / "x.json").unlink()
+    done = command(PEPTIDE, "mapout=x.map", "--quiet", path=f"{here}/bin:/usr/bin:/bin")
+    assert done.returncode == 1 and done.stderr == f"{ONLY_THE_NEXT}\n" and "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "of another run"])
+def test_a_run_that_did_not_finish_has_failed(here, stand_in, status):
+    (here / "record").write_text(json.dumps(PHASED | {"status": status}))
+    copy = f"cp {here}/record {here}/x.json; "
+    if status == "of another run":  # which did finish
+        (here / "x.json").write_text(json.dumps(PHASED))
+        copy = ""
+    stand_in(f"{copy}echo 'ml_phaser: no memory' >&2; exit 1")
+    with pytest.raises(Sorry, match=r"^no memory$"):
+        run_quietly(PEPTIDE, "mapout=x.map", "--overwrite")
 
 
 # --------------------------------------------------------------------------------------------------- interruption
