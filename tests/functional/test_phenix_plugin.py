@@ -229,7 +229,7 @@ def test_in_a_python_without_ml_phaser(here, stand_in):
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "not solved 0.25 0.2 [{'program': 'shelxe'}] shelxe"
     assert " the log of a stand-in\n" in done.stdout
-    told = ["hklin", PEPTIDE, "mapout", f"{here}/x.map", "hklout", f"{here}/x.mtz", "jsonout", f"{here}/x.json"]
+    told = ["hklin", PEPTIDE, "mapout", f"{here}/x.map", "hklout", f"{here}/x.mtz"]
     assert arguments.read_text().splitlines() == [*told, "seed", "7"]
 
 
@@ -468,6 +468,14 @@ def test_interrupting_it_ends_the_child(here, real, number):
     assert phenix.returncode == 1 and errors.strip() == "Sorry: interrupted; nothing was written"
     assert gone(int((real / "pid").read_text()))
     assert list(here.iterdir()) == []
+
+
+def test_the_record_of_a_failed_run_is_written_where_it_was_asked_for(here, real, monkeypatch):
+    monkeypatch.setenv("PATH", f"{real}:/usr/bin:/bin")
+    with pytest.raises(Sorry, match="no column F"):
+        run_quietly(PEPTIDE, "labin=F,SIGF", "jsonout=mine.json")
+    assert [p.name for p in here.iterdir()] == ["mine.json"]
+    assert json.loads((here / "mine.json").read_text())["status"] == "failed"
 
 
 def test_a_child_that_will_not_stop_is_killed(here, stand_in, monkeypatch):

@@ -134,7 +134,9 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
 
     def run(self) -> None:
         """Run the program, its log as ours, and read its run record. That the next program failed is said, no more."""
-        words = [self.executable, *command.words(self.params, self.chosen)]
+        # jsonout has that name anyway; named on the command line it would be written of a run that fails, too.
+        chosen = {name: value for name, value in self.chosen.items() if name != "jsonout"}
+        words = [self.executable, *command.words(self.params, chosen)]
         print(f"Command: {shlex.join(words)}\n", file=self.logger)
         before = self._record_stamp()
         code, said = child.follow(words, self.logger)
