@@ -137,6 +137,7 @@ def piece(work):
     made = task(work)
     made.hklin = str(Path(work) / "hklin.mtz")
     before = made._piece()
+    (Path(work) / "piece.pdb").touch()
     made.container.inputData.XYZIN.setFullPath(str(Path(work) / "piece.pdb"))
     made.piece = made._piece()
     assert before == "" and made.makeCommandAndScript() == CPluginScript.SUCCEEDED
