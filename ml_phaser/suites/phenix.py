@@ -237,7 +237,7 @@ def plan(prefix: Path) -> Plugin:
     raise UserError(
         "neither a Phenix installation nor the site-packages of a cctbx",
         f"prefix {prefix}",
-        "the folder that holds phenix_env.sh, or a site-packages folder with iotbx in it",
+        "the folder that holds phenix_env.sh, an environment with a cctbx in it, or the site-packages folder of one",
     )
 
 
