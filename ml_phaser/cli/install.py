@@ -18,7 +18,8 @@ Names in any case, with or without --.
 
   prefix FOLDER      ccp4i2: the folder that holds ccp4i2's core and wrappers folders (of the classic release,
                      $CCP4I2; of release 3, the package folder site-packages/ccp4i2);
-                     phenix: the installation of Phenix, or the site-packages folder of a cctbx without Phenix
+                     phenix: the installation of Phenix, an environment with a cctbx in it (its prefix, as of
+                     conda or pip), or the site-packages folder of one
 """
 PURPOSE = {
     "install": "Put the plugin into a suite, in place of an older one. Nothing that is there already is changed, but\n"

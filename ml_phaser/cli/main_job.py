@@ -29,7 +29,7 @@ class Session:
     """One run as its user sees it: whether to be quiet, when it began, how far it has come, how it ended.
 
     ``records`` are the outputs that tell of the run even if it fails (parameter to path), ``before`` the others with
-    what they were.
+    what they were; ``phased``: everything of this run is written, a next program may follow.
     """
 
     quiet: bool = False
@@ -38,6 +38,7 @@ class Session:
     before: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
     records: dict[str, Path] = field(default_factory=dict)
     live: Live | None = None
+    phased: bool = False
 
     def begin(self, request: Request) -> Live:
         """Remember the results as they were, to be able to tell later what was written; returns who listens to the
@@ -65,7 +66,7 @@ class Session:
 
     def record(self, status: str, message: str = "") -> None:
         """Say in the records asked for that the run failed or was interrupted; not where all results are there."""
-        if self.live is None or not self.records or len(self.written()) == len(self.before):
+        if self.live is None or not self.records or self.phased or len(self.written()) == len(self.before):
             return
         from ml_phaser.report.live import write_records
 
@@ -108,6 +109,7 @@ def run(request: Request, session: Session) -> int:
 
     with Reporter(quiet=options.quiet) as live.listener:
         outcome = phase(options, live)
+        session.phased = True
     print(log.report(outcome, options) if loud else log.verdict_line(outcome))
     if options.then != "none":
         from ml_phaser.cli.then import go_on

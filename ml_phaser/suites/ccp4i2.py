@@ -27,8 +27,10 @@ DATA = {
     "phasein": "ABCD",
     "labphase": "ABCD",
     "seqin": "ASUIN",
+    "xyzin": "XYZIN",
     "mapout": "MAPOUT",
     "hklout": "ABCDOUT",
+    "xyzout": "XYZOUT",
 }
 # parameter -> what the wrapper does with it, always
 FIXED = {
@@ -93,8 +95,12 @@ INPUT = {
     "F_SIGF": Data("CObsDataFile", "Measured data", "intensities or amplitudes, as measured: not converted", _NEEDED),
     "FREERFLAG": Data("CFreeRDataFile", "Free-R flags", "kept in what is written", _OPTIONAL + _CRYSTAL),
     "ABCD": Data("CPhsDataFile", "Phases to start from", "your own phases, none: random starts", _OPTIONAL + _CRYSTAL),
+    "XYZIN": Data(
+        "CPdbDataFile", "Piece to place", "your own piece of a few residues, none: strands and helices",
+        (*_OPTIONAL, ("ifAtomSelection", "True")),
+    ),
     "ASUIN": Data("CAsuDataFile", "Sequence", "contents of the asymmetric unit, for the next program", _OPTIONAL),
-}
+}  # fmt: skip
 OUTPUT = {
     "ABCDOUT": Data(
         "CPhsDataFile", "Phases", "Hendrickson-Lattman coefficients",
@@ -106,6 +112,10 @@ OUTPUT = {
     ),
     "MAPOUT": Data(
         "CMapDataFile", "Density map", "electron density", default=(("annotation", "Density map from ml_phaser"),)
+    ),
+    "XYZOUT": Data(
+        "CPdbDataFile", "Placed pieces", "as placed and grown, where the solution comes from them",
+        default=(("annotation", "Pieces placed by ml_phaser"), ("subType", "3")),
     ),
     "PATTERSON": Data(
         "CMapDataFile", "Patterson map", "Patterson map", default=(("annotation", "Patterson map from ml_phaser"),)
@@ -198,12 +208,17 @@ def table() -> str:
     lines += [")", "", "# title, fields: name, label, whether for experts", "GROUPS = ("]
     for group, title in GROUPS.items():
         inside = [f for f in fields() if f.parameter.group == group]
+        shown = [f'("{f.id}", "{f.label}", {f.parameter.expert}),' for f in inside]
         if inside:
-            lines += ["    (", f'        "{title}",', "        ("]
-            lines += [f'            ("{f.id}", "{f.label}", {f.parameter.expert}),' for f in inside]
-            lines += ["        ),", "    ),"]
+            lines += ["    (", f'        "{title}",']
+            lines += [f"        ({shown[0]})," if len(shown) == 1 else _block(shown)]
+            lines += ["    ),"]
     lines += [")", "", "# the finest resolution there is, A", f"FINEST = {_finest():g}", ""]
     return "\n".join(lines)
+
+
+def _block(items: list[str]) -> str:
+    return "\n".join(["        (", *(f"            {item}" for item in items), "        ),"])
 
 
 def _tuple(words: list[str]) -> str:

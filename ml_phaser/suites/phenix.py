@@ -47,6 +47,8 @@ STYLES = {
     "hklout": "new_file file_type:hkl",
     "pattout": "new_file file_type:ccp4_map",
     "phasein": "input_file file_type:hkl",
+    "xyzin": "input_file file_type:pdb",
+    "xyzout": "new_file file_type:pdb",
     "seqin": "input_file file_type:seq seq_file",
     "quiet": "hidden",
 }
@@ -235,7 +237,7 @@ def plan(prefix: Path) -> Plugin:
     raise UserError(
         "neither a Phenix installation nor the site-packages of a cctbx",
         f"prefix {prefix}",
-        "the folder that holds phenix_env.sh, or a site-packages folder with iotbx in it",
+        "the folder that holds phenix_env.sh, an environment with a cctbx in it, or the site-packages folder of one",
     )
 
 

@@ -110,8 +110,8 @@ def task(work):
     made = ml_phaser(workDirectory=work)
     made.container.inputData.F_SIGF.setFullPath(str(Path(work) / "obs.mtz"))
     made.container.inputData.F_SIGF.contentFlag.set(4)
-    for name in ("MAPOUT", "PATTERSON"):
-        getattr(made.container.outputData, name).setFullPath(str(Path(work) / f"{name}.map"))
+    for name, suffix in (("MAPOUT", "map"), ("PATTERSON", "map"), ("XYZOUT", "pdb")):
+        getattr(made.container.outputData, name).setFullPath(str(Path(work) / f"{name}.{suffix}"))
     return made
 
 
@@ -127,6 +127,38 @@ def commands(requests, work):
             made.container.controlParameters.get(field).set(value)
         assert made.makeCommandAndScript() == CPluginScript.SUCCEEDED
         answers.append([str(word) for word in made.commandLine])
+    return answers
+
+
+def piece(work):
+    """The command line where there is a piece to place."""
+    from core.CCP4PluginScript import CPluginScript
+
+    made = task(work)
+    made.hklin = str(Path(work) / "hklin.mtz")
+    before = made._piece()
+    (Path(work) / "piece.pdb").touch()
+    made.container.inputData.XYZIN.setFullPath(str(Path(work) / "piece.pdb"))
+    made.piece = made._piece()
+    assert before == "" and made.makeCommandAndScript() == CPluginScript.SUCCEEDED
+    return [str(word) for word in made.commandLine]
+
+
+def next_failed(record, work):
+    """What becomes of a job whose next program failed: with its exit status in the record, and without."""
+    from core import CCP4Modules
+
+    processes = mock.MagicMock()
+    processes.getJobData.side_effect = lambda number, what: {"exitStatus": 0, "exitCode": 1}.get(what, "ml_phaser")
+    CCP4Modules.PROCESSMANAGER = lambda: processes
+    answers = []
+    for text in (record, re.sub(r"(?s)<then>.*</then>", "", record), record.replace("finished", "running")):
+        made = task(work)
+        made.hklout, made.xmlout = Path(work) / "obs.mtz", Path(work) / "program.xml"
+        made.xmlout.write_text(text)
+        (Path(work) / "MAPOUT.map").touch()
+        (Path(work) / "log.txt").write_text(" ml_phaser:  shelxe cannot be started\nTimes: User:\n")
+        answers.append([made.postProcessCheck(1)[0], made.getErrorReport().report()])
     return answers
 
 
@@ -224,6 +256,8 @@ if __name__ == "__main__":
             "definition": definition(asked["work"]),
             "commands": commands(asked["commands"], asked["work"]),
             "reports": report(asked["reports"]),
+            "piece": piece(asked["work"]),
+            "next_failed": next_failed(asked["next_failed"], asked["work"]),
             "ending": ending(*asked["ending"], asked["work"]),
             "window": window(),
             "discovered": discovered(),

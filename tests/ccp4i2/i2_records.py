@@ -23,7 +23,12 @@ def failed():
     return to_xml({"status": "failed", "error": {"message": "a.mtz: no <data>. Try: b.mtz"}, "trials": TRIALS}).decode()
 
 
-def finished(word="solved", probability=0.97):
+THEN = {"program": "modelcraft", "command": "modelcraft xray", "exit_code": 0, "seconds": 9.0, "log": "/j/m.log"}
+THEN |= {"summary": "8 residues, R-work 0.210"}
+THEN_FAILED = THEN | {"program": "shelxe", "exit_code": 3, "summary": "no trace of a chain was saved"}
+
+
+def finished(word="solved", probability=0.97, then=None):
     """A finished run with all there can be."""
     return to_xml({
         "status": "finished", "best_trial": 1, "spacegroup": "P 1", "d_min": 1.0, "d_max": 10.0, "n_reflections": 400,
@@ -31,6 +36,7 @@ def finished(word="solved", probability=0.97):
         "verdict": {"word": word, "probability": probability, "reason": "correlation 0.74 on 21 reflections"},
         "hand": "cannot be told from these data", "shells": SHELLS, "trials": TRIALS,
         "density": {"sigma": 0.3, "skewness": 4.2, "histogram": {"edges": [-1.0, 0.0, 1.0], "counts": [70, 30]}},
+        "fragments": {"label": "3 strands", "atoms": 75, "fit": 0.314, "judged": 0.456}, "then": then,
         "next": [
             {"program": "ModelCraft", "purpose": "model building", "command": "modelcraft xray --data 'a b.mtz'",
              "needs": ["a sequence: seqin FILE"], "installed": False},
@@ -49,8 +55,16 @@ SAID = {
         ["Solved. The map is right with probability 0.97", "Evidence: correlation 0.74", "Mean figure of merit 0.600",
          "CC on held-out reflections 0.740", "Skewness 4.20", "ModelCraft (not installed here): model building",
          "Still needed: a sequence: seqin FILE", "modelcraft xray --data 'a b.mtz'", "Columns F, SIGF & more are used.",
-         "Network: projector."],
-        ["Not solved", "Allow it more time"],
+         "Network: projector.", "Begun with pieces placed: 3 strands, 75 atoms.", "measured E^2 0.31,",
+         "kept out 0.46."],
+        ["Not solved", "Allow it more time", "failed", "modelcraft:"],
+    ),
+    "went on": (finished(then=THEN), "Finished", ["modelcraft: 8 residues, R-work 0.210"], ["failed"]),
+    "next failed": (
+        finished(then=THEN_FAILED), "Finished",
+        ["Solved.", "The phases are there; the next program failed: shelxe, exit status 3. no trace of a chain was",
+         "Its log: /j/m.log"],
+        ["No phases", "did not finish"],
     ),
     "uncertain": (finished("uncertain", 0.5), "Finished", ["Uncertain.", "0.50"], ["Not solved"]),
     "not solved": (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from i2_fields import EXAMPLE, check_every_field, other
-from i2_records import SAID, finished
+from i2_records import SAID, THEN_FAILED, finished
 
 from ml_phaser.cli.arguments import options_from, parse_command_line
 from ml_phaser.suites.ccp4i2 import fields, plan
@@ -40,6 +40,7 @@ def answers(tmp_path_factory):
         "work": str(work),
         "commands": [[None, None], *([f.id, other(f)] for f in fields())],
         "ending": [finished(), str(EXAMPLE)],
+        "next_failed": finished(then=THEN_FAILED),
         "reports": [[text, status, str(work)] for text, status, _, _ in SAID.values()],
     }
     script = Path(__file__).with_name("classic_process.py")
@@ -74,6 +75,21 @@ def test_the_labels_are_those_ccp4i2_gives(answers):
     assert given.hklin.name == "hklin.mtz" and given.mapout.name == "MAPOUT.map" and given.xmlout.name == "program.xml"
 
 
+def test_a_piece_to_place(answers):
+    given = options_from(parse_command_line(answers["piece"]))
+    assert given.xyzin.name == "piece.pdb" and given.xyzout.name == "XYZOUT.pdb"
+    assert options_from(parse_command_line(answers["commands"][0])).xyzin is None
+
+
+def test_a_next_program_that_fails_takes_no_phases_away(answers):
+    recorded, not_started, not_phased = answers["next_failed"]
+    assert recorded[0] == not_started[0] == 0 and not_phased[0] != 0
+    told = "The phases are there; the next program failed: "
+    assert f"{told}shelxe, exit status 3. no trace of a chain was saved" in recorded[1]
+    assert f"{told}shelxe cannot be started" in not_started[1]
+    assert told not in not_phased[1] and "ml_phaser stopped and said why" in not_phased[1]
+
+
 def test_what_becomes_of_the_programs_files(answers):
     ending = answers["ending"]
     assert ending["status"] == 0
@@ -93,7 +109,7 @@ def test_what_the_report_says(answers, state):
 def test_the_window_shows_every_field_once(answers):
     window = answers["window"]
     shown = [line[line.index("widget") + 1] for line in window["lines"] if "widget" in line]
-    data = ["F_SIGF", "FREERFLAG", "ABCD", "ASUIN"]
+    data = ["F_SIGF", "FREERFLAG", "ABCD", "XYZIN", "ASUIN"]
     assert sorted(shown) == sorted([*data, *(f.id for f in fields())])
     assert len(window["folders"]) == 2 and "parrot" in window["next"]
 

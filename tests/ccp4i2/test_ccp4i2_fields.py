@@ -3,7 +3,7 @@
 import gemmi
 import numpy as np
 import pytest
-from i2_fields import check_every_field
+from i2_fields import EXAMPLE, check_every_field
 
 from ml_phaser.cli.arguments import options_from, parse_command_line
 from ml_phaser.suites.ccp4i2 import fields
@@ -116,6 +116,27 @@ def test_free_flags_join_the_data(task, tmp_path):
     made.container.inputData.FREERFLAG.setFullPath(str(small_mtz(tmp_path / "free.mtz", "FREER I")))
     command(made)
     assert "FREERFLAG_FREER" in gemmi.read_mtz_file(str(made.hklin)).column_labels()
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "cif"])
+def test_a_piece_to_place(task, tmp_path, suffix):
+    """The user's file as it is, or what was selected of it."""
+    structure = gemmi.read_pdb(str(EXAMPLE.with_suffix(".pdb")))
+    given = tmp_path / f"given.{suffix}"
+    structure.make_mmcif_document().write_file(str(given)) if suffix == "cif" else structure.write_pdb(str(given))
+    for selection, atoms in (("", structure[0].count_atom_sites()), ("A/2-4", 22)):
+        made = task()
+        made.container.inputData.XYZIN.setFullPath(str(given))
+        if selection:
+            made.container.inputData.XYZIN.selection.text.set(selection)
+        words = [w.replace("/job", str(made.getWorkDirectory())) for w in command(made)]
+        options = options_from(parse_command_line(words))
+        assert (options.xyzin == given) == (not selection) and options.xyzout.name == "XYZOUT.pdb"
+        assert gemmi.read_structure(str(options.xyzin))[0].count_atom_sites() == atoms
+
+
+def test_no_piece_no_word_of_it(task):
+    assert options_from(parse_command_line(command(task()))).xyzin is None
 
 
 def test_the_sequence_goes_to_the_next_program(task, tmp_path):

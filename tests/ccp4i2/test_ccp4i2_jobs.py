@@ -1,6 +1,7 @@
 """Whole jobs in the Django release, through i2run: what it registers, shows and reports."""
 
 import importlib.util
+import os
 import re
 import shutil
 import time
@@ -17,6 +18,10 @@ DATA = ["--F_SIGF", f"fullPath={EXAMPLE}", "columnLabels=/*/*/[I,SIGI]"]
 
 def words(element):
     return " ".join(" ".join(element.itertext()).split())
+
+
+def words_of(job):
+    return words(job.report())
 
 
 def columns(path):
@@ -130,6 +135,48 @@ def test_free_flags_stay_with_the_data(suite):
     assert job.row.status == FINISHED, job.said[-2000:]
     assert columns(job.folder / "hklout.mtz")[0]["FREERFLAG_FREER"] == "I"
     assert "FREEROUT" not in job.files()
+
+
+def test_free_flags_that_were_made_are_registered(suite):
+    """The job's data are I, SIGI alone, without the flags of the example."""
+    job = suite.run("made", *DATA, "--FREER", "10", "--TRIALS", "1")
+    assert job.row.status == FINISHED, job.said[-2000:]
+    assert job.files()["FREEROUT"].type.name == "application/CCP4-mtz-freerflag"
+    types, mtz = columns(job.folder / "FREEROUT.mtz")
+    assert types == {"FREER": "I"}
+    flags = mtz.column_with_label("FREER").array
+    assert 0.05 < np.mean(flags == 0) < 0.15 and np.isfinite(flags).all()
+    whole = columns(job.folder / "hklout.mtz")[1]
+    np.testing.assert_array_equal(np.sort(flags), np.sort(whole.column_with_label("FreeR_flag").array))
+
+
+def test_pieces_are_placed_and_registered(suite, tmp_path):
+    """A piece of the example's own structure."""
+    structure = gemmi.read_pdb(str(EXAMPLE.with_suffix(".pdb")))
+    structure.remove_waters()
+    structure.write_pdb(str(tmp_path / "piece.pdb"))
+    given = ["--XYZIN", f"fullPath={tmp_path / 'piece.pdb'}", "--STARTS", "fragments", "--TIMELIMIT", "60"]
+    job = suite.run("pieces", *DATA, *given)
+    assert job.row.status == FINISHED, job.said[-2000:]
+    placed = job.files()["XYZOUT"]
+    assert placed.type.name == "chemical/x-pdb" and placed.annotation.startswith("Pieces placed by ml_phaser (solved")
+    found = gemmi.read_pdb(str(job.folder / "XYZOUT.pdb"))
+    assert found[0].count_atom_sites() == structure[0].count_atom_sites()
+    assert "Begun with pieces placed: piece.pdb" in words_of(job)
+
+
+def test_a_next_program_that_fails_takes_no_phases_away(suite, tmp_path):
+    """A stand-in for SHELXE, without a licence."""
+    (tmp_path / "shelxe").write_text("#!/bin/sh\necho no licence\nexit 3\n")
+    (tmp_path / "shelxe").chmod(0o755)
+    job = suite.run("next", *DATA, "--THEN", "shelxe", path=f"{tmp_path}:{os.environ['PATH']}")
+    assert job.row.status == FINISHED, job.said[-2000:]
+    assert {"ABCDOUT", "FPHIOUT", "MAPOUT"} <= set(job.files()) and "XYZOUT" not in job.files()
+    report = words_of(job)
+    assert "Solved." in report and "No phases" not in report
+    assert "The phases are there; the next program failed: shelxe, exit status 3." in report
+    diagnostic = (job.folder / "diagnostic.xml").read_text()
+    assert "the next program failed: shelxe" in diagnostic and "ml_phaser stopped" not in diagnostic
 
 
 def test_a_failure_is_reported_in_the_programs_words(suite):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("iotbx.cli_parser", reason="cctbx is not here")
+import gemmi
 import iotbx.mtz
 from cctbx import sgtbx
 from iotbx.map_manager import map_manager
@@ -164,6 +165,25 @@ def test_log_passes_through(peptide):
     assert words[:2] == ["hklin", PEPTIDE] and words[-2:] == ["timelimit", "20"]
 
 
+def test_pieces(here, real, monkeypatch):
+    """A piece of the example's own structure, placed, grown and handed on; without pieces none are promised."""
+    monkeypatch.setenv("PATH", f"{real}:/usr/bin:/bin")
+    structure = gemmi.read_pdb(str(ROOT / "examples" / "peptide.pdb"))
+    structure.remove_waters()
+    structure.write_pdb("piece.pdb")
+    placed, _ = run_quietly(
+        PEPTIDE, "xyzin=piece.pdb", "xyzout=placed.cif", "starts=fragments", "timelimit=60", "freer=5"
+    )
+    assert placed.verdict == "solved" and placed.fragments["label"] == "piece.pdb"
+    assert placed.pieces_file == placed.files["xyzout"] == str(here / "placed.cif")
+    found, wanted = gemmi.read_structure(placed.pieces_file), gemmi.read_pdb("piece.pdb")
+    assert found[0].count_atom_sites() == placed.fragments["atoms"] == wanted[0].count_atom_sites()
+    assert found.cell.approx(wanted.cell, 1e-2)
+    (here / "stale.pdb").write_text("of another run")
+    plain, _ = run_quietly(PEPTIDE, "xyzout=stale.pdb", "starts=random", "trials=1", "output.overwrite=True")
+    assert plain.pieces_file is None and plain.fragments is None and "xyzout" not in plain.files
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "words"),
@@ -194,7 +214,8 @@ def test_in_a_python_without_ml_phaser(here, stand_in):
     record = {
         "verdict": {"word": "not solved", "probability": 0.25, "reason": "made up"},
         "shells": [{"n": 1, "fom": 0.5}, {"n": 3, "fom": 0.1}], "hand": "h", "next": [{"program": "shelxe"}],
-        "then": {"program": "shelxe", "exit_code": 0}, "outputs": {"mapout": "a", "hklout": "b", "jsonout": "c"},
+        "then": {"program": "shelxe", "exit_code": 0}, "fragments": None,
+        "outputs": {"mapout": "a", "hklout": "b", "jsonout": "c"},
     }  # fmt: skip
     (here / "record").write_text(json.dumps(record))
     arguments = stand_in(f"cp {here}/record {here}/x.json")
@@ -208,7 +229,7 @@ def test_in_a_python_without_ml_phaser(here, stand_in):
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "not solved 0.25 0.2 [{'program': 'shelxe'}] shelxe"
     assert " the log of a stand-in\n" in done.stdout
-    told = ["hklin", PEPTIDE, "mapout", f"{here}/x.map", "hklout", f"{here}/x.mtz", "jsonout", f"{here}/x.json"]
+    told = ["hklin", PEPTIDE, "mapout", f"{here}/x.map", "hklout", f"{here}/x.mtz"]
     assert arguments.read_text().splitlines() == [*told, "seed", "7"]
 
 
@@ -382,6 +403,38 @@ def test_a_program_that_fails(here, stand_in, ending, told):
     assert "\n" not in str(said.value)
 
 
+PHASED = {
+    "status": "finished", "verdict": {"word": "solved", "probability": 0.9, "reason": "made up"},
+    "shells": [{"n": 1, "fom": 0.5}], "hand": "h", "next": [], "fragments": None,
+    "then": {"program": "shelxe", "exit_code": 3}, "outputs": {"mapout": "a", "hklout": "b", "jsonout": "c"},
+}  # fmt: skip
+ONLY_THE_NEXT = "The phases are there; the next program failed: shelxe failed"
+
+
+def test_a_next_program_that_fails_takes_no_phases_away(here, stand_in):
+    """A stand-in that phases, and says of the next program what ml_phaser says."""
+    (here / "record").write_text(json.dumps(PHASED))
+    stand_in(f"cp {here}/record {here}/x.json; echo 'ml_phaser: shelxe failed' >&2; exit 1")
+    results, said = run_quietly(PEPTIDE, "mapout=x.map")
+    assert results.verdict == "solved" and results.then["exit_code"] == 3
+    assert results.next_failed == ONLY_THE_NEXT and ONLY_THE_NEXT in said
+    (here / "x.json").unlink()
+    done = command(PEPTIDE, "mapout=x.map", "--quiet", path=f"{here}/bin:/usr/bin:/bin")
+    assert done.returncode == 1 and done.stderr == f"{ONLY_THE_NEXT}\n" and "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "of another run"])
+def test_a_run_that_did_not_finish_has_failed(here, stand_in, status):
+    (here / "record").write_text(json.dumps(PHASED | {"status": status}))
+    copy = f"cp {here}/record {here}/x.json; "
+    if status == "of another run":  # which did finish
+        (here / "x.json").write_text(json.dumps(PHASED))
+        copy = ""
+    stand_in(f"{copy}echo 'ml_phaser: no memory' >&2; exit 1")
+    with pytest.raises(Sorry, match=r"^no memory$"):
+        run_quietly(PEPTIDE, "mapout=x.map", "--overwrite")
+
+
 # --------------------------------------------------------------------------------------------------- interruption
 
 
@@ -415,6 +468,14 @@ def test_interrupting_it_ends_the_child(here, real, number):
     assert phenix.returncode == 1 and errors.strip() == "Sorry: interrupted; nothing was written"
     assert gone(int((real / "pid").read_text()))
     assert list(here.iterdir()) == []
+
+
+def test_the_record_of_a_failed_run_is_written_where_it_was_asked_for(here, real, monkeypatch):
+    monkeypatch.setenv("PATH", f"{real}:/usr/bin:/bin")
+    with pytest.raises(Sorry, match="no column F"):
+        run_quietly(PEPTIDE, "labin=F,SIGF", "jsonout=mine.json")
+    assert [p.name for p in here.iterdir()] == ["mine.json"]
+    assert json.loads((here / "mine.json").read_text())["status"] == "failed"
 
 
 def test_a_child_that_will_not_stop_is_killed(here, stand_in, monkeypatch):

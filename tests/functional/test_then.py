@@ -255,8 +255,10 @@ def test_folders_are_replaced_only_when_asked_and_ours(bin_folder):
 
 def test_failure_of_the_program(bin_folder):
     install(bin_folder, "shelxe", "print('** no licence **')\nraise SystemExit(3)\n")
-    done = ml_phaser(bin_folder, "shelxe")
+    # of the outputs asked for, xyzout is not written here: the phases do not come from pieces
+    done = ml_phaser(bin_folder, "shelxe", "jsonout", "pred.json", "xyzout", "pieces.pdb")
     assert done.returncode == 1 and "shelxe failed (exit status 3); the phases are written" in done.stderr
+    assert not Path("pieces.pdb").exists()
     assert "no licence" in done.stdout and len(done.stderr.splitlines()) == 1
     assert record()["then"]["exit_code"] == 3 and record()["then"]["summary"] == "no trace of a chain was saved"
     assert Path("pred.mtz").exists() and record()["status"] == "finished"

@@ -100,6 +100,8 @@ def test_graphical_interface_indexes_it():
     assert index.get_scope_style("ml_phaser.data.hklin").file_type == "hkl"
     assert index.get_scope_style("ml_phaser.run.quiet").hidden
     assert index.get_scope_style("ml_phaser.next.seqin").seq_file
+    for path in ("starts.xyzin", "output.xyzout"):
+        assert index.get_scope_style(f"ml_phaser.{path}").file_type == "pdb"
     assert index.get_input_files() == [] or all(not name for name, *_ in index.get_input_files())
 
 

@@ -1,5 +1,5 @@
 """``python -m ml_phaser_phenix``, where libtbx makes no command: cctbx from pip or conda."""
 
-from ml_phaser_phenix.command_line.ml_phaser import run
+from ml_phaser_phenix.command_line.ml_phaser import main
 
-run()
+main()

@@ -41,10 +41,11 @@ def _within(path: Path, tree: Path) -> bool:
     return path == tree or tree in path.parents
 
 
-def follow(words: Sequence[str], log: Any) -> None:
-    """Run to the end, every line of the log written to ``log`` at once. Sorry, with its last words, where it fails.
+def follow(words: Sequence[str], log: Any) -> tuple[int, str]:
+    """Run to the end, every line of the log written to ``log`` at once; the exit status, and the last words ("": none).
 
-    Ctrl-C and requests to end reach the child once, from here: it has a session of its own.
+    Ctrl-C and requests to end reach the child once, from here: it has a session of its own. Sorry for these, and
+    where it cannot be run.
     """
     with tempfile.TemporaryFile() as errors:
         try:
@@ -69,10 +70,9 @@ def follow(words: Sequence[str], log: Any) -> None:
         except KeyboardInterrupt:
             raise Sorry(_last_words(errors) or "interrupted") from None
         said = _last_words(errors)
-        if code != 0:
-            raise Sorry(said or f"ml_phaser failed without a word (exit status {code})")
-        if said:
+        if said and code == 0:
             print(said, file=log)
+        return code, said
 
 
 def _last_words(errors: IO[bytes]) -> str:

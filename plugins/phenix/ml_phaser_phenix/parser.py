@@ -43,6 +43,7 @@ def take_data_file(parser: CCTBXParser) -> None:
         return
     hklin = parser.working_phil.extract().ml_phaser.data.hklin
     if hklin is not None or manager.has_miller_arrays() or len(foreign) > 1:
-        raise Sorry(f"which parameter is the file {foreign[-1]}? Try: NAME={foreign[-1]}, e.g. data.hklin, next.seqin")
+        names = "data.hklin, starts.xyzin, next.seqin"
+        raise Sorry(f"which parameter is the file {foreign[-1]}? Try: NAME={foreign[-1]}, e.g. {names}")
     chosen = iotbx.phil.parse(f"ml_phaser.data.hklin = {json.dumps(foreign[0])}")
     parser.working_phil = parser.master_phil.fetch(sources=[parser.working_phil, chosen])

@@ -14,14 +14,15 @@ try:
     from core.CCP4ErrorHandling import SEVERITY_WARNING
     from core.CCP4PluginScript import CPluginScript
 
-    SEVERE: dict[str, int] = {}  # there errors are severe unless ERROR_CODES says otherwise
+    SEVERE: dict[str, int] = {}  # there ERROR_CODES says how severe an error is, by default as much as can be
+    MILD: dict[str, int] = {}
 except ImportError:
     from ccp4i2.core.CCP4ErrorHandling import SEVERITY_ERROR, SEVERITY_WARNING
     from ccp4i2.core.CCP4PluginScript import CPluginScript
 
-    SEVERE = {"severity": SEVERITY_ERROR}
+    SEVERE, MILD = {"severity": SEVERITY_ERROR}, {"severity": SEVERITY_WARNING}
 
-from .ml_phaser_files import best_score, free_column, mean_fom, program_xml, text, why_failed
+from .ml_phaser_files import best_score, free_column, mean_fom, next_failed, program_xml, text, why_failed
 from .ml_phaser_table import FINEST, KEYWORDS
 
 OBSERVED = {
@@ -46,6 +47,7 @@ class ml_phaser(CPluginScript):
     MAINTAINER = "the ml_phaser developers"
     PERFORMANCECLASS = "CExpPhasPerformance"
     WHATNEXT = ["modelcraft", "parrot", "coot_rebuild", "coot1"]  # noqa: RUF012
+    piece = ""
     ERROR_CODES = {  # noqa: RUF012
         201: {"description": "The program ml_phaser is not on PATH. Install it, then start ccp4i2 again"},
         202: {"description": "ml_phaser stopped and said why"},
@@ -54,6 +56,8 @@ class ml_phaser(CPluginScript):
         205: {"description": "The measured data (and free-R flags) could not be put together for ml_phaser"},
         206: {"description": "The sequence could not be written for ml_phaser"},
         207: {"description": "The phased MTZ could not be split into phases and map coefficients"},
+        208: {"description": "The piece to place could not be written for ml_phaser"},
+        209: {"description": "The phases are there; the next program failed", "severity": SEVERITY_WARNING},
     }
 
     def _fail(self, code: int, details: str = "") -> int:
@@ -67,7 +71,7 @@ class ml_phaser(CPluginScript):
     # ------------------------------------------------------------------------------------ input
 
     def processInputFiles(self) -> int:
-        """One MTZ of the data as measured (and free-R flags), and the sequence as FASTA."""
+        """One MTZ of the data as measured (and free-R flags), the sequence as FASTA, the piece to place."""
         if shutil.which(self.getCommand(self.TASKCOMMAND)) is None:
             return self._fail(201)
         data = self.container.inputData
@@ -79,7 +83,21 @@ class ml_phaser(CPluginScript):
             data.ASUIN.writeFasta(str(self._path("sequence.fasta")))
             if not self._path("sequence.fasta").exists():
                 return self._fail(206)
+        self.piece = self._piece()
+        if self.piece and not Path(self.piece).exists():
+            return self._fail(208)
         return CPluginScript.SUCCEEDED
+
+    def _piece(self) -> str:
+        """Path of the piece to place, "" where there is none: the user's file, or the atoms selected of it."""
+        piece = self.container.inputData.XYZIN
+        if not piece.isSet():
+            return ""
+        if not piece.isSelectionSet():
+            return str(piece.fullPath)
+        path = self._path("piece.cif" if piece.isMMCIF() else "piece.pdb")
+        piece.getSelectedAtomsPdbFile(str(path))
+        return str(path)
 
     # ---------------------------------------------------------------------------------- command
 
@@ -95,8 +113,11 @@ class ml_phaser(CPluginScript):
             self.appendCommandLine(["phasein", str(data.ABCD.fullPath), "labphase", labphase])
         if data.ASUIN.isSet():
             self.appendCommandLine(["seqin", self._path("sequence.fasta")])
+        if self.piece:
+            self.appendCommandLine(["xyzin", self.piece])
         self.hklout, self.xmlout = self._path("hklout.mtz"), Path(str(self.makeFileName("PROGRAMXML")))
         self.appendCommandLine(["mapout", str(out.MAPOUT.fullPath), "hklout", self.hklout])
+        self.appendCommandLine(["xyzout", str(out.XYZOUT.fullPath)])
         self.appendCommandLine(["jsonout", self._path("ml_phaser.json"), "xmlout", self.xmlout, "overwrite"])
         for keyword, kind, *fields in KEYWORDS:
             self.appendCommandLine(self._words(keyword, kind, *fields))
@@ -126,30 +147,44 @@ class ml_phaser(CPluginScript):
     # ---------------------------------------------------------------------------------- the end
 
     def startProcess(self, *args: Any, **kw: Any) -> Any:
-        """As the base class does; where the program stopped, its own message goes into the error report."""
+        """As the base class does; where the program stopped, its own message goes into the error report. That the next
+        program failed stops nothing: the phases are there."""
+        self.xmlout.unlink(missing_ok=True)  # of an earlier run, whose end must not be taken for this one's
         failed = super().startProcess(*args, **kw)
+        if failed and self._phased():
+            return CPluginScript.SUCCEEDED
         if failed:  # the Django release goes no further then
             self._explain()
         return failed
 
     def postProcessCheck(self, *args: Any, **kw: Any) -> tuple[int, Any, Any]:
         """As the base class does; then whether every file is there."""
-        status, exit_status, exit_code = super().postProcessCheck(*args, **kw)
+        said, (status, exit_status, exit_code) = next_failed(program_xml(self.xmlout)), (CPluginScript.SUCCEEDED, 0, 0)
+        if not said:
+            status, exit_status, exit_code = super().postProcessCheck(*args, **kw)
         if status != CPluginScript.SUCCEEDED:
-            self._explain()
-            return status, exit_status, exit_code
+            if not self._phased():
+                self._explain()
+                return status, exit_status, exit_code
+            said, status = why_failed(self._path("")) or "it left no message", CPluginScript.SUCCEEDED
+        if said:
+            self.appendErrorReport(209, f"{self.ERROR_CODES[209]['description']}: {said}", **MILD)
         wanted = [self.hklout, self.xmlout, Path(str(self.container.outputData.MAPOUT.fullPath))]
         missing = [path.name for path in wanted if not path.exists()]
         if missing:
             return self._fail(204, ", ".join(missing)), exit_status, exit_code
         return status, exit_status, exit_code
 
+    def _phased(self) -> bool:
+        """Whether the program came to its end; where it says so and fails, the next program has failed."""
+        return text(program_xml(self.xmlout), "status") == "finished"
+
     def _explain(self) -> None:
         said = why_failed(self._path(""))
         self._fail(202, said) if said else self._fail(203)
 
     def processOutputFiles(self) -> int:
-        """Phases and map coefficients out of the phased MTZ; labels; the figures of the job."""
+        """Phases, map coefficients and free-R flags out of the phased MTZ; labels; the figures of the job."""
         out, record = self.container.outputData, program_xml(self.xmlout)
         word = text(record, "verdict/word", "no verdict")
         verdict = f"{word}, P = {float(text(record, 'verdict/probability', '0')):.2f}"
@@ -162,6 +197,7 @@ class ml_phaser(CPluginScript):
         out.FPHIOUT.annotation.set(f"Map coefficients from ml_phaser ({verdict})")
         out.MAPOUT.annotation.set(f"Density map from ml_phaser ({verdict})")
         out.PATTERSON.annotation.set("Patterson map from ml_phaser")
+        out.XYZOUT.annotation.set(f"Pieces placed by ml_phaser ({verdict})")
         free = "" if self.container.inputData.FREERFLAG.isSet() else free_column(self.hklout)
         if free:
             files["FREEROUT"] = free

@@ -65,6 +65,16 @@ def why_failed(folder: Path) -> str:
     return ""
 
 
+def next_failed(root: ET.Element | None) -> str:
+    """What became of the next program where it failed, "" else. The run itself is finished then."""
+    code = text(root, "then/exit_code", "0")
+    if text(root, "status") != "finished" or code == "0":
+        return ""
+    log = text(root, "then/log")
+    said = f"{text(root, 'then/program')}, exit status {code}. {text(root, 'then/summary')}".strip()
+    return f"{said} Its log: {log}" if log else said
+
+
 def free_column(mtz: Path) -> str:
     """Label of the free-R flags of an MTZ, "" where it has none: its columns of type I named FREE..."""
     with mtz.open("rb") as file:

@@ -29,6 +29,7 @@ class ml_phaser_gui(CTaskWidget):
         self.openFolder(folderFunction="inputData", title="Input Data")
         self._frame("Measured data", ["F_SIGF", "FREERFLAG"])
         self._frame("Phases to start from, if there are any", ["ABCD"])
+        self._frame("Piece of structure to place, if there is one", ["XYZIN"])
         self._frame("Sequence, for the next program", ["ASUIN"])
         self._fields(experts=False)
         self.openFolder(folderFunction="controlParameters", title="Advanced Options")

@@ -11,7 +11,7 @@ try:
 except ImportError:
     from ccp4i2.report.CCP4ReportParser import Report
 
-from .ml_phaser_files import best_score, mean_fom, number, program_xml, text, why_failed
+from .ml_phaser_files import best_score, mean_fom, next_failed, number, program_xml, text, why_failed
 
 RUNNING = ("Running", "Running remotely", "Queued", "Pending")
 TRIALS_IN_TABLE = 20
@@ -109,6 +109,17 @@ class ml_phaser_report(Report):
             self._say(self, f"Evidence: {text(record, 'verdict/reason')}")
         if text(record, "hand"):
             self._say(self, f"Hand: {text(record, 'hand')}")
+        if text(record, "fragments/label"):
+            self._say(self, _pieces(record))
+        if text(record, "then/program"):
+            self._then(record)
+
+    def _then(self, record: Any) -> None:
+        failed = next_failed(record)
+        if failed:
+            self._say(self, f"The phases are there; the next program failed: {failed}", "color:#b71c1c;")
+        else:
+            self._say(self, f"{text(record, 'then/program')}: {text(record, 'then/summary')}")
 
     def _numbers(self, record: Any) -> None:
         fom, score = mean_fom(record), best_score(record)
@@ -218,6 +229,16 @@ class ml_phaser_report(Report):
 
 def _shown(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _pieces(record: Any) -> str:
+    """What the solution was grown from."""
+    fit, judged = (_shown(number(record, f"fragments/{name}"), 2) for name in ("fit", "judged"))
+    label, atoms = (text(record, f"fragments/{name}") for name in ("label", "atoms"))
+    return (
+        f"Begun with pieces placed: {label}, {atoms} atoms. Correlation of their F^2 with the measured E^2 {fit}, "
+        f"of the E predicted from them with those kept out {judged}."
+    )
 
 
 def _inverse_square(d: float | None) -> str:

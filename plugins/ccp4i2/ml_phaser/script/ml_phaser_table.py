@@ -6,8 +6,6 @@ KEYWORDS = (
     ("reportout", "output", "REPORTOUT"),
     ("resolution", "resolution", "RESOLUTION_LOW", "RESOLUTION_HIGH"),
     ("starts", "choice", "STARTS"),
-    ("xyzin", "input", "XYZIN"),
-    ("xyzout", "output", "XYZOUT"),
     ("spacegroup", "text", "SPACEGROUP"),
     ("cell", "cell", "CELL"),
     ("trials", "int", "TRIALS"),
@@ -36,10 +34,7 @@ GROUPS = (
     ),
     (
         "Starting phases",
-        (
-            ("STARTS", "Begin with", False),
-            ("XYZIN", "Piece to place", False),
-        ),
+        (("STARTS", "Begin with", False),),
     ),
     (
         "Phasing",
@@ -56,7 +51,6 @@ GROUPS = (
         (
             ("PATTOUT", "Patterson map", True),
             ("REPORTOUT", "Report", False),
-            ("XYZOUT", "Placed pieces", False),
             ("MAPEXTENT", "Map covers", True),
         ),
     ),

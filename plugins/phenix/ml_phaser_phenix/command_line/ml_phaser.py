@@ -1,6 +1,8 @@
 # LIBTBX_SET_DISPATCHER_NAME phenix.ml_phaser
 """The command phenix.ml_phaser."""
 
+import sys
+
 from iotbx.cli_parser import run_program
 
 from ml_phaser_phenix.parser import Parser, take_data_file
@@ -18,5 +20,11 @@ def run(args=None, logger=None):
     )
 
 
+def main():
+    """The command: as ``run``, but where the next program failed it says so last, and the exit status is 1."""
+    results = run()
+    sys.exit(None if results is None else results.next_failed or None)
+
+
 if __name__ == "__main__":
-    run()
+    main()

@@ -89,6 +89,7 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
 
     def custom_init(self) -> None:
         self.record: dict[str, Any] | None = None
+        self.next_failed = ""
 
     # ------------------------------------------------------------------------------------------------ before
 
@@ -132,14 +133,38 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
     # --------------------------------------------------------------------------------------------------- run
 
     def run(self) -> None:
-        """Run the program, its log as ours, and read its run record."""
-        words = [self.executable, *command.words(self.params, self.chosen)]
+        """Run the program, its log as ours, and read its run record. That the next program failed is said, no more."""
+        # jsonout has that name anyway; named on the command line it would be written of a run that fails, too.
+        chosen = {name: value for name, value in self.chosen.items() if name != "jsonout"}
+        words = [self.executable, *command.words(self.params, chosen)]
         print(f"Command: {shlex.join(words)}\n", file=self.logger)
-        child.follow(words, self.logger)
+        before = self._record_stamp()
+        code, said = child.follow(words, self.logger)
+        record = self._read_record() if self._record_stamp() != before else {}
+        if code != 0 and record.get("status") != "finished":
+            raise Sorry(said or f"ml_phaser failed without a word (exit status {code})")
+        if not record:
+            raise Sorry(f"ml_phaser left no run record: {self._record_file()}")
+        self.record = record
+        if code != 0:
+            self.next_failed = f"The phases are there; the next program failed: {said or f'exit status {code}'}"
+            print(self.next_failed, file=self.logger)
+
+    def _read_record(self) -> dict[str, Any]:
+        """The run record, empty where there is none that can be read."""
         try:
-            self.record = json.loads(self._record_file().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Sorry(f"ml_phaser left no run record: {error}") from None
+            record: dict[str, Any] = json.loads(self._record_file().read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record
+
+    def _record_stamp(self) -> tuple[int, int] | None:
+        """Tells an old record from that of this run."""
+        try:
+            status = self._record_file().stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def _record_file(self) -> Path:
         path = command.absolute(self._given("output.jsonout") or self.chosen["jsonout"])
@@ -152,8 +177,10 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
 
         verdict, probability, reason : the judgement, and the probability that the map is right; fom : mean figure of
         merit; hand : a sentence; files : parameter -> path of what was written; map_file, hkl_file, record_file : the
-        three that always are; next_steps : programs that can go on, with their commands; then : what became of the
-        next program, where one was asked for; record : the whole run record
+        three that always are; pieces_file : the placed pieces, None where the solution does not come from pieces or
+        xyzout was not given; fragments : what these are and how well they fit; next_steps : programs that can go on,
+        with their commands; then : what became of the next program, where one was asked for; next_failed : a sentence,
+        where it failed, else ""; record : the whole run record
         """
         found = self._found()
         return None if found is None else group_args(group_args_type="results of ml_phaser", **found)
@@ -166,7 +193,9 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
         record = self.record
         if record is None:
             return None
-        files = {name: path for name, path in record["outputs"].items() if path is not None}
+        pieces = record["fragments"]
+        written = {k: v for k, v in record["outputs"].items() if k != "xyzout" or pieces is not None}
+        files = {name: path for name, path in written.items() if path is not None}
         shells = record["shells"]
         return {
             "verdict": record["verdict"]["word"],
@@ -178,7 +207,10 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
             "map_file": files["mapout"],
             "hkl_file": files["hklout"],
             "record_file": files["jsonout"],
+            "pieces_file": files.get("xyzout"),
+            "fragments": pieces,
             "next_steps": record["next"],
-            "then": record.get("then"),
+            "then": record["then"],
+            "next_failed": self.next_failed,
             "record": record,
         }
