@@ -74,6 +74,11 @@ class Solution:
     fragments: Fragments | None = None
 
     @property
+    def merit(self) -> float:
+        """What solutions are ranked by: the held-out score, of pieces the judgement of all reflections with it."""
+        return self.score if self.fragments is None else self.fragments.merit
+
+    @property
     def probability(self) -> float:
         return probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
 

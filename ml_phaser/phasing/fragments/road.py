@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.agreement import compare
 from ml_phaser.phasing.fragments.grow import as_tensor, longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
 from ml_phaser.phasing.fragments.pieces import Piece
@@ -29,7 +30,9 @@ OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refi
 RIGID_STEPS, BENDING_STEPS = 25, 50
 BEST = 3  # models that get another copy and grow
 GAIN = 0.01  # in judgement that a longer chain must bring
-FINALISTS = 6
+FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
+TWIN = 0.95  # overlap from which on two poses are one
+SAME = 0.6  # map correlation from which on two models are one solution
 
 ROOM = 18.0  # A^3 that an atom of a dense peptide crystal takes
 CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
@@ -67,13 +70,19 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Completed:
-    """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R."""
+    """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R.
+
+    merit : mean of ``model.judged`` and ``score``, weighted by what they were found from
+    lead : of ``model.judged`` over that of the best model with another map
+    """
 
     model: Model
     f: Complexes
     score: float
     residual: float
-    seconds: float
+    merit: float
+    lead: float
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -116,21 +125,31 @@ class Road:
             if not late():
                 self.grow(model, late)
                 tell(min(1.0, (now() - began) / seconds))
-        since = now()
-        done = []
-        for model in self.ranked()[:FINALISTS]:
-            f, score, residual = self.judge.complete(model.f, COMPLETING)
-            done.append(Completed(model, f, score, residual, 0.0))
-        each = (since - began + now() - since) / max(1, len(done))
-        held, seen = int(self.judge.problem.held.sum()), int((~self.judge.problem.held).sum())
-        done.sort(key=lambda c: -(seen * c.model.judged + CLEAN * held * c.score))
-        return [replace(c, seconds=each) for c in done]
+        ranked = self.ranked()
+        done = [self.completed(m, ranked) for m in ranked[:FINALISTS] if m.judged > ranked[0].judged - NEAR]
+        each = (now() - began) / max(1, len(done))
+        return [replace(c, seconds=each) for c in sorted(done, key=lambda c: -c.merit)]
+
+    def completed(self, model: Model, ranked: Sequence[Model]) -> Completed:
+        """Density modification of a model, one of ``ranked``."""
+        f, score, residual = self.judge.complete(model.f, COMPLETING)
+        held = CLEAN * int(self.judge.problem.held.sum())
+        seen = int((~self.judge.problem.held).sum())
+        merit = (seen * model.judged + held * score) / (seen + held)
+        rival = next((m.judged for m in ranked if not self.alike(m, model)), 0.0)
+        return Completed(model, f, score, residual, merit, model.judged - rival)
+
+    def alike(self, a: Model, b: Model) -> bool:
+        """Whether two models give one map, whatever its origin."""
+        p = self.judge.problem
+        maps = (p.amplitude * np.exp(1j * np.angle(m.f)) for m in (a, b))
+        return a is b or compare(p.hkl, *maps, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
     def ranked(self) -> list[Model]:
         """Models, best first, each kind of map once."""
         kept: list[Model] = []
         for model in sorted(self.models, key=lambda m: -m.judged):
-            if all(abs(overlap(model.f, k.f)) < 0.95 for k in kept):
+            if all(abs(overlap(model.f, k.f)) < TWIN for k in kept):
                 kept.append(model)
         return kept
 
@@ -149,14 +168,15 @@ class Road:
         return self.judge_all(piece, fitted, fixed, JUDGED)
 
     def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
-        """Models of the poses that clash with nothing."""
+        """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best."""
         fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > CLASH).nonzero()[:, 0])
-        fitted = best_of(fitted, most)
-        found = []
+        fitted = best_of(fitted, len(fitted))
+        found: list[Model] = []
         for xyz, shift, fit in zip(fitted.xyz, fitted.shift, fitted.score, strict=True):
             bodies = (*fixed, Body(piece, xyz + shift @ self.scene.orth.T))
             f = self.model_factors(bodies)
-            found.append(Model(bodies, float(fit), self.judge.score(f), f))
+            if len(found) < most and all(abs(overlap(f, m.f)) < TWIN for m in found):
+                found.append(Model(bodies, float(fit), self.judge.score(f), f))
         return found
 
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
