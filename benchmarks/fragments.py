@@ -36,7 +36,7 @@ OUT = Path(__file__).resolve().parent / "results" / "fragments.json"
 MEASURED = (("5e5z", 0.0), ("2olx", 0.0), ("2okz", 0.0), ("2ona", 0.0), ("5awl", 1.5), ("6mw0", 1.5), ("1bdw", 0.0))
 D_MIN, GROUPS, ATOMS = (1.4, 1.6, 1.8), {"P1": 1, "P21": 2, "C2": 4, "P212121": 4}, (30, 50, 75, 100)
 NOISE, COMPLETENESS = 0.05, 0.9
-PATIENCE = 2.0  # a measured set has so many times the seconds of a simulated crystal
+PATIENCE = 4.0  # a measured set has so many times the seconds of a simulated crystal
 SOLVED, RIGHT = 0.7, 0.5  # map CC of a solved crystal; from which on a map counts as right
 VOLUME, APART = 18.0, 1.4  # of random atoms: A^3 each, least distance in A
 
@@ -57,11 +57,10 @@ class Case:
 def cases(kinds: Sequence[str], count: int, seed: int) -> list[Case]:
     """All crystals, in the order in which they are worth running."""
     measured = [Case("measured", name, d_min=cut) for name, cut in MEASURED]
-    found = [*measured[:2]]
     peptides, others = list(simulated(count, seed)), list(random_atoms(count, seed))
-    for i in range(count):
-        found += [peptides[i], *others[i // 2 : i // 2 + 1]] if i % 2 == 0 else [peptides[i]]
-        found += measured[2 + i // 2 : 3 + i // 2] if i % 2 else []
+    found = []
+    for i in range(max(count, 3 * len(measured))):  # so that what is done, whenever it stops, holds some of each
+        found += [*peptides[i : i + 1], *(others[i : i + 1] if i % 2 else []), *measured[i // 3 :][: i % 3 == 2]]
     return [c for c in found if c.kind in kinds]
 
 

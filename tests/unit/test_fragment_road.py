@@ -13,7 +13,7 @@ from crystals import Crystal, crystal, problem_of
 from scipy.spatial.transform import Rotation
 
 from ml_phaser import pipeline
-from ml_phaser.crystal.agreement import multiplicity
+from ml_phaser.crystal.agreement import compare, multiplicity
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
 from ml_phaser.crystal.reflections import Amplitudes, Source
@@ -31,7 +31,7 @@ from ml_phaser.phasing.search import Hunt
 from ml_phaser.plan import FRAGMENTS_D_MIN, plan_phasing
 
 OPTIONS = Options(Path("in"), Path("map"), Path("mtz"), Path("json"), threads=1)
-TINY = gemmi.UnitCell(9.0, 9.4, 11.0, 90, 98, 90)  # P 21, one strand of four
+TINY, SMALL = gemmi.UnitCell(9.0, 9.4, 11.0, 90, 98, 90), gemmi.UnitCell(10.0, 10.0, 15.0, 90, 98, 90)
 
 
 class Stand:
@@ -190,16 +190,27 @@ def strand() -> pieces.Piece:
     return pieces.polyalanine(4, (-120.0, 130.0), "strand of 4")
 
 
+def packed(way: Road, piece: pieces.Piece, fixed: tuple[Body, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An orientation (3, 3), and atoms (m, 3) in A, of a piece where it touches nothing."""
+    rng = np.random.default_rng(seed)
+    for _ in range(2000):
+        turn = Rotation.random(rng=rng).as_matrix()
+        xyz = piece.xyz @ turn.T + rng.uniform(0, 12, 3)
+        if way.contact(torch.from_numpy(xyz).float()[None], torch.zeros(1, 3), fixed)[0] > road.CLASH + 0.3:
+            return turn, xyz
+    raise AssertionError("no room")
+
+
 @pytest.mark.parametrize("room", [45, 30])
 def test_a_second_copy_is_added_where_there_is_room(strand: pieces.Piece, room: int, monkeypatch) -> None:
-    monkeypatch.setattr(road, "wanted", lambda radius, d_min: 400)
-    cell = gemmi.UnitCell(10.0, 9.4, 19.0, 90, 98, 90)
-    one = strand.xyz + np.array([2.0, 3.0, 4.0])
-    turn = Rotation.from_rotvec([0.4, 2.0, 0.6]).as_matrix()
-    two = strand.xyz @ turn.T + np.array([6.5, 2.0, 13.0])
+    cell = gemmi.UnitCell(12.0, 11.0, 19.0, 90, 98, 90)
+    empty = road_of(made([strand.xyz], strand.weight, cell)[0], [strand], room)
+    _, one = packed(empty, strand, (), 1)
+    turn, two = packed(empty, strand, (Body(strand, torch.from_numpy(one).float()),), 2)
     data, _ = made([one, two], strand.weight, cell)
     way = road_of(data, [strand], room)
-    monkeypatch.setattr(road, "orientations", lambda count: np.concatenate([turn[None], np.eye(3)[None]]))
+    near = np.concatenate([turn[None], Rotation.random(40, rng=np.random.default_rng(3)).as_matrix()])
+    monkeypatch.setattr(road, "orientations", lambda count: near)
     first = model_of(way, strand, one)
     way.add_copies(first, lambda: False)
     if room < 40:
@@ -214,8 +225,9 @@ def test_a_second_copy_is_added_where_there_is_room(strand: pieces.Piece, room: 
 @pytest.mark.parametrize("room", [40, 22])
 def test_chains_grow_into_the_density_that_is_there(strand: pieces.Piece, room: int) -> None:
     whole = pieces.polyalanine(6, (-120.0, 130.0), "strand of 6")
-    xyz = whole.xyz + np.array([1.0, 2.0, 5.0])
-    data, _ = made([xyz], whole.weight, gemmi.UnitCell(9.0, 9.4, 21.0, 90, 98, 90))
+    cell = gemmi.UnitCell(16.0, 12.0, 18.0, 90, 98, 90)
+    _, xyz = packed(road_of(made([whole.xyz], whole.weight, cell)[0], [whole], room), whole, (), 1)
+    data, _ = made([xyz], whole.weight, cell)
     part = (whole.residue >= 1) & (whole.residue <= 4)
     way = road_of(data, [strand], room)
     start = model_of(way, strand, xyz[part])
@@ -302,16 +314,19 @@ class Heard(Silent):
 
 
 @pytest.fixture(scope="module")
-def tiny(strand: pieces.Piece) -> tuple[Amplitudes, np.ndarray]:
-    return made([strand.xyz + np.array([2.0, 3.0, 5.0])], strand.weight, TINY)
+def small(strand: pieces.Piece) -> tuple[Amplitudes, np.ndarray, np.ndarray]:
+    way = road_of(made([strand.xyz], strand.weight, SMALL)[0], [strand], 30)
+    turn, xyz = packed(way, strand, (), 1)
+    return *made([xyz], strand.weight, SMALL), turn
 
 
 @pytest.mark.parametrize("starts", ["random", "auto", "fragments"])
-def test_starts_decide_what_is_tried(starts: str, tiny, strand: pieces.Piece, monkeypatch) -> None:
-    """One piece, few orientations, the judge a stand-in."""
-    monkeypatch.setattr(road, "wanted", lambda radius, d_min: 300)
-    data, _ = tiny
-    options = replace(OPTIONS, starts=starts, timelimit=4, trials=4, xyzin=Path("x.pdb"))
+def test_starts_decide_what_is_tried(starts: str, small, strand: pieces.Piece, monkeypatch) -> None:
+    """One piece, few orientations with the right one among them, the judge a stand-in."""
+    data, truth, turn = small
+    near = np.concatenate([turn[None], Rotation.random(40, rng=np.random.default_rng(3)).as_matrix()])
+    monkeypatch.setattr(road, "orientations", lambda count: near)
+    options = replace(OPTIONS, starts=starts, timelimit=4, trials=12)
     normalised = normalise(data)
     plan = plan_phasing(data, normalised, options, pieces=() if starts == "random" else (strand,))
     if plan.road is not None:
@@ -320,19 +335,21 @@ def test_starts_decide_what_is_tried(starts: str, tiny, strand: pieces.Piece, mo
     hunt = pipeline.phase(plan, options, heard)
     methods = {t.method for t in hunt.trials}
     assert (METHOD in methods) == (starts != "random")
-    assert (methods == {METHOD}) == (starts == "fragments")
+    assert methods == {METHOD} or starts != "fragments"
+    assert len(methods) > 1 or starts != "auto" or hunt.convinced
     best, _ = pipeline.choose(hunt, data, normalised, plan)
     assert best.probability == max(s.probability for s in hunt.solutions)
     assert all((s.fragments is not None) == (hunt.trials[s.trial].method == METHOD) for s in hunt.solutions)
-    if starts != "random":
-        assert heard.told and 0 < max(heard.told) <= 1
-        share = 1.0 if starts == "fragments" else pipeline.FRAGMENTS_SHARE
-        first = [t for t in heard.told if t <= share]
-        assert first[0] <= share and all(s.merit == s.fragments.merit for s in hunt.solutions if s.fragments)
+    share = {"random": 1.0, "auto": pipeline.FRAGMENTS_SHARE, "fragments": 1.0}[starts]
+    assert 0 < heard.told[0] <= share and max(heard.told) <= 1
+    if starts == "fragments":
+        phased = data.f * np.exp(1j * np.angle(best.f))
+        assert compare(data.hkl, phased, truth, data.cell, data.spacegroup).map_cc > 0.7
+        assert best.merit == best.fragments.merit and hunt.solutions[0].merit == max(s.merit for s in hunt.solutions)
 
 
-def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Piece, tiny) -> None:
-    data, _ = tiny
+def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Piece) -> None:
+    data, _ = made([strand.xyz + np.array([2.0, 3.0, 5.0])], strand.weight, TINY)
     way = road_of(data, [strand], 30)
     right = model_of(way, strand, strand.xyz + np.array([2.0, 3.0, 5.0]))
     wrong = model_of(way, strand, strand.xyz @ Rotation.from_rotvec([1.0, 0.5, 0.2]).as_matrix().T)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
-from ml_phaser.phasing.fragments.grow import as_tensor, longer
+from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
 from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
@@ -29,6 +29,7 @@ SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement
 RIGID_STEPS, BENDING_STEPS = 25, 50
 BEST = 3  # models that get another copy and grow
+LIKELY = 5  # ways to grow that are judged
 GAIN = 0.01  # in judgement that a longer chain must bring
 FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
 TWIN = 0.95  # overlap from which on two poses are one
@@ -116,7 +117,7 @@ class Road:
             if late(0.66) and self.models:
                 break
             self.models += self.placed(piece, (), lambda: late(0.66))
-            tell(max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds))
+            tell(min(1.0, max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds)))
         for model in self.ranked()[:BEST]:
             if not late():
                 self.add_copies(model, late)
@@ -202,14 +203,15 @@ class Road:
                     continue
                 rest = (*model.bodies[:i], *model.bodies[i + 1 :])
                 known = self.fixed(rest)
-                found: list[Model] = []
-                for piece, xyz in longer(body.piece, body.xyz.double().cpu().numpy()):
-                    start = as_tensor(xyz, body.xyz)
-                    place = torch.zeros_like(start[:, 0])
-                    if self.contact(start, place, rest)[0] < OVERLAP:
-                        continue
-                    fitted = climb(self.scene, piece, start, place, RIGID_STEPS, bend=True, fixed=known)
-                    found += self.judge_all(piece, fitted, rest, 1)
+                piece, xyz = longer(body.piece, body.xyz.double().cpu().numpy())
+                start = torch.from_numpy(xyz).to(body.xyz)
+                start = start[self.contact(start, torch.zeros_like(start[:, 0]), rest) > OVERLAP]
+                if not len(start):
+                    continue
+                fitted = climb(
+                    self.scene, piece, start, torch.zeros_like(start[:, 0]), RIGID_STEPS, bend=True, fixed=known
+                )
+                found = self.judge_all(piece, fitted, rest, LIKELY)
                 best = max(found, key=lambda m: m.judged, default=None)
                 if best is not None and best.judged > model.judged + GAIN:
                     self.models.append(best)
