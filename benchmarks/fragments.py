@@ -180,10 +180,12 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     from benchmarks.phasing.statistics import wilson
 
     s = facts["settings"]
-    lines = ["# Starts from fragments", "", f"{s['seconds']:g} processor seconds a run ({PATIENCE:g} times as many on measured "
-             f"sets), one thread, seed {s['seed']}; "
-             f"ml_phaser {facts['version']}, weights {facts['weights']['sha256'][:8]}, {facts['machine']['processor']}.",
-             ""]  # fmt: skip
+    told = [
+        f"{s['seconds']:g} processor seconds a run ({PATIENCE:g} times as many on measured sets), one thread, seed "
+        f"{s['seed']}; ml_phaser {facts['version']}, weights {facts['weights']['sha256'][:8]}, "
+        f"{facts['machine']['processor']}. Peptides and random atoms: noise {NOISE:.0%}, {COMPLETENESS:.0%} complete."
+    ]
+    lines = ["# Starts from fragments", "", *told, ""]
     good = [r for r in rows if "cc" in r]
     body = []
     for kind, starts in (("peptide", "fragments"), ("peptide", "random"), ("atoms", "fragments")):
@@ -197,7 +199,14 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
                     kind, f"{d_min:g}" if d_min else "all", starts, f"{n}/{len(part)} ({low:.2f}-{high:.2f})",
                     " / ".join(map(str, said)), str(sum(r["verdict"] == "solved" and r["cc"] < RIGHT for r in part)),
                 ])  # fmt: skip
-    head = ["crystals", "d_min", "starts", f"CC >= {SOLVED} (95 %)", "solved / uncertain / not solved", "falsely solved"]
+    head = [
+        "crystals",
+        "d_min",
+        "starts",
+        f"CC >= {SOLVED} (95 %)",
+        "solved / uncertain / not solved",
+        "falsely solved",
+    ]
     lines += [*table(head, body), ""]
     head = ["crystal", "group", "d_min", "atoms", "room", "starts", "CC", "phase error", "chance", "held-out", "judged",
             "merit", "lead", "P", "verdict", "s"]  # fmt: skip

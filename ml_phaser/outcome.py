@@ -118,7 +118,7 @@ class Fragments:
 
     label : what they are; fit : correlation of their |F|^2 with the measured E^2; judged : of the E that the network
     predicts from them with the measured ones it was not given; merit : mean of ``judged`` and the held-out score;
-    lead : of ``judged`` over that of the best pieces with another map
+    lead : of ``merit`` over that of the best pieces with another map
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Starts from pieces: the judge, what is built on, the plan that chooses them and the pipeline that travels the road."""
+"""Starts from pieces: the judge, growth, the plan that chooses them, the pipeline that travels the road."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_every_reflection_is_left_out_once_and_those_held_out_always() -> None:
     for k in range(FOLDS):
         f = np.abs(judge.problem.gather_p1(half[k]))
         of = judge.fold[judge.problem.expansion.asu]
-        assert f[(of == k) | (of == -1)].max() < 1e-3 * f.max() and np.median(f[(of != k) & (of != -1)]) > 0.01 * f.max()
+        assert (
+            f[(of == k) | (of == -1)].max() < 1e-3 * f.max() and np.median(f[(of != k) & (of != -1)]) > 0.01 * f.max()
+        )
 
 
 def test_reflections_left_out_never_reach_the_network() -> None:
@@ -143,7 +145,9 @@ def data_of(hkl: np.ndarray, f: np.ndarray, cell: gemmi.UnitCell, group: gemmi.S
     return Amplitudes(hkl.astype(np.int32), np.abs(f), 0.01 * np.abs(f) + 1e-3, cell, group, source)
 
 
-def made(chains: list[np.ndarray], weight: np.ndarray, cell: gemmi.UnitCell, name: str = "P 1 21 1", d_min: float = 1.6):
+def made(
+    chains: list[np.ndarray], weight: np.ndarray, cell: gemmi.UnitCell, name: str = "P 1 21 1", d_min: float = 1.6
+):
     """Data of chains (m, 3) A with scattering powers (m,), B 8 A^2, and true F."""
     group = gemmi.SpaceGroup(name)
     hkl = gemmi.make_miller_array(cell, group, d_min)
@@ -252,9 +256,11 @@ def test_models_lead_those_with_another_map(strand: pieces.Piece) -> None:
     assert way.alike(right, near) and not way.alike(right, wrong)  # along b the origin of P 21 floats
     way.models = [wrong, right, near]
     ranked = way.ranked()
-    done = way.completed(right, ranked)
-    assert done.lead == pytest.approx(right.judged - wrong.judged) and done.lead > 0
-    assert way.completed(wrong, ranked).lead == pytest.approx(-way.completed(ranked[0], ranked).lead)
+    done, other, false = (way.completed(m) for m in (right, near, wrong))
+    assert way.lead(done, [done, other, false], ranked) == pytest.approx(done.merit - false.merit)
+    assert way.lead(false, [done, other, false], ranked) == pytest.approx(false.merit - max(done.merit, other.merit))
+    assert way.lead(done, [done, other], ranked) == pytest.approx(done.merit - wrong.judged)
+    assert way.lead(done, [done, other], ranked[:2]) == pytest.approx(done.merit)
     held = int(way.judge.problem.held.sum())
     share = road.CLEAN * held / (road.CLEAN * held + len(data) - held)
     assert done.merit == pytest.approx((1 - share) * right.judged + share * done.score)
@@ -358,7 +364,7 @@ def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Pi
         def travel(self, seconds, tell, now=None):
             tell(1.0)
             self.models = [wrong, right]
-            return [self.completed(m, self.ranked()) for m in self.models]
+            return [self.completed(m) for m in self.models]
 
     short = Short(way.scene, way.judge, way.spacegroup, way.pieces, way.room, way.d_min)
     hunt, told, n = Hunt(way.judge.problem), [], len(data) + 5
@@ -371,7 +377,7 @@ def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Pi
     assert best.f.shape == (n,) and (best.f[:5] == 0).all() and (best.f[5:] != 0).mean() > 0.9
     chain = best.fragments.chains[0]
     assert chain.letters == "AAAA" and chain.names == strand.names and best.fragments.atoms == 20
-    np.testing.assert_allclose(chain.xyz, strand.xyz + [2, 3, 5], atol=1e-3)
+    np.testing.assert_allclose(chain.xyz, strand.xyz + np.array([2.0, 3.0, 5.0]), atol=1e-3)
     assert (best.fragments.judged, best.held) == (right.judged, int(way.judge.problem.held.sum()))
 
 

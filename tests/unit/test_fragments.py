@@ -258,7 +258,9 @@ def test_pieces_written_are_read_back(tmp_path, strand, suffix):
     chain = Chain(strand.names, strand.elements, strand.residue, strand.letters, strand.xyz + 20)
     path = tmp_path / f"placed{suffix}"
     cell = gemmi.UnitCell(30, 40, 50, 90, 95, 90)
-    write_fragments(path, Fragments("two strands", 0.5, 0.4, (chain, chain), 0.42, 0.1), cell, gemmi.SpaceGroup("P 1 21 1"))
+    write_fragments(
+        path, Fragments("two strands", 0.5, 0.4, (chain, chain), 0.42, 0.1), cell, gemmi.SpaceGroup("P 1 21 1")
+    )
     structure = gemmi.read_structure(str(path))
     assert structure.spacegroup_hm == "P 1 21 1" and structure.cell.b == 40
     assert [r.name for r in structure[0][0]] == ["ALA"] * 4 and len(structure[0]) == 2

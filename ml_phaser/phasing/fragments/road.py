@@ -74,7 +74,7 @@ class Completed:
     """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R.
 
     merit : mean of ``model.judged`` and ``score``, weighted by what they were found from
-    lead : of ``model.judged`` over that of the best model with another map
+    lead : of ``merit`` over that of the best model with another map, or its ``judged`` where it was not completed
     """
 
     model: Model
@@ -82,7 +82,7 @@ class Completed:
     score: float
     residual: float
     merit: float
-    lead: float
+    lead: float = 0.0
     seconds: float = 0.0
 
 
@@ -127,24 +127,30 @@ class Road:
                 self.grow(model, late)
                 tell(min(1.0, (now() - began) / seconds))
         ranked = self.ranked()
-        done = [self.completed(m, ranked) for m in ranked[:FINALISTS] if m.judged > ranked[0].judged - NEAR]
+        done = [self.completed(m) for m in ranked[:FINALISTS] if m.judged > ranked[0].judged - NEAR]
         each = (now() - began) / max(1, len(done))
-        return [replace(c, seconds=each) for c in sorted(done, key=lambda c: -c.merit)]
+        done.sort(key=lambda c: -c.merit)
+        return [replace(c, lead=self.lead(c, done, ranked), seconds=each) for c in done]
 
-    def completed(self, model: Model, ranked: Sequence[Model]) -> Completed:
-        """Density modification of a model, one of ``ranked``."""
+    def completed(self, model: Model) -> Completed:
+        """Density modification of a model."""
         f, score, residual = self.judge.complete(model.f, COMPLETING)
         held = CLEAN * int(self.judge.problem.held.sum())
         seen = int((~self.judge.problem.held).sum())
         merit = (seen * model.judged + held * score) / (seen + held)
-        rival = next((m.judged for m in ranked if not self.alike(m, model)), 0.0)
-        return Completed(model, f, score, residual, merit, model.judged - rival)
+        return Completed(model, f, score, residual, merit)
+
+    def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
+        """Over the best rival, the only one it has, or over nothing."""
+        rivals = (c.merit for c in done if not self.alike(c.model, completed.model))
+        others = (m.judged for m in ranked if not self.alike(m, completed.model))
+        return completed.merit - max(rivals, default=next(others, 0.0))
 
     def alike(self, a: Model, b: Model) -> bool:
         """Whether two models give one map, whatever its origin."""
         p = self.judge.problem
-        maps = (p.amplitude * np.exp(1j * np.angle(m.f)) for m in (a, b))
-        return a is b or compare(p.hkl, *maps, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
+        one, other = (p.amplitude * np.exp(1j * np.angle(m.f)) for m in (a, b))
+        return a is b or compare(p.hkl, one, other, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
     def ranked(self) -> list[Model]:
         """Models, best first, each kind of map once."""
