@@ -38,6 +38,7 @@ D_MIN, GROUPS, ATOMS = (1.4, 1.6, 1.8), {"P1": 1, "P21": 2, "C2": 4, "P212121": 
 NOISE, COMPLETENESS = 0.05, 0.9
 PATIENCE = 4.0  # a measured set has so many times the seconds of a simulated crystal
 SOLVED, RIGHT = 0.7, 0.5  # map CC of a solved crystal; from which on a map counts as right
+WIDE = 30.0  # per unit of merit
 VOLUME, APART = 18.0, 1.4  # of random atoms: A^3 each, least distance in A
 
 
@@ -211,8 +212,63 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     head = ["crystal", "group", "d_min", "atoms", "room", "starts", "CC", "phase error", "chance", "held-out", "judged",
             "merit", "lead", "P", "verdict", "s"]  # fmt: skip
     lines += [*table(head, [row_of(r) for r in good]), ""]
+    lines += calibration(good)
     failed = [f"{r['kind']} {r['name']}, {r['starts']}: {r['error']}" for r in rows if "error" in r]
     return "\n".join([*lines, *(f"- {line}" for line in failed)]) + "\n"
+
+
+def evidence(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any, list[str]]:
+    """Merit, right or wrong, weight and crystal of every solution from pieces; the solutions of a run count as one."""
+    found = [
+        (s["merit"], float(s["cc"] >= RIGHT), 1 / len(r["solutions"]), f"{r['kind']} {r['name']}")
+        for r in rows
+        for s in r.get("solutions", ())
+        if "merit" in s
+    ]
+    merit, right, weight, crystal = zip(*found, strict=True) if found else ((), (), (), ())
+    return np.array(merit), np.array(right), np.array(weight), list(crystal)
+
+
+def fit(merit: Any, right: Any, weight: Any) -> tuple[float, float]:
+    """Bias and slope of P(right) in merit: logistic, the slope drawn to 0 by a Gaussian prior of width WIDE."""
+    from scipy.optimize import minimize
+
+    def loss(w: Any) -> float:
+        z = w[0] + w[1] * merit
+        return float(weight @ (np.logaddexp(0, z) - right * z) + 0.5 * (w[1] / WIDE) ** 2)
+
+    bias, slope = minimize(loss, np.array([-8.0, 20.0]), method="BFGS").x
+    return float(bias), float(slope)
+
+
+def calibration(rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences: the fit, and how it does on crystals left out of it, one at a time."""
+    merit, right, weight, crystal = evidence(rows)
+    if not 0 < right.sum() < len(right):
+        return []
+    bias, slope = fit(merit, right, weight)
+    p = np.zeros(len(merit))
+    for name in set(crystal):
+        out = np.array([c == name for c in crystal])
+        if 0 < right[~out].sum() < (~out).sum():
+            b, s = fit(merit[~out], right[~out], weight[~out])
+            p[out] = 1 / (1 + np.exp(-(b + s * merit[out])))
+        else:
+            p[out] = np.average(right[~out], weights=weight[~out])
+    brier, share = np.average((p - right) ** 2, weights=weight), np.average(right, weights=weight)
+    lines = [
+        f"P(CC >= {RIGHT}) of solutions from pieces: logistic, bias {bias:.1f}, slope {slope:.1f} in merit, from "
+        f"{len(right)} solutions ({right.sum():.0f} right) of {len(set(crystal))} crystals. With each crystal left "
+        f"out in turn: Brier score {brier:.3f} ({share * (1 - share):.3f} for the mean alone).", "",
+    ]  # fmt: skip
+    body = []
+    for low, high in ((0.0, 0.25), (0.25, 0.9), (0.9, 1.01)):
+        part = (p >= low) & (p < high)
+        if part.any():
+            body.append(
+                [f"{low:g}-{min(high, 1):g}", str(part.sum()), f"{p[part].mean():.2f}", f"{right[part].mean():.2f}"]
+            )
+    return [*lines, *table(["P, crystal left out", "solutions", "mean P", "share right"], body), ""]
 
 
 def row_of(r: dict[str, Any]) -> list[str]:
