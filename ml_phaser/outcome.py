@@ -117,13 +117,16 @@ class Fragments:
     """The pieces a solution comes from.
 
     label : what they are; fit : correlation of their |F|^2 with the measured E^2; judged : of the E that the network
-    predicts from them with the measured ones it was not given
+    predicts from them with the measured ones it was not given; merit : mean of ``judged`` and the held-out score;
+    lead : of ``merit`` over that of the best pieces with another map
     """
 
     label: str
     fit: float
     judged: float
     chains: tuple[Chain, ...]
+    merit: float
+    lead: float
 
     @property
     def atoms(self) -> int:

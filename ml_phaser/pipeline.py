@@ -143,24 +143,25 @@ def make_plan(
     return plan_phasing(data, normalised, options, starts=starts, pieces=() if piece is None else (piece,))
 
 
-def phase(plan: Plan, options: Options, notify: Notify) -> Hunt:
-    """Pieces of structure where they pay, then many starts until a solution convinces or the time is up."""
+def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
+    """Pieces of structure where they pay, then many starts until a solution convinces or the time is up, by the clock
+    ``now`` in seconds."""
     from ml_phaser.phasing.search import Hunt, search
 
-    hunt, began = Hunt(plan.whole), time.monotonic()
+    hunt, began = Hunt(plan.whole), now()
     if plan.road is not None and plan.road_rows is not None:
         from ml_phaser.phasing.fragments.solutions import from_fragments
 
         share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
         from_fragments(
             hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, share * options.timelimit,
-            lambda done: notify.progress(share * done, hunt.best, hunt.trials),
+            lambda done: notify.progress(share * done, hunt.best, hunt.trials), now,
         )  # fmt: skip
         if options.starts == "fragments" and hunt.solutions:
             return hunt
     return search(
-        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit - (time.monotonic() - began),
-        most_trials=options.trials, seed=options.seed, progress=notify.progress, hunt=hunt,
+        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit - (now() - began),
+        most_trials=options.trials, seed=options.seed, progress=notify.progress, now=now, hunt=hunt,
     )  # fmt: skip
 
 
@@ -195,7 +196,10 @@ def weigh(
     from ml_phaser.handedness import decide
     from ml_phaser.phasing import confidence
 
-    verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min)
+    if solution.fragments is None:
+        verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min)
+    else:
+        verdict = confidence.judge_pieces(solution.fragments, solution.score, solution.held)
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)

@@ -420,7 +420,8 @@ def check_files(options: Options) -> None:
     Raises
     ------
     UserError
-        an input missing or unreadable; output in no folder, in one that cannot be written to, a folder itself,
+        an input missing or unreadable; starts that contradict each other; output in no folder, in one that cannot be
+        written to, a folder itself,
         an input, another output, or there already without ``overwrite``
     """
     inputs = {p.name: getattr(options, p.name) for p in PARAMETERS if p.kind == "input"}
@@ -429,6 +430,7 @@ def check_files(options: Options) -> None:
         _check_input(name, path)
     if options.labphase is not None and options.phasein is None:
         raise UserError("names columns of phasein, which is missing", "labphase", "phasein phases.mtz")
+    _check_starts(options)
     seen: list[tuple[str, Path]] = []
     for name, path in _output_files(options):
         _check_output(name, path, overwrite=options.overwrite)
@@ -439,6 +441,16 @@ def check_files(options: Options) -> None:
             if not special and _same(path, there):
                 raise UserError(f"is the same file as {other}", f"{name} {path}", f"another name for {name}")
         seen.append((name, path))
+
+
+def _check_starts(options: Options) -> None:
+    """One thing to begin with, not two."""
+    pieces = "starts fragments" if options.starts == "fragments" else ""
+    pieces = pieces if options.xyzin is None else f"xyzin {options.xyzin}"
+    if pieces and options.phasein is not None:
+        raise UserError("phases and pieces cannot both be begun with", pieces, f"leave it or {options.phasein} out")
+    if options.xyzin is not None and options.starts == "random":
+        raise UserError("nothing is placed with starts random", pieces, "starts fragments")
 
 
 def _output_files(options: Options) -> list[tuple[str, Path]]:

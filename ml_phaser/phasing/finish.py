@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.outcome import Fragments
 from ml_phaser.phasing.combination import Combined
-from ml_phaser.phasing.confidence import probability_solved
+from ml_phaser.phasing.confidence import probability_of_pieces, probability_solved
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
 from ml_phaser.phasing.place import Placed, hand_is_fixed, place
 from ml_phaser.phasing.problem import Problem
@@ -74,7 +74,14 @@ class Solution:
     fragments: Fragments | None = None
 
     @property
+    def merit(self) -> float:
+        """What solutions are ranked by: the held-out score, of pieces the judgement of all reflections with it."""
+        return self.score if self.fragments is None else self.fragments.merit
+
+    @property
     def probability(self) -> float:
+        if self.fragments is not None:
+            return probability_of_pieces(self.fragments.merit)
         return probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
 
 

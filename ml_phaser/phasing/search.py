@@ -117,11 +117,11 @@ class Hunt:
             for s in self.solutions
         ]
         kept = [s for s in kept if s.trial != solution.trial]
-        ranked = sorted([*kept, solution], key=lambda s: -s.score)
+        ranked = sorted([*kept, solution], key=lambda s: -s.merit)
         first = min(ranked, key=lambda s: s.trial)
         pinned = [first] if first.given else []  # what the phases given lead to by themselves is not lost to luck
         self.solutions = [*(s for s in ranked if s not in pinned)][: KEPT - len(pinned)] + pinned
-        self.solutions.sort(key=lambda s: -s.score)
+        self.solutions.sort(key=lambda s: -s.merit)
         i = solution.trial
         self.trials[i] = replace(
             self.trials[i], score=solution.score, r_work=solution.r_work, symmetry=solution.symmetry,

@@ -111,7 +111,8 @@ def wilson_facts(data: Amplitudes, wilson: Any) -> dict[str, Any] | None:
 def _fragments(placed: Fragments | None) -> dict[str, Any] | None:
     if placed is None:
         return None
-    return {"label": placed.label, "atoms": placed.atoms, "fit": placed.fit, "judged": placed.judged}
+    names = ("label", "atoms", "fit", "judged", "merit", "lead")
+    return {name: getattr(placed, name) for name in names}
 
 
 def _by_reflection(value: Any) -> bool:

@@ -13,6 +13,7 @@ import gemmi
 import numpy as np
 import pytest
 from sample_outcome import GROUP, structure_factors
+from scipy.spatial.transform import Rotation
 
 from ml_phaser.cli import main
 from ml_phaser.parameters import PARAMETERS
@@ -315,6 +316,73 @@ def engine(folder, usual):
     assert networks["classical"] == {} and len(networks["learned"]["sha256"]) == 64
 
 
+def write_strand(folder):
+    """Data to 1.6 A of one strand of alanine in P 21, and the strand as PDB, elsewhere."""
+    from ml_phaser.phasing.fragments.pieces import polyalanine
+
+    if (folder / "strand.mtz").exists():
+        return
+    strand, group = polyalanine(4, (-120.0, 130.0), "strand"), gemmi.SpaceGroup("P 1 21 1")
+    cell, turn = gemmi.UnitCell(9.0, 9.4, 11.0, 90, 98, 90), Rotation.random(rng=np.random.default_rng(8)).as_matrix()
+    x = (strand.xyz @ turn.T + [2, 3, 5]) @ np.array(cell.frac.mat).T
+    hkl = gemmi.make_miller_array(cell, group, 1.6)
+    hkl = hkl[~np.asarray(group.operations().systematic_absences(hkl), dtype=bool)]
+    mates = [np.array([op.apply_to_xyz(list(v)) for v in x]) for op in group.operations()]
+    f = np.abs(sum(np.exp(2j * np.pi * hkl @ m.T) @ strand.weight for m in mates))
+    f *= np.exp(-2 * np.asarray(cell.calculate_1_d2_array(hkl)))
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup = group
+    mtz.add_dataset("x")
+    mtz.set_cell_for_all(cell)
+    mtz.add_column("F", "F")
+    mtz.add_column("SIGF", "Q")
+    mtz.set_data(np.column_stack([hkl, f, 0.02 * f + 0.1]).astype(np.float32))
+    mtz.write_to_file(str(folder / "strand.mtz"))
+    lines = [
+        f"ATOM  {i + 1:5d}  {name:<3s} ALA A{r + 1:4d}    {a:8.3f}{b:8.3f}{c:8.3f}  1.00 10.00           {e}"
+        for i, (name, r, e, (a, b, c)) in enumerate(
+            zip(strand.names, strand.residue, strand.elements, strand.xyz, strict=True)
+        )
+    ]
+    (folder / "strand.pdb").write_text("\n".join([*lines, "END", ""]))
+
+
+def starts(folder, usual):
+    """Pieces, and nothing else, or none of them."""
+    write_strand(folder)
+    runs = [phase(folder, f"starts_{x}", "starts", x, hklin="strand.mtz").record for x in ("fragments", "random")]
+    assert [{"fragment" in t["method"] for t in r["trials"]} for r in runs] == [{True}, {False}]
+    assert runs[1]["fragments"] is None and runs[0]["fragments"]["atoms"] >= 15
+    assert any("strand" in choice for choice in runs[0]["choices"]) and runs[0]["weights"]
+
+
+def xyzin(folder, usual):
+    """The piece that is named is placed; it is no use with random starts, nor beside phases."""
+    write_strand(folder)
+    run = phase(folder, "xyzin", "xyzin", folder / "strand.pdb", "starts", "fragments", hklin="strand.mtz")
+    assert run.record["fragments"]["label"] == "strand.pdb" and run.record["fragments"]["atoms"] == 20
+    assert "strand.pdb (20 atoms placed" in run.log
+    words = f"hklin {folder}/strand.mtz mapout {folder}/no.map xyzin {folder}/strand.pdb".split()
+    assert main([*words, "starts", "random"]) == main([*words, "phasein", str(usual.paths["hklout"])]) == 1
+    assert not (folder / "no.map").exists()
+
+
+def xyzout(folder, usual):
+    """By gemmi: alanines at their place in the cell; their structure factors are those of the phases written."""
+    write_strand(folder)
+    words = ["xyzin", folder / "strand.pdb", "starts", "fragments"]
+    run = phase(folder, "xyzout", *words, "xyzout", folder / "placed.cif", hklin="strand.mtz")
+    assert not list(folder.glob("placed.pdb")) and not (folder / "xyzout.pdb").exists()
+    structure = gemmi.read_structure(str(folder / "placed.cif"))
+    assert structure.cell.approx(run.mtz.cell, 1e-2) and structure.spacegroup_hm == "P 1 21 1"
+    assert {residue.name for chain in structure[0] for residue in chain} == {"ALA"}
+    assert structure[0].count_atom_sites() == run.record["fragments"]["atoms"]
+    calculate = gemmi.StructureFactorCalculatorX(structure.cell)
+    f = np.array([calculate.calculate_sf_from_model(structure[0], h.tolist()) for h in run.mtz.make_miller_array()])
+    agree = np.cos(np.angle(f) - np.deg2rad(run.column("PHIB")))
+    assert np.average(agree, weights=run.column("F")) > 0.5
+
+
 def write_phases(folder, usual):
     """The usual run's phases twice, as they are and at another origin of the group."""
     path = folder / "phases.mtz"
@@ -483,8 +551,9 @@ def quiet(folder, usual):
 
 
 CHECKS = (
-    hklin, mapout, hklout, pattout, jsonout, xmlout, reportout, labin, resolution, phasein, labphase, spacegroup, cell,
-    trials, timelimit, engine, hand, mapextent, seed, freer, seqin, shelxout, then, device, threads, overwrite, quiet,
+    hklin, mapout, hklout, pattout, jsonout, xmlout, reportout, labin, resolution, phasein, labphase, starts, xyzin,
+    xyzout, spacegroup, cell, trials, timelimit, engine, hand, mapextent, seed, freer, seqin, shelxout, then, device,
+    threads, overwrite, quiet,
 )  # fmt: skip
 
 

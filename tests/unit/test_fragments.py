@@ -235,10 +235,11 @@ def test_torsions_are_those_a_chain_was_built_with():
 def test_longer_chains_keep_the_atoms_they_have(strand):
     moved = strand.xyz @ Rotation.from_rotvec([1, 2, 0.5]).as_matrix().T + [5, 6, 7]
     found = longer(strand, moved)
-    assert {len(p) for p, _ in found} == {25} and len(found) >= 8
-    for piece, xyz in found:
+    piece, every = found
+    assert len(piece) == 25 and every.shape[0] >= 8 and every.shape[1:] == (25, 3)
+    for xyz in every:
         near = np.linalg.norm(xyz[:, None] - moved, axis=-1).min(0)
-        assert np.sqrt(np.mean(near**2)) < 0.15, piece.label
+        assert np.sqrt(np.mean(near**2)) < 0.15
         assert set(piece.letters) == {"A"} and len(piece.letters) == 5
 
 
@@ -257,7 +258,9 @@ def test_pieces_written_are_read_back(tmp_path, strand, suffix):
     chain = Chain(strand.names, strand.elements, strand.residue, strand.letters, strand.xyz + 20)
     path = tmp_path / f"placed{suffix}"
     cell = gemmi.UnitCell(30, 40, 50, 90, 95, 90)
-    write_fragments(path, Fragments("two strands", 0.5, 0.4, (chain, chain)), cell, gemmi.SpaceGroup("P 1 21 1"))
+    write_fragments(
+        path, Fragments("two strands", 0.5, 0.4, (chain, chain), 0.42, 0.1), cell, gemmi.SpaceGroup("P 1 21 1")
+    )
     structure = gemmi.read_structure(str(path))
     assert structure.spacegroup_hm == "P 1 21 1" and structure.cell.b == 40
     assert [r.name for r in structure[0][0]] == ["ALA"] * 4 and len(structure[0]) == 2
@@ -297,6 +300,6 @@ def test_a_strand_is_found_and_its_crystal_phased(strand):
     best = done[0]
     rows = plan.road_rows
     cc = compare(data.hkl[rows], data.f[rows] * np.exp(1j * np.angle(best.f)), f[rows], cell, data.spacegroup).map_cc
-    assert cc > 0.8 and best.model.judged > 0.5
+    assert cc > 0.8 and best.lead > 0.1
     assert plan.road.ranked()[0].judged == max(m.judged for m in plan.road.models)
     assert abs(road.overlap(best.model.f, best.model.f) - 1) < 1e-6

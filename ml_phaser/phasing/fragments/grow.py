@@ -6,7 +6,6 @@ import math
 
 import gemmi
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -35,8 +34,9 @@ def torsions(piece: Piece, xyz: NDArray[np.float64]) -> tuple[list[tuple[float, 
     return pairs, omega
 
 
-def longer(piece: Piece, xyz: NDArray[np.float64]) -> list[tuple[Piece, NDArray[np.float64]]]:
-    """The piece with one more alanine at either end, in every conformation of NEXT, superposed on (m, 3) A."""
+def longer(piece: Piece, xyz: NDArray[np.float64]) -> tuple[Piece, NDArray[np.float64]]:
+    """The piece with one more alanine, and where its atoms may be (2 x NEXT, m + 5, 3): with the alanine at either end,
+    in every conformation of NEXT, superposed on (m, 3) A."""
     pairs, omega = torsions(piece, xyz)
     count = len(pairs)
     found = []
@@ -48,16 +48,11 @@ def longer(piece: Piece, xyz: NDArray[np.float64]) -> list[tuple[Piece, NDArray[
             new = of_peptide(label, build("A" * (count + 1), chain, [()] * (count + 1), turns))
             there = {(int(r), n): i for i, (r, n) in enumerate(zip(new.residue, new.names, strict=True))}
             rows = [there[int(r) + offset, n] for r, n in zip(piece.residue, piece.names, strict=True)]
-            found.append((new, superposed(new.xyz, new.xyz[rows], xyz)))
-    return found
+            found.append(superposed(new.xyz, new.xyz[rows], xyz))
+    return new, np.stack(found)
 
 
 def superposed(xyz: NDArray[np.float64], own: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Atoms (m, 3), moved as their part ``own`` (k, 3) has to be to lie on ``other`` (k, 3)."""
     turn, _ = Rotation.align_vectors(other - other.mean(0), own - own.mean(0))
     return np.asarray(turn.apply(xyz - own.mean(0)) + other.mean(0))
-
-
-def as_tensor(xyz: NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
-    """(1, m, 3) on the device and in the precision of ``like``."""
-    return torch.from_numpy(xyz).to(like)[None]

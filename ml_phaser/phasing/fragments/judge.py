@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, restore, unit_variance
 
-FOLDS = 8
+FOLDS = 4  # as telling as 8
 COMPLETING = 5  # cycles of density modification
 B_MODEL = 11.0  # A^2, overall B of the maps the network was trained on
 
@@ -60,7 +60,8 @@ class Judge:
         """Correlation of measured E and those that one pass of the network predicts without having seen them."""
         p, target = self.problem, self.problem.target
         start, model = self.maps(f_model)
-        here = p.scatter(self.fold.astype(np.complex128) + 2).real.round() - 2  # of each place on the grid
+        # The fold of each place on the grid; its modulus, since mates are scattered with phase shifts.
+        here = p.scatter(self.fold.astype(np.complex128) + 2).abs().round() - 2
         left = torch.cat([(here == k) & target.known for k in range(FOLDS)])
         seen = Target(target.amplitude, target.known & ~left, target.inside, target.to_e * ~left)
         maps = unit_variance(inverse(forward(start) * ~left, start.shape))

@@ -14,6 +14,7 @@ from ml_phaser.phasing.fragments.search import Poses
 
 TURN, MOVE, BEND = 0.02, 0.08, 0.03  # rad, A, rad of a first step
 COOLING = 0.97  # of the steps, each time
+MEMORY = (0.9, 0.999)  # of slopes and of their squares, a step later
 STIFFNESS = 0.006  # what a turn of one radian costs in correlation
 
 
@@ -87,20 +88,22 @@ def _climb(
     hinges = piece.hinges if bend else ()
     turn, move = torch.zeros_like(shift, requires_grad=True), torch.zeros_like(shift, requires_grad=True)
     by = shift.new_zeros((len(shift), len(hinges)), requires_grad=True)
-    groups = [{"params": [turn], "lr": TURN}, {"params": [move], "lr": MOVE}]
-    optimiser = torch.optim.Adam([*groups, {"params": [by], "lr": BEND}] if hinges else groups)
-    falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, COOLING)
+    stepped = [(turn, TURN), (move, MOVE), *([(by, BEND)] if hinges else [])]
+    mean, square = ([torch.zeros_like(x) for x, _ in stepped] for _ in range(2))
 
     def posed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         now, there = about(turn, bent(xyz, hinges, by)), shift + move @ scene.frac.T
         f = scene.total(scene.parts(now, weight), there)
         return now, there, scene.correlation(f if fixed is None else f + fixed)
 
-    for _ in range(steps):
-        optimiser.zero_grad()
+    # Adam (Kingma & Ba 2015) in a few lines: torch's own loads its compiler first, seconds of every run.
+    for i in range(steps):
         loss = STIFFNESS * by.pow(2).sum() - posed()[2].sum()
-        loss.backward()
-        optimiser.step()
-        falling.step()
+        slopes = torch.autograd.grad(loss, [x for x, _ in stepped])
+        for (x, size), slope, m, v in zip(stepped, slopes, mean, square, strict=True):
+            m.lerp_(slope, 1 - MEMORY[0])
+            v.lerp_(slope.pow(2), 1 - MEMORY[1])
+            rms = (v / (1 - MEMORY[1] ** (i + 1))).sqrt() + 1e-8
+            x.data -= size * COOLING**i / (1 - MEMORY[0] ** (i + 1)) * m / rms
     with torch.no_grad():
         return Fitted(*posed())

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml_phaser.phasing.fragments.grow import as_tensor, longer
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
 from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
@@ -28,8 +29,11 @@ SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement
 RIGID_STEPS, BENDING_STEPS = 25, 50
 BEST = 3  # models that get another copy and grow
+LIKELY = 5  # ways to grow that are judged
 GAIN = 0.01  # in judgement that a longer chain must bring
-FINALISTS = 6
+FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
+TWIN = 0.95  # overlap from which on two poses are one
+SAME = 0.6  # map correlation from which on two models are one solution
 
 ROOM = 18.0  # A^3 that an atom of a dense peptide crystal takes
 CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
@@ -67,13 +71,19 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Completed:
-    """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R."""
+    """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R.
+
+    merit : mean of ``model.judged`` and ``score``, weighted by what they were found from
+    lead : of ``merit`` over that of the best model with another map, or its ``judged`` where it was not completed
+    """
 
     model: Model
     f: Complexes
     score: float
     residual: float
-    seconds: float
+    merit: float
+    lead: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -107,7 +117,7 @@ class Road:
             if late(0.66) and self.models:
                 break
             self.models += self.placed(piece, (), lambda: late(0.66))
-            tell(max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds))
+            tell(min(1.0, max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds)))
         for model in self.ranked()[:BEST]:
             if not late():
                 self.add_copies(model, late)
@@ -116,21 +126,37 @@ class Road:
             if not late():
                 self.grow(model, late)
                 tell(min(1.0, (now() - began) / seconds))
-        since = now()
-        done = []
-        for model in self.ranked()[:FINALISTS]:
-            f, score, residual = self.judge.complete(model.f, COMPLETING)
-            done.append(Completed(model, f, score, residual, 0.0))
-        each = (since - began + now() - since) / max(1, len(done))
-        held, seen = int(self.judge.problem.held.sum()), int((~self.judge.problem.held).sum())
-        done.sort(key=lambda c: -(seen * c.model.judged + CLEAN * held * c.score))
-        return [replace(c, seconds=each) for c in done]
+        ranked = self.ranked()
+        done = [self.completed(m) for m in ranked[:FINALISTS] if m.judged > ranked[0].judged - NEAR]
+        each = (now() - began) / max(1, len(done))
+        done.sort(key=lambda c: -c.merit)
+        return [replace(c, lead=self.lead(c, done, ranked), seconds=each) for c in done]
+
+    def completed(self, model: Model) -> Completed:
+        """Density modification of a model."""
+        f, score, residual = self.judge.complete(model.f, COMPLETING)
+        held = CLEAN * int(self.judge.problem.held.sum())
+        seen = int((~self.judge.problem.held).sum())
+        merit = (seen * model.judged + held * score) / (seen + held)
+        return Completed(model, f, score, residual, merit)
+
+    def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
+        """Over the best rival, the only one it has, or over nothing."""
+        rivals = (c.merit for c in done if not self.alike(c.model, completed.model))
+        others = (m.judged for m in ranked if not self.alike(m, completed.model))
+        return completed.merit - max(rivals, default=next(others, 0.0))
+
+    def alike(self, a: Model, b: Model) -> bool:
+        """Whether two models give one map, whatever its origin."""
+        p = self.judge.problem
+        one, other = (p.amplitude * np.exp(1j * np.angle(m.f)) for m in (a, b))
+        return a is b or compare(p.hkl, one, other, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
     def ranked(self) -> list[Model]:
         """Models, best first, each kind of map once."""
         kept: list[Model] = []
         for model in sorted(self.models, key=lambda m: -m.judged):
-            if all(abs(overlap(model.f, k.f)) < 0.95 for k in kept):
+            if all(abs(overlap(model.f, k.f)) < TWIN for k in kept):
                 kept.append(model)
         return kept
 
@@ -149,14 +175,15 @@ class Road:
         return self.judge_all(piece, fitted, fixed, JUDGED)
 
     def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
-        """Models of the poses that clash with nothing."""
+        """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best."""
         fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > CLASH).nonzero()[:, 0])
-        fitted = best_of(fitted, most)
-        found = []
+        fitted = best_of(fitted, len(fitted))
+        found: list[Model] = []
         for xyz, shift, fit in zip(fitted.xyz, fitted.shift, fitted.score, strict=True):
             bodies = (*fixed, Body(piece, xyz + shift @ self.scene.orth.T))
             f = self.model_factors(bodies)
-            found.append(Model(bodies, float(fit), self.judge.score(f), f))
+            if len(found) < most and all(abs(overlap(f, m.f)) < TWIN for m in found):
+                found.append(Model(bodies, float(fit), self.judge.score(f), f))
         return found
 
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
@@ -182,14 +209,15 @@ class Road:
                     continue
                 rest = (*model.bodies[:i], *model.bodies[i + 1 :])
                 known = self.fixed(rest)
-                found: list[Model] = []
-                for piece, xyz in longer(body.piece, body.xyz.double().cpu().numpy()):
-                    start = as_tensor(xyz, body.xyz)
-                    place = torch.zeros_like(start[:, 0])
-                    if self.contact(start, place, rest)[0] < OVERLAP:
-                        continue
-                    fitted = climb(self.scene, piece, start, place, RIGID_STEPS, bend=True, fixed=known)
-                    found += self.judge_all(piece, fitted, rest, 1)
+                piece, xyz = longer(body.piece, body.xyz.double().cpu().numpy())
+                start = torch.from_numpy(xyz).to(body.xyz)
+                start = start[self.contact(start, torch.zeros_like(start[:, 0]), rest) > OVERLAP]
+                if not len(start):
+                    continue
+                fitted = climb(
+                    self.scene, piece, start, torch.zeros_like(start[:, 0]), RIGID_STEPS, bend=True, fixed=known
+                )
+                found = self.judge_all(piece, fitted, rest, LIKELY)
                 best = max(found, key=lambda m: m.judged, default=None)
                 if best is not None and best.judged > model.judged + GAIN:
                     self.models.append(best)

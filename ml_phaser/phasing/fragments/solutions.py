@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ml_phaser.outcome import Chain, Fragments, Trial
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING
-from ml_phaser.phasing.fragments.road import Completed, Model, Road
+from ml_phaser.phasing.fragments.road import Completed, Road
 from ml_phaser.phasing.search import Hunt
 
 METHOD = "fragment, learned projection"
@@ -19,7 +20,7 @@ METHOD = "fragment, learned projection"
 
 def from_fragments(
     hunt: Hunt, road: Road, rows: NDArray[np.int64], finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
-    tell: Callable[[float], None],
+    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic,
 ) -> None:  # fmt: skip
     """Travel the road for so many seconds and enter what it leads to.
 
@@ -28,7 +29,7 @@ def from_fragments(
     rows : of the road's reflections among all n
     finishers : of solutions on data finer than the network sees; none where it sees all
     """
-    done = road.travel(seconds, tell)
+    done = road.travel(seconds, tell, now)
     for completed in done:
         index = len(hunt.trials)
         hunt.trials.append(
@@ -42,7 +43,7 @@ def from_fragments(
 def _solution(
     completed: Completed, f: NDArray[np.complex128], road: Road, finishers: Sequence[Finisher], n: int, trial: int
 ) -> Solution:
-    problem, placed = road.judge.problem, fragments(completed.model)
+    problem, placed = road.judge.problem, fragments(completed)
     best = Solution(
         f, completed.score, completed.residual, math.nan, int(problem.held.sum()), trial, completed.residual,
         problem.d_min, "learned, with the model", fragments=placed,
@@ -58,10 +59,11 @@ def _solution(
     return best
 
 
-def fragments(model: Model) -> Fragments:
-    """A model's atoms for those who write them."""
+def fragments(completed: Completed) -> Fragments:
+    """A model's atoms for those who write them, and what speaks for it."""
+    model = completed.model
     chains = [
         Chain(b.piece.names, b.piece.elements, b.piece.residue, b.piece.letters, b.xyz.double().cpu().numpy())
         for b in model.bodies
     ]
-    return Fragments(model.label, model.fit, model.judged, tuple(chains))
+    return Fragments(model.label, model.fit, model.judged, tuple(chains), completed.merit, completed.lead)

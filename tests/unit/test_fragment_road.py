@@ -1,0 +1,404 @@
+"""Starts from pieces: the judge, growth, the plan that chooses them, the pipeline that travels the road."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from crystals import Crystal, crystal, problem_of
+from scipy.spatial.transform import Rotation
+
+from ml_phaser import pipeline
+from ml_phaser.crystal.agreement import compare, multiplicity
+from ml_phaser.crystal.normalise import normalise
+from ml_phaser.crystal.peptide import build
+from ml_phaser.crystal.reflections import Amplitudes, Source
+from ml_phaser.errors import UserError
+from ml_phaser.notify import Silent
+from ml_phaser.outcome import Chain, Fragments
+from ml_phaser.parameters import Options
+from ml_phaser.phasing.fragments import pieces, road
+from ml_phaser.phasing.fragments.judge import FOLDS, Judge, correlation
+from ml_phaser.phasing.fragments.road import Body, Model, Road
+from ml_phaser.phasing.fragments.scene import Scene
+from ml_phaser.phasing.fragments.solutions import METHOD, from_fragments
+from ml_phaser.phasing.projections import forward
+from ml_phaser.phasing.search import Hunt
+from ml_phaser.plan import FRAGMENTS_D_MIN, plan_phasing
+
+OPTIONS = Options(Path("in"), Path("map"), Path("mtz"), Path("json"), threads=1)
+TINY, SMALL = gemmi.UnitCell(9.0, 9.4, 11.0, 90, 98, 90), gemmi.UnitCell(10.0, 10.0, 15.0, 90, 98, 90)
+
+
+class Stand:
+    """A network that returns what it is shown: the model's own density (2) or the map (0). Remembers its input."""
+
+    def __init__(self, column: int) -> None:
+        self.column, self.seen = column, []
+
+    def __call__(self, maps: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        self.seen.append(maps.clone())
+        return maps[:, self.column]
+
+    def to(self, device: str) -> Stand:
+        return self
+
+
+def judge_of(c: Crystal, network: Stand, amplitude: np.ndarray | None = None) -> Judge:
+    """A judge of a crystal; ``amplitude`` (n,) instead of the true moduli."""
+    problem = problem_of(c if amplitude is None else replace(c, f=amplitude * np.exp(1j * np.angle(c.f))))
+    e = problem.amplitude / np.sqrt(np.mean(np.abs(c.f) ** 2))
+    return Judge.of(problem, network, torch.zeros(1, 11), e, multiplicity(c.hkl, c.spacegroup).astype(float))
+
+
+# ------------------------------------------------------------------------------------------------------- the judge
+
+
+@pytest.mark.parametrize("name", ["P 1", "P 21 21 21", "C 1 2 1"])
+def test_the_right_model_is_judged_best(name: str) -> None:
+    """Its own density predicts what was left out; a model moved between the symmetry axes, or of others, does not."""
+    c = crystal(name, atoms=6, d_min=1.4)
+    other = crystal(name, atoms=6, d_min=1.4, seed=5)
+    judge = judge_of(c, Stand(2))
+    right, wrong = judge.score(c.f), judge.score(other.f)
+    assert right > 0.99 and wrong < 0.5
+    if name != "P 1":
+        moved = sum(np.exp(2j * np.pi * c.hkl @ ((s @ rot.T) + tran)) for s in c.sites + 0.13 for rot, tran in ops(c))
+        assert judge.score(moved) < 0.6
+
+
+def ops(c: Crystal) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.array(o.rot) / o.DEN, np.array(o.tran) / o.DEN) for o in c.spacegroup.operations()]
+
+
+def test_every_reflection_is_left_out_once_and_those_held_out_always() -> None:
+    judge = judge_of(crystal("P 21 21 21", atoms=6, d_min=1.3), Stand(0))
+    held = judge.problem.held
+    assert held.sum() > 20 and np.array_equal(judge.fold == -1, held)
+    sizes = np.bincount(judge.fold[~held], minlength=FOLDS)
+    assert len(sizes) == FOLDS and sizes.min() > 0.5 * sizes.mean()
+    c = crystal("P 21 21 21", atoms=6, d_min=1.3)
+    judge.score(c.f)
+    (maps,) = judge.network.seen  # type: ignore[attr-defined]
+    half = forward(maps[:, 0])
+    for k in range(FOLDS):
+        f = np.abs(judge.problem.gather_p1(half[k]))
+        of = judge.fold[judge.problem.expansion.asu]
+        assert (
+            f[(of == k) | (of == -1)].max() < 1e-3 * f.max() and np.median(f[(of != k) & (of != -1)]) > 0.01 * f.max()
+        )
+
+
+def test_reflections_left_out_never_reach_the_network() -> None:
+    """Their amplitudes can be anything: what it is shown stays the same, in scoring (both maps of the measured
+    amplitudes) and in density modification."""
+    c = crystal("P 1 21 1", atoms=6, d_min=1.3)
+    plain = judge_of(c, Stand(0))
+    for fold in (-1, 1):
+        amplitude = np.abs(c.f) * np.where(plain.fold == fold, 7.0, 1.0)
+        changed = judge_of(c, Stand(0), amplitude)
+        assert np.array_equal(changed.fold, plain.fold)
+        inputs = []
+        for judge in (plain, changed):
+            judge.network.seen.clear()  # type: ignore[attr-defined]
+            judge.score(c.f)
+            judge.complete(c.f, 2)
+            inputs.append([m / m.pow(2).mean((-3, -2, -1), keepdim=True).sqrt() for m in judge.network.seen])  # type: ignore[attr-defined]
+        (scored, *completed), (other, *others) = inputs
+        passes = range(FOLDS) if fold == -1 else [fold]
+        for k in passes:
+            assert torch.allclose(scored[k], other[k], atol=2e-4)
+        if fold == -1:
+            assert all(torch.allclose(a, b, atol=2e-4) for a, b in zip(completed, others, strict=True))
+        else:  # the other passes do see them
+            assert not torch.allclose(scored[0], other[0], atol=2e-2)
+
+
+def test_scores_rest_on_every_reflection_but_those_held_out() -> None:
+    c = crystal("P 1 21 1", atoms=6, d_min=1.3)
+    judge = judge_of(c, Stand(2))
+    before = judge.score(c.f)
+    for fold, matters in ((-1, False), *((k, True) for k in range(FOLDS))):
+        shuffled = np.random.default_rng(0).permutation(np.abs(c.f)) * np.exp(1j * np.angle(c.f))
+        spoilt = judge.score(np.where(judge.fold == fold, shuffled, c.f))
+        assert (spoilt < before - 0.02) == matters, fold
+        assert matters or spoilt == pytest.approx(before, abs=1e-4)
+
+
+def test_weighted_correlation_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=40), rng.normal(size=40), rng.integers(1, 4, 40)
+    long = [np.repeat(v, w) for v in (x, y)]
+    assert correlation(x, y, w.astype(float)) == pytest.approx(np.corrcoef(*long)[0, 1])
+    assert correlation(x, np.ones(40), w.astype(float)) == 0
+
+
+# ------------------------------------------------------------------------------------------------- copies and growth
+
+
+def data_of(hkl: np.ndarray, f: np.ndarray, cell: gemmi.UnitCell, group: gemmi.SpaceGroup) -> Amplitudes:
+    source = Source("made", "test", {}, "amplitude")
+    return Amplitudes(hkl.astype(np.int32), np.abs(f), 0.01 * np.abs(f) + 1e-3, cell, group, source)
+
+
+def made(
+    chains: list[np.ndarray], weight: np.ndarray, cell: gemmi.UnitCell, name: str = "P 1 21 1", d_min: float = 1.6
+):
+    """Data of chains (m, 3) A with scattering powers (m,), B 8 A^2, and true F."""
+    group = gemmi.SpaceGroup(name)
+    hkl = gemmi.make_miller_array(cell, group, d_min)
+    hkl = hkl[~np.asarray(group.operations().systematic_absences(hkl), dtype=bool)]
+    f = np.zeros(len(hkl), dtype=complex)
+    for xyz in chains:
+        x = xyz @ np.array(cell.frac.mat).T
+        for op in group.operations():
+            mates = x @ (np.array(op.rot) / op.DEN).T + np.array(op.tran) / op.DEN
+            f += np.exp(2j * np.pi * hkl @ mates.T) @ weight
+    f *= np.exp(-2 * np.asarray(cell.calculate_1_d2_array(hkl)))
+    return data_of(hkl, f, cell, group), f
+
+
+def road_of(data: Amplitudes, pieces_: list[pieces.Piece], room: int) -> Road:
+    """A road whose judge is the model's own density."""
+    normalised = normalise(data)
+    c = Crystal(data.hkl, data.f.astype(complex), data.cell, data.spacegroup, np.zeros((0, 3)))
+    problem = problem_of(c)
+    weight = multiplicity(data.hkl, data.spacegroup).astype(float)
+    judge = Judge.of(problem, Stand(2), torch.zeros(1, 11), normalised.e, weight)
+    return Road(Scene.of(data, normalised, np.arange(len(data))), judge, data.spacegroup, pieces_, room, problem.d_min)
+
+
+def model_of(way: Road, piece: pieces.Piece, xyz: np.ndarray) -> Model:
+    bodies = (Body(piece, torch.from_numpy(xyz).float()),)
+    f = way.model_factors(bodies)
+    return Model(bodies, 0.0, way.judge.score(f), f)
+
+
+def apart(found: np.ndarray, wanted: np.ndarray, cell: gemmi.UnitCell, group: gemmi.SpaceGroup) -> float:
+    """R.m.s. distance in A of atoms from those wanted, by the best symmetry operator, whole cells apart."""
+    orth, frac = np.array(cell.orth.mat), np.array(cell.frac.mat)
+    best = np.inf
+    for op in group.operations():
+        x = wanted @ frac.T @ (np.array(op.rot) / op.DEN).T + np.array(op.tran) / op.DEN
+        d = found @ frac.T - x
+        best = min(best, float(np.sqrt((((d - d.mean(0).round()) @ orth.T) ** 2).sum(1).mean())))
+    return best
+
+
+@pytest.fixture(scope="module")
+def strand() -> pieces.Piece:
+    return pieces.polyalanine(4, (-120.0, 130.0), "strand of 4")
+
+
+def packed(way: Road, piece: pieces.Piece, fixed: tuple[Body, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An orientation (3, 3), and atoms (m, 3) in A, of a piece where it touches nothing."""
+    rng = np.random.default_rng(seed)
+    for _ in range(2000):
+        turn = Rotation.random(rng=rng).as_matrix()
+        xyz = piece.xyz @ turn.T + rng.uniform(0, 12, 3)
+        if way.contact(torch.from_numpy(xyz).float()[None], torch.zeros(1, 3), fixed)[0] > road.CLASH + 0.3:
+            return turn, xyz
+    raise AssertionError("no room")
+
+
+@pytest.mark.parametrize("room", [45, 30])
+def test_a_second_copy_is_added_where_there_is_room(strand: pieces.Piece, room: int, monkeypatch) -> None:
+    cell = gemmi.UnitCell(12.0, 11.0, 19.0, 90, 98, 90)
+    empty = road_of(made([strand.xyz], strand.weight, cell)[0], [strand], room)
+    _, one = packed(empty, strand, (), 1)
+    turn, two = packed(empty, strand, (Body(strand, torch.from_numpy(one).float()),), 2)
+    data, _ = made([one, two], strand.weight, cell)
+    way = road_of(data, [strand], room)
+    near = np.concatenate([turn[None], Rotation.random(40, rng=np.random.default_rng(3)).as_matrix()])
+    monkeypatch.setattr(road, "orientations", lambda count: near)
+    first = model_of(way, strand, one)
+    way.add_copies(first, lambda: False)
+    if room < 40:
+        assert way.models == []
+        return
+    best = way.ranked()[0]
+    assert len(best.bodies) == 2 and best.judged > first.judged + road.GAIN
+    assert best.atoms == 40 and best.label == "strand of 4 + strand of 4"
+    assert apart(best.bodies[1].xyz.numpy(), two, cell, data.spacegroup) < 0.4
+
+
+@pytest.mark.parametrize("room", [40, 22])
+def test_chains_grow_into_the_density_that_is_there(strand: pieces.Piece, room: int) -> None:
+    whole = pieces.polyalanine(6, (-120.0, 130.0), "strand of 6")
+    cell = gemmi.UnitCell(16.0, 12.0, 18.0, 90, 98, 90)
+    _, xyz = packed(road_of(made([whole.xyz], whole.weight, cell)[0], [whole], room), whole, (), 1)
+    data, _ = made([xyz], whole.weight, cell)
+    part = (whole.residue >= 1) & (whole.residue <= 4)
+    way = road_of(data, [strand], room)
+    start = model_of(way, strand, xyz[part])
+    way.grow(start, lambda: False)
+    if room < 25:
+        assert way.models == []
+        return
+    best = way.ranked()[0]
+    assert best.atoms >= 25 and best.judged > start.judged + road.GAIN and "grown" in best.label
+    nearest = np.linalg.norm(best.bodies[0].xyz.numpy()[:, None] - xyz, axis=-1).min(1)
+    assert np.sqrt((nearest**2).mean()) < 0.5
+    way.grow(best, lambda: True)  # no time: nothing happens
+    assert way.ranked()[0] is best
+
+
+def test_models_lead_those_with_another_map(strand: pieces.Piece) -> None:
+    xyz = strand.xyz + np.array([2.0, 3.0, 5.0])
+    data, _ = made([xyz], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    right, near = model_of(way, strand, xyz), model_of(way, strand, xyz + np.array([0.0, 0.4, 0.0]))
+    wrong = model_of(way, strand, xyz @ Rotation.from_rotvec([1.0, 0.5, 0.2]).as_matrix().T)
+    assert way.alike(right, near) and not way.alike(right, wrong)  # along b the origin of P 21 floats
+    way.models = [wrong, right, near]
+    ranked = way.ranked()
+    done, other, false = (way.completed(m) for m in (right, near, wrong))
+    assert way.lead(done, [done, other, false], ranked) == pytest.approx(done.merit - false.merit)
+    assert way.lead(false, [done, other, false], ranked) == pytest.approx(false.merit - max(done.merit, other.merit))
+    assert way.lead(done, [done, other], ranked) == pytest.approx(done.merit - wrong.judged)
+    assert way.lead(done, [done, other], ranked[:2]) == pytest.approx(done.merit)
+    held = int(way.judge.problem.held.sum())
+    share = road.CLEAN * held / (road.CLEAN * held + len(data) - held)
+    assert done.merit == pytest.approx((1 - share) * right.judged + share * done.score)
+
+
+# -------------------------------------------------------------------------------------------------------- the plan
+
+
+def simple(name: str = "P 1 21 1", d_min: float = 1.5, atoms: int = 12) -> Amplitudes:
+    c = crystal(name, atoms=atoms, d_min=d_min)
+    return data_of(c.hkl, c.f, c.cell, c.spacegroup)
+
+
+@pytest.mark.parametrize(
+    ("name", "d_min", "engine", "said"),
+    [("P 1 21 1", 1.5, "classical", "learned projection"), ("P 1 21/c 1", 1.5, "auto", "no chiral molecule"),
+     ("P 1 21 1", 0.9, "auto", "learned projection")],
+)  # fmt: skip
+def test_what_was_asked_for_and_cannot_be_is_refused(name: str, d_min: float, engine: str, said: str) -> None:
+    data = simple(name, d_min)
+    options = replace(OPTIONS, engine=engine)
+    with pytest.raises(UserError, match=said) as caught:
+        plan_phasing(data, normalise(data), replace(options, starts="fragments"))
+    assert "starts fragments" in str(caught.value) and "starts auto" in str(caught.value)
+    assert plan_phasing(data, normalise(data), options).road is None  # by itself it is left out in silence
+
+
+def test_pieces_come_first_where_they_can_pay(strand: pieces.Piece) -> None:
+    large = gemmi.UnitCell(10.0, 12.0, 14.0, 90, 98, 90)
+    cases = [(made([strand.xyz], strand.weight, large, d_min=d)[0], d) for d in (1.6, 1.1)]
+    planned = [plan_phasing(data, normalise(data), replace(OPTIONS, starts=s)) for data, _ in cases for s in
+               ("auto", "random", "fragments")]  # fmt: skip
+    assert [p.road is not None for p in planned] == [True, False, True, cases[1][1] > FRAGMENTS_D_MIN, False, True]
+    assert any("pieces of strand and helix" in said for said in planned[0].choices)
+    assert not any("placed by their agreement" in said for said in planned[1].choices)
+    assert planned[0].road_finishers == () and len(planned[5].road_finishers) > 0  # data finer than the network's
+    data = cases[0][0]
+    own = plan_phasing(data, normalise(data), OPTIONS, pieces=(strand,))
+    assert own.road is not None and own.road.pieces == (strand,)
+    assert any("the piece given" in said for said in own.choices)
+    assert own.road_rows is not None and np.array_equal(own.road.judge.problem.hkl, data.hkl[own.road_rows])
+    assert not own.road.judge.problem.held[own.road.scene.rows].any()  # rows are all of the data here
+    tiny = simple("P 1 21 1", 1.5)
+    tiny = replace(tiny, cell=gemmi.UnitCell(5, 6, 7, 90, 98, 90), hkl=tiny.hkl)
+    assert plan_phasing(tiny, normalise(tiny), replace(OPTIONS, resolution=None)).road is None  # no room for any
+
+
+# ----------------------------------------------------------------------------------------------------- the pipeline
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.told: list[float] = []
+
+    def progress(self, fraction, best, trials=()) -> None:
+        self.told.append(fraction)
+
+
+@pytest.fixture(scope="module")
+def small(strand: pieces.Piece) -> tuple[Amplitudes, np.ndarray, np.ndarray]:
+    way = road_of(made([strand.xyz], strand.weight, SMALL)[0], [strand], 30)
+    turn, xyz = packed(way, strand, (), 1)
+    return *made([xyz], strand.weight, SMALL), turn
+
+
+@pytest.mark.parametrize("starts", ["random", "auto", "fragments"])
+def test_starts_decide_what_is_tried(starts: str, small, strand: pieces.Piece, monkeypatch) -> None:
+    """One piece, few orientations with the right one among them, the judge a stand-in."""
+    data, truth, turn = small
+    near = np.concatenate([turn[None], Rotation.random(40, rng=np.random.default_rng(3)).as_matrix()])
+    monkeypatch.setattr(road, "orientations", lambda count: near)
+    options = replace(OPTIONS, starts=starts, timelimit=4, trials=12)
+    normalised = normalise(data)
+    plan = plan_phasing(data, normalised, options, pieces=() if starts == "random" else (strand,))
+    if plan.road is not None:
+        plan = replace(plan, road=replace(plan.road, judge=replace(plan.road.judge, network=Stand(2))))
+    heard = Heard()
+    hunt = pipeline.phase(plan, options, heard)
+    methods = {t.method for t in hunt.trials}
+    assert (METHOD in methods) == (starts != "random")
+    assert methods == {METHOD} or starts != "fragments"
+    assert len(methods) > 1 or starts != "auto" or hunt.convinced
+    best, _ = pipeline.choose(hunt, data, normalised, plan)
+    assert best.probability == max(s.probability for s in hunt.solutions)
+    assert all((s.fragments is not None) == (hunt.trials[s.trial].method == METHOD) for s in hunt.solutions)
+    share = {"random": 1.0, "auto": pipeline.FRAGMENTS_SHARE, "fragments": 1.0}[starts]
+    assert 0 < heard.told[0] <= share and max(heard.told) <= 1
+    if starts == "fragments":
+        phased = data.f * np.exp(1j * np.angle(best.f))
+        assert compare(data.hkl, phased, truth, data.cell, data.spacegroup).map_cc > 0.7
+        assert best.merit == best.fragments.merit and hunt.solutions[0].merit == max(s.merit for s in hunt.solutions)
+
+
+def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Piece) -> None:
+    data, _ = made([strand.xyz + np.array([2.0, 3.0, 5.0])], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    right = model_of(way, strand, strand.xyz + np.array([2.0, 3.0, 5.0]))
+    wrong = model_of(way, strand, strand.xyz @ Rotation.from_rotvec([1.0, 0.5, 0.2]).as_matrix().T)
+
+    class Short(Road):
+        def travel(self, seconds, tell, now=None):
+            tell(1.0)
+            self.models = [wrong, right]
+            return [self.completed(m) for m in self.models]
+
+    short = Short(way.scene, way.judge, way.spacegroup, way.pieces, way.room, way.d_min)
+    hunt, told, n = Hunt(way.judge.problem), [], len(data) + 5
+    rows = np.arange(len(data)) + 5
+    hunt.problem = replace(way.judge.problem, hkl=np.concatenate([np.tile([[1, 0, 0]], (5, 1)), data.hkl]))
+    from_fragments(hunt, short, rows, (), n, 3, 1.0, told.append)
+    assert told == [1.0] and [t.seed for t in hunt.trials] == [3, 3] and all(t.finished for t in hunt.trials)
+    best = hunt.solutions[0]
+    assert best.trial == 1 and best.fragments is not None and best.merit > hunt.solutions[1].merit
+    assert best.f.shape == (n,) and (best.f[:5] == 0).all() and (best.f[5:] != 0).mean() > 0.9
+    chain = best.fragments.chains[0]
+    assert chain.letters == "AAAA" and chain.names == strand.names and best.fragments.atoms == 20
+    np.testing.assert_allclose(chain.xyz, strand.xyz + np.array([2.0, 3.0, 5.0]), atol=1e-3)
+    assert (best.fragments.judged, best.held) == (right.judged, int(way.judge.problem.held.sum()))
+
+
+# ------------------------------------------------------------------------------------------------- record and log
+
+
+def test_the_log_and_the_record_name_the_pieces(strand: pieces.Piece) -> None:
+    from sample_outcome import outcome
+
+    from ml_phaser.report import log
+    from ml_phaser.report.record import run_record
+
+    chain = Chain(strand.names, strand.elements, strand.residue, strand.letters, strand.xyz)
+    with_them = outcome(fragments=Fragments("strand of 4", 0.456, 0.5, (chain, chain), 0.52, 0.09))
+    told = run_record(with_them, OPTIONS)["fragments"]
+    assert told == {"label": "strand of 4", "atoms": 40, "fit": 0.456, "judged": 0.5, "merit": 0.52, "lead": 0.09}
+    assert run_record(outcome(), OPTIONS)["fragments"] is None
+    assert "strand of 4 (40 atoms placed, CC 0.46 with E^2)" in log.verdict(with_them)
+    assert "Begun with" not in log.verdict(outcome())
+
+
+def test_built_chains_have_the_letters_asked_for() -> None:
+    chain = pieces.of_peptide("x", build("AGA", [(-120.0, 130.0)] * 3, [()] * 3, [180.0] * 3))
+    assert chain.letters == "AGA" and not chain.grows and pieces.polyalanine(3, (-60.0, -40.0), "h").grows
