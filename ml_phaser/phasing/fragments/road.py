@@ -26,6 +26,7 @@ from ml_phaser.phasing.fragments.search import _distinct, orientations, search, 
 from ml_phaser.structure_factors.direct import structure_factors
 
 SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies, with torsions, judged
+HURRIED = 2  # poses judged when the time is up
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement
 RIGID_STEPS, BENDING_STEPS = 25, 50
 BEST = 3  # models that get another copy and grow
@@ -171,8 +172,9 @@ class Road:
         if not len(poses):
             return []
         fitted = best_of(refine(self.scene, piece, poses, RIGID_STEPS, bend=False, fixed=known), BENT)
-        fitted = climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
-        return self.judge_all(piece, fitted, fixed, JUDGED)
+        if not stop():
+            fitted = climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
+        return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
 
     def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
         """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best."""
