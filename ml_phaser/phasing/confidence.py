@@ -119,9 +119,8 @@ def judge(
     if placed is not None:
         p = max(p, probability_of_pieces(placed.merit))
         facts += f", {placed.judged:.2f} of the amplitudes that the pieces let the network predict unseen"
-        facts += (
-            f", together {abs(placed.lead):.2f} {'above' if placed.lead >= 0 else 'below'} pieces that lead elsewhere"
-        )
+        side = "above" if placed.lead >= 0 else "below"
+        facts += f", together {abs(placed.lead):.2f} {side} pieces that lead elsewhere"
     if math.isfinite(symmetry):
         facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
     if agreeing:
