@@ -217,6 +217,21 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {line}" for line in failed)]) + "\n"
 
 
+def reworded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the verdict that the program as it is now has on the solution chosen then: no run need be repeated
+    when the constants of the verdict change."""
+    from ml_phaser.outcome import Fragments
+    from ml_phaser.phasing.confidence import judge
+
+    s: dict[str, Any] = next((s for s in row.get("solutions", ()) if s["chosen"]), {})
+    if "held" not in s:
+        return row
+    symmetry = float("nan") if s["symmetry"] is None else s["symmetry"]
+    placed = Fragments(s["label"], s["fit"], s["judged"], (), s["merit"], s["lead"]) if "merit" in s else None
+    verdict = judge(s["score"], s["held"], symmetry, s["agreeing"], s["d_min"], placed)
+    return row | {"verdict": verdict.word, "probability": verdict.probability}
+
+
 def evidence(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any, list[str]]:
     """Merit, right or wrong, weight and crystal of every solution from pieces; the solutions of a run count as one."""
     found = [
@@ -337,7 +352,7 @@ def one(case: Case, starts: str, o: argparse.Namespace, facts: dict[str, Any]) -
 
 def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Both views, each whole or not at all."""
-    ready = sorted(rows, key=lambda r: (("measured", "peptide", "atoms").index(r["kind"]), r["starts"]))
+    ready = sorted(map(reworded, rows), key=lambda r: (("measured", "peptide", "atoms").index(r["kind"]), r["starts"]))
     for target, text in ((path, json.dumps({"record": facts, "rows": ready}, indent=1)),
                          (path.with_suffix(".md"), report(ready, facts))):  # fmt: skip
         with atomic(target) as part:

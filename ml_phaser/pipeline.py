@@ -196,10 +196,9 @@ def weigh(
     from ml_phaser.handedness import decide
     from ml_phaser.phasing import confidence
 
-    if solution.fragments is None:
-        verdict = confidence.judge(solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min)
-    else:
-        verdict = confidence.judge_pieces(solution.fragments, solution.score, solution.held)
+    verdict = confidence.judge(
+        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
+    )
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 # it was fitted and on what.
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
-PIECES_BIAS, PER_MERIT = -10.0, 25.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
+PIECES_BIAS, PER_MERIT = -4.0, 10.7  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 HIGHEST = 0.99  # figure of merit; the phase distribution of 1 would be infinitely sharp
@@ -104,30 +104,27 @@ def probability_solved(score: float, held: int, symmetry: float, agreeing: int, 
     return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, logit))))
 
 
-def judge(score: float, held: int, symmetry: float, agreeing: int, d_min: float) -> Verdict:
-    """The verdict in words. ``agreeing`` counts the other starts that led to the same solution."""
-    facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
-    if math.isfinite(symmetry):
-        facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
-    if agreeing:
-        facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
-    return _in_words(probability_solved(score, held, symmetry, agreeing, d_min), facts)
-
-
 def probability_of_pieces(merit: float) -> float:
     """Probability (0-1) that a map that comes from placed pieces is right; ``merit`` as in ``Fragments``."""
     return 1.0 / (1.0 + math.exp(-(PIECES_BIAS + PER_MERIT * merit)))
 
 
-def judge_pieces(placed: Fragments, score: float, held: int) -> Verdict:
-    """The verdict on a solution from pieces of structure."""
-    facts = f"correlation {placed.judged:.2f} of the amplitudes that the pieces let the network predict unseen"
-    facts += f", {score:.2f} on {held} reflections kept out of the phasing"
-    facts += f", together {abs(placed.lead):.2f} {'above' if placed.lead >= 0 else 'below'} pieces that lead elsewhere"
-    return _in_words(probability_of_pieces(placed.merit), facts)
-
-
-def _in_words(p: float, facts: str) -> Verdict:
+def judge(
+    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None
+) -> Verdict:
+    """The verdict in words. ``agreeing`` counts the other starts that led to the same solution; ``placed`` are the
+    pieces it comes from: their merit, or what decision 4 rests on, whichever says more."""
+    p = probability_solved(score, held, symmetry, agreeing, d_min)
+    facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
+    if placed is not None:
+        p = max(p, probability_of_pieces(placed.merit))
+        facts += f", {placed.judged:.2f} of the amplitudes that the pieces let the network predict unseen"
+        side = "above" if placed.lead >= 0 else "below"
+        facts += f", together {abs(placed.lead):.2f} {side} pieces that lead elsewhere"
+    if math.isfinite(symmetry):
+        facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
+    if agreeing:
+        facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
     if p >= SOLVED:
         return Verdict("solved", p, f"{facts}.")
     if p > NOT_SOLVED:

@@ -80,9 +80,8 @@ class Solution:
 
     @property
     def probability(self) -> float:
-        if self.fragments is not None:
-            return probability_of_pieces(self.fragments.merit)
-        return probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
+        p = probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
+        return p if self.fragments is None else max(p, probability_of_pieces(self.fragments.merit))
 
 
 def finish(
