@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 # it was fitted and on what.
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
-PIECES_BIAS, PER_MERIT = -4.0, 10.7  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
+PIECES_BIAS, PER_MERIT = -6.6, 15.8  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 HIGHEST = 0.99  # figure of merit; the phase distribution of 1 would be infinitely sharp
