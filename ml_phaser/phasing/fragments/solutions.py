@@ -15,7 +15,7 @@ from ml_phaser.phasing.fragments.judge import COMPLETING
 from ml_phaser.phasing.fragments.road import Completed, Road
 from ml_phaser.phasing.search import Hunt
 
-METHOD = "fragment, learned projection"
+METHOD = "placed pieces"
 
 
 def from_fragments(
