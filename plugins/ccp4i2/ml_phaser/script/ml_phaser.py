@@ -16,11 +16,13 @@ try:
 
     SEVERE: dict[str, int] = {}  # there ERROR_CODES says how severe an error is, by default as much as can be
     MILD: dict[str, int] = {}
+    BUILDERS = ["buccaneer_build_refine_mr"]  # the Django release has it no longer
 except ImportError:
     from ccp4i2.core.CCP4ErrorHandling import SEVERITY_ERROR, SEVERITY_WARNING
     from ccp4i2.core.CCP4PluginScript import CPluginScript
 
     SEVERE, MILD = {"severity": SEVERITY_ERROR}, {"severity": SEVERITY_WARNING}
+    BUILDERS = []
 
 from .ml_phaser_files import best_score, free_column, mean_fom, next_failed, program_xml, text, why_failed
 from .ml_phaser_table import FINEST, KEYWORDS
@@ -46,7 +48,7 @@ class ml_phaser(CPluginScript):
     TASKCOMMAND = "ml_phaser"
     MAINTAINER = "the ml_phaser developers"
     PERFORMANCECLASS = "CExpPhasPerformance"
-    WHATNEXT = ["modelcraft", "parrot", "coot_rebuild", "coot1"]  # noqa: RUF012
+    WHATNEXT = ["modelcraft", "parrot", *BUILDERS, "shelxeMR", "coot_rebuild", "coot1"]  # noqa: RUF012
     piece = ""
     ERROR_CODES = {  # noqa: RUF012
         201: {"description": "The program ml_phaser is not on PATH. Install it, then start ccp4i2 again"},

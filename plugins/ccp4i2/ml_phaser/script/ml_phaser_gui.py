@@ -20,6 +20,8 @@ class ml_phaser_gui(CTaskWidget):
     WHATNEXT = [  # noqa: RUF012
         ["modelcraft", "$CCP4I2/wrappers/modelcraft/script/experimental.params.xml"],
         "parrot",
+        "buccaneer_build_refine_mr",
+        "shelxeMR",
         "coot_rebuild",
         "coot1",
     ]
