@@ -351,7 +351,7 @@ def starts(folder, usual):
     """Pieces, and nothing else, or none of them."""
     write_strand(folder)
     runs = [phase(folder, f"starts_{x}", "starts", x, hklin="strand.mtz").record for x in ("fragments", "random")]
-    assert [{"fragment" in t["method"] for t in r["trials"]} for r in runs] == [{True}, {False}]
+    assert [{"placed pieces" in t["method"] for t in r["trials"]} for r in runs] == [{True}, {False}]
     assert runs[1]["fragments"] is None and runs[0]["fragments"]["atoms"] >= 15
     assert any("strand" in choice for choice in runs[0]["choices"]) and runs[0]["weights"]
 
