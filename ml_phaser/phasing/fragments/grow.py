@@ -41,7 +41,7 @@ def longer(piece: Piece, xyz: NDArray[np.float64]) -> tuple[Piece, NDArray[np.fl
     count = len(pairs)
     found = []
     for phi, psi in NEXT:
-        behind = [*pairs[:-1], (pairs[-1][0], pairs[-1][1]), (phi, psi)]
+        behind = [*pairs, (phi, psi)]
         before = [(phi, psi), (phi, pairs[0][1]), *pairs[1:]]
         for offset, chain, turns in ((0, behind, [*omega, 180.0]), (1, before, [180.0, 180.0, *omega[1:]])):
             label = f"{piece.label.split(',')[0].rsplit(' ', 1)[0]} {count + 1}, grown"

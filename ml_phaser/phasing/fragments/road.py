@@ -22,7 +22,7 @@ from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
 from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
 from ml_phaser.phasing.fragments.scene import Scene
-from ml_phaser.phasing.fragments.search import _distinct, orientations, search, wanted
+from ml_phaser.phasing.fragments.search import distinct, orientations, search, wanted
 from ml_phaser.structure_factors.direct import structure_factors
 
 SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies, with torsions, judged
@@ -191,10 +191,7 @@ class Road:
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
         """Place the first piece again, as long as there is room and the judge approves."""
         while not late() and model.atoms + len(model.bodies[0].piece) <= self.room:
-            source = next(
-                p for p in self.pieces if p is model.bodies[0].piece or p.label == model.bodies[0].piece.label
-            )
-            found = self.placed(source, model.bodies, late)
+            found = self.placed(model.bodies[0].piece, model.bodies, late)
             best = max(found, key=lambda m: m.judged, default=None)
             if best is None or best.judged < model.judged + GAIN:
                 return
@@ -264,7 +261,7 @@ class Road:
 def best_of(fitted: Fitted, most: int) -> Fitted:
     """The best by fit, each optimum once."""
     order = fitted.score.argsort(descending=True)
-    return fitted.take(order[_distinct(fitted.score[order])][:most])
+    return fitted.take(order[distinct(fitted.score[order])][:most])
 
 
 def overlap(a: Complexes, b: Complexes) -> float:

@@ -173,10 +173,10 @@ def search(
             break
     all_of = Poses(*(torch.cat([getattr(p, name) for p in found]) for name in ("turn", "shift", "score")))
     best = all_of.score.argsort(descending=True)
-    return all_of.take(best[_distinct(all_of.score[best])][:keep])
+    return all_of.take(best[distinct(all_of.score[best])][:keep])
 
 
-def _distinct(score: torch.Tensor) -> torch.Tensor:
+def distinct(score: torch.Tensor) -> torch.Tensor:
     """Rows of descending scores that are not the same pose again, found at an equivalent origin."""
     rounded = (score * 1e4).round()
     change = torch.ones_like(rounded, dtype=torch.bool)
