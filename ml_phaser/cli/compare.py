@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_phaser.cli.pairs import parse_pairs
 from ml_phaser.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,24 +37,7 @@ NAMES = ("hklin", "xyzin", "hklref", "labin", "labref", "resolution", "freehand"
 
 def parse(argv: list[str]) -> dict[str, str]:
     """Pairs of name and value; LABIN and LABREF may take two words. Raises UserError."""
-    options: dict[str, str] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        name = name.lstrip("-").lower()
-        if name not in NAMES:
-            raise UserError("not an option", word, f"one of {' '.join(NAMES)}, or --help")
-        if name in options:
-            raise UserError("given twice", name)
-        if not equals:
-            if not words:
-                raise UserError("has no value", name)
-            value = words.pop(0)
-        if name in ("labin", "labref") and "," not in value and words and words[0].lower() not in NAMES:
-            value += "," + words.pop(0) if not words[0].startswith("--") else ""
-        options[name] = value
-    return options
+    return parse_pairs(argv, NAMES, two=("labin", "labref"))
 
 
 def parse_labels(text: str | None, name: str) -> tuple[str, str] | None:

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from ml_phaser.cli.pairs import parse_pairs
 from ml_phaser.errors import UserError
 
-PROGRAM = "ml_phaser next"
 USAGE = """\
 usage: ml_phaser next HKLIN pred.mtz [options]
 
@@ -24,26 +24,6 @@ Names in any case, with or without --.
   LABPHASE LIST      PHIB,FOM or HLA,HLB,HLC,HLD [those of ml_phaser, else the only ones]
 """
 NAMES = ("hklin", "seqin", "shelx", "jsonin", "labin", "labphase")
-
-
-def parse(argv: list[str]) -> dict[str, str]:
-    """Pairs of name and value. Raises UserError."""
-    options: dict[str, str] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        name = name.lstrip("-").lower()
-        if name not in NAMES:
-            raise UserError("not an option", word, f"one of {' '.join(NAMES)}, or --help")
-        if name in options:
-            raise UserError("given twice", name)
-        if not equals:
-            if not words:
-                raise UserError("has no value", name)
-            value = words.pop(0)
-        options[name] = value
-    return options
 
 
 def verdict_word(path: Path, *, asked: bool) -> str:
@@ -62,7 +42,7 @@ def verdict_word(path: Path, *, asked: bool) -> str:
 
 def run(argv: list[str]) -> str:
     """What the command line asks for, as text. Raises UserError."""
-    options = parse(argv)
+    options = parse_pairs(argv, NAMES)
     if "hklin" not in options:
         raise UserError("HKLIN is missing", hint="ml_phaser next HKLIN pred.mtz")
     from ml_phaser.exchange.next_steps import next_steps, read_phased
@@ -96,13 +76,9 @@ def _shelx_set(phi: Path) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; argv without the program's and sub-command's names. Returns the exit status."""
+    """Entry point; argv without the program's and sub-command's names. Returns the exit status. Raises UserError."""
     if not argv or any(word in ("--help", "-h") for word in argv):
         print(USAGE, end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 1
-    try:
-        print(run(argv))
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+    print(run(argv))
     return 0
