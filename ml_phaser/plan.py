@@ -177,7 +177,7 @@ def plan_phasing(
         )
     road, road_rows = None, None
     if starts is None and seeds is None:
-        road, road_rows, said = fragment_road(board, network, options, pieces)
+        road, road_rows, said = fragment_road(board, network, learned, options, pieces)
         choices += said
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
@@ -187,11 +187,12 @@ def plan_phasing(
 
 
 def fragment_road(
-    board: Board, network: Projector | None, options: Options, pieces: Sequence[Piece]
+    board: Board, network: Projector | None, learned: Sequence[Entrant], options: Options, pieces: Sequence[Piece]
 ) -> tuple[Road | None, NDArray[np.int64] | None, list[str]]:
     """The search for pieces of structure if it is wanted and can pay, its reflections, and what to say about it.
 
-    Raises UserError where it was asked for and cannot be.
+    ``learned`` : the entrant of the network, whose problem the road shares. Raises UserError where it was asked for and
+    cannot be.
     """
     data = board.data
     room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
@@ -210,9 +211,7 @@ def fragment_road(
         if hit:
             return None, None, []
     assert network is not None
-    config = network.config
-    rows = board.beyond(config.d_best)
-    problem = board.as_trained(rows, config.spacing, config.stride)
+    rows, problem = learned[0].rows, learned[0].problem
     work = rows[~problem.held]
     coarse = work[np.argsort(-data.d[work], kind="stable")[:SCENE_MOST]]
     judge = Judge.of(
