@@ -28,6 +28,7 @@ COMMANDS = {
     "refine": "coordinates and B of a model against measured amplitudes",
     "simulate": "measured-looking data of a crystal of known structure",
     "train": "train the network of the learned density modification",
+    "train_one_shot": "train a network that predicts density from the Patterson map",
     "train_hand": "train the judge that tells a map from its mirror image",
 }
 

@@ -58,16 +58,6 @@ ONLY_EXPORT = ("weights", "holdout", "crystals", "benchout")
 def usage() -> str:
     """The answer to ``--help``."""
 
-    def lines(table: tuple[Parameter, ...]) -> list[str]:
-        values = {"int": "N", "float": "X", "flag": "", "text": "TEXT"}
-        out = []
-        for p in table:
-            value = "|".join(p.choices) or values[p.kind]
-            unit = f" in {p.unit}" if p.unit else ""
-            default = f" [{p.default}]" if p.default not in (None, False) else ""
-            out.append(f"  {p.name + ' ' + value:<26}{p.help}{unit}{default}")
-        return out
-
     return "\n".join(
         [
             "usage: ml_phaser train data FOLDER out FOLDER seconds 6000 [name value ...]",
@@ -77,14 +67,26 @@ def usage() -> str:
             "Train the network of the learned density projection on crystals made on the fly from protein coordinates.",
             "A run that is stopped (Ctrl-C too) goes on with the same command. Names in any case, with or without --.",
             "",
-            *lines(TABLE),
+            *option_lines(TABLE),
             "",
             "pack writes one split of the coordinates as a compact file to carry to another machine:",
             "",
-            *lines(PACK),
+            *option_lines(PACK),
             "",
         ]
     )
+
+
+def option_lines(table: tuple[Parameter, ...]) -> list[str]:
+    """A line of help for each option."""
+    values = {"int": "N", "float": "X", "flag": "", "text": "TEXT"}
+    out = []
+    for p in table:
+        value = "|".join(p.choices) or values[p.kind]
+        unit = f" in {p.unit}" if p.unit else ""
+        default = f" [{p.default}]" if p.default not in (None, False) else ""
+        out.append(f"  {p.name + ' ' + value:<26}{p.help}{unit}{default}")
+    return out
 
 
 def parse(argv: list[str], table: tuple[Parameter, ...] = TABLE) -> dict[str, Any]:
@@ -177,9 +179,10 @@ def choose_device(wanted: str) -> str:
 
 def run_training(options: dict[str, Any], library: Library, notify: Reporter) -> None:
     """One session of training. Raises UserError; one that says how to go on where the user stopped it."""
-    from ml_phaser.networks.projector import ProjectorConfig
+    from ml_phaser.networks.projector import Projector, ProjectorConfig
     from ml_phaser.simulate.batches import Recipe
-    from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint, train
+    from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint, train, untrained
+    from ml_phaser.training.projection import Repair, projection_lessons
     from ml_phaser.training.record import Recorder
     from ml_phaser.training.workers import stream
 
@@ -188,13 +191,14 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
     config = ProjectorConfig(channels=options["channels"], blocks=options["blocks"])
     begin, origin = beginning(options["begin"], config)
     schedule = Schedule(options["seconds"], batch=batch, rate=options["rate"])
-    recipe = Recipe()
+    recipe, repair = Recipe(), Repair()
     recorder = Recorder(
         out,
         config,
         schedule,
         library,
         recipe,
+        repair,
         device=device,
         threads=options["threads"],
         workers=workers,
@@ -209,9 +213,11 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
         f"data sha256 {library.digest[:12]}"
     )
     with stopping() as asked:
+        lessons = projection_lessons(
+            lambda steps: stream(library, batch, seed, steps, workers, recipe), repair, seed, device
+        )
         state = train(
-            config, schedule, lambda steps: stream(library, batch, seed, steps, workers, recipe), out,
-            device=device, seed=seed, begin=begin,
+            untrained(Projector, config, seed, begin), schedule, lessons, out, device=device,
             session=math.inf if options["session"] is None else options["session"],
             say=notify.say, progress=lambda fraction: notify.progress(fraction, None), saved=recorder, stop=asked,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The training loop: budgeted by wall clock, resumable, the same on CPU and GPU."""
+"""The one training loop: any network, any lesson; budgeted by wall clock, resumable, the same on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
-from ml_phaser.networks.projector import Projector, ProjectorConfig, tell
-from ml_phaser.networks.store import config_from
-from ml_phaser.phasing.projections import Target, forward, restore, unit_variance
-from ml_phaser.simulate.batches import Batch
-from ml_phaser.training.chains import Chains
+from ml_phaser.networks.store import configured
 from ml_phaser.training.muon import Both
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -33,10 +30,6 @@ class Schedule:
     seconds : wall-clock budget over all sessions; the learning rate falls to zero as a cosine over it
     batch : crystals a step; rate : highest learning rate, reached after the share ``warmup`` of the budget
     average : decay of the moving average of the weights, which is what gets used
-    own_cycles : from this fraction of the budget on, batches are gone on with for ``further`` cycles on average, or
-        for long, so that the network learns to correct itself and to keep what is right
-    told : share of the batches whose quality the network is told, within ``doubt``
-    phases : weight of the loss on phases beside the one on density: least squares alone makes a network timid
     """
 
     seconds: float
@@ -45,33 +38,18 @@ class Schedule:
     warmup: float = 0.01
     weight_decay: float = 1e-4
     average: float = 0.999
-    own_cycles: float = 0.1
-    further: tuple[float, float] = (1.5, 60.0)
-    told: float = 0.3
-    doubt: float = 0.05
-    phases: float = 1.0
     save_every: float = 300.0
 
 
-def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Map correlation of each pair of zero-mean maps, (B,)."""
-    axes = (1, 2, 3)
-    return (a * b).sum(axes) / (a.pow(2).sum(axes) * b.pow(2).sum(axes)).sqrt().clamp_min(1e-12)
+class Lesson(Protocol):
+    """What a network is taught."""
 
+    def step(self, network: nn.Module, used: float) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        """The loss of one batch, to differentiate; what to log of it beside; crystals in it.
 
-def phase_agreement(rho: torch.Tensor, true: torch.Tensor, target: Target) -> torch.Tensor:
-    """Correlation (B,) with ``true`` maps of measured amplitudes with the phases of ``rho``; nearly so where a restored
-    modulus is less than a tenth of the r.m.s. one, for the sake of its gradient."""
-    half, truth = forward(rho), forward(true)
-    weak = 0.1 * rho.detach().pow(2).mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    phasor = half / (half.abs().pow(2) + weak.pow(2)).sqrt()
-    sides = torch.full_like(target.amplitude, 2.0)  # the half-complex array holds two of most Friedel pairs' sums
-    sides[..., 0] = 1.0
-    if rho.shape[-1] % 2 == 0:
-        sides[..., -1] = 1.0
-    weight = target.imposed * sides
-    agreed = (weight * (phasor * truth.conj()).real).sum(dim=(1, 2, 3))
-    return agreed / (weight * truth.abs()).sum(dim=(1, 2, 3)).clamp_min(1e-12)
+        ``used`` : share of the budget spent, 0-1
+        """
+        ...
 
 
 def learning_rate(schedule: Schedule, used: float) -> float:
@@ -81,12 +59,31 @@ def learning_rate(schedule: Schedule, used: float) -> float:
     return schedule.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, used)))
 
 
+def untrained(kind: Callable[[Any], nn.Module], config: Any, seed: int, begin: nn.Module | None = None) -> nn.Module:
+    """A network of a ``kind``; the same seed gives the same one. With the weights of ``begin``, if given.
+
+    Raises
+    ------
+    UserError
+        where ``begin`` is another network
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = kind(config)
+    if begin is not None:
+        if begin.config != config:
+            what = f"is another network ({_difference(begin.config, config)})"
+            raise UserError(what, "begin", "the same channels and blocks")
+        network.load_state_dict(begin.state_dict())
+    return network
+
+
 @dataclass
 class State:
-    """Everything a resumed run needs. mean: moving average of the weights; seconds, steps, samples: over all
-    sessions."""
+    """Everything a resumed run needs. network: with a ``config``; mean: moving average of its weights; seconds, steps,
+    samples: over all sessions."""
 
-    network: Projector
+    network: nn.Module
     mean: dict[str, torch.Tensor]
     optimiser: Both
     seconds: float = 0.0
@@ -94,18 +91,8 @@ class State:
     samples: int = 0
 
     @classmethod
-    def new(
-        cls, config: ProjectorConfig, schedule: Schedule, device: str, seed: int, begin: Projector | None = None
-    ) -> State:
-        """An untrained network, the same seed gives the same one; or one with the weights of ``begin``."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = Projector(config)
-        if begin is not None:
-            if begin.config != config:
-                what = f"is another network ({_difference(begin.config, config)})"
-                raise UserError(what, "begin", "the same channels and blocks")
-            network.load_state_dict(begin.state_dict())
+    def new(cls, network: nn.Module, schedule: Schedule, device: str) -> State:
+        """Before the first step."""
         network = network.to(device)
         optimiser = Both(network, schedule.rate, schedule.weight_decay)
         return cls(network, {k: v.clone() for k, v in network.state_dict().items()}, optimiser)
@@ -115,7 +102,7 @@ class State:
         content = {
             "network": self.network.state_dict(), "mean": self.mean, "optimiser": self.optimiser.state_dict(),
             "seconds": self.seconds, "steps": self.steps, "samples": self.samples,
-            "config": asdict(self.network.config),
+            "config": asdict(self.network.config),  # type: ignore[arg-type]
         }  # fmt: skip
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -128,10 +115,11 @@ class State:
         ``batch``: crystals a step, for checkpoints that did not count their samples
         """
         saved = read_checkpoint(path, device)
-        config = config_from(saved["config"], str(path))
-        if config != self.network.config:
+        own = self.network.config
+        config = configured(type(own), saved["config"], str(path))
+        if config != own:
             raise UserError(
-                f"holds another network ({_difference(config, self.network.config)})", str(path),
+                f"holds another network ({_difference(config, own)})", str(path),
                 "the same channels and blocks, or another out folder",
             )  # fmt: skip
         try:
@@ -143,8 +131,16 @@ class State:
         self.seconds, self.steps = saved["seconds"], saved["steps"]
         self.samples = saved.get("samples", self.steps * batch)
 
+    def average(self, decay: float) -> None:
+        """Draw the moving average towards the weights; what is counted (by batch norms) is copied."""
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.mean[name].lerp_(value, 1 - decay)
+            else:
+                self.mean[name].copy_(value)
 
-def _difference(a: ProjectorConfig, b: ProjectorConfig) -> str:
+
+def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{k} {v}, not {getattr(b, k)}" for k, v in vars(a).items() if v != getattr(b, k))
 
 
@@ -172,14 +168,12 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def train(
-    config: ProjectorConfig,
+    network: nn.Module,
     schedule: Schedule,
-    make_batches: Callable[[int], Iterator[Batch]],
+    lessons: Callable[[int], Lesson],
     out: Path,
     *,
     device: str = "cpu",
-    seed: int = 0,
-    begin: Projector | None = None,
     session: float = math.inf,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[float], None] = lambda _: None,
@@ -190,11 +184,10 @@ def train(
 
     Parameters
     ----------
-    make_batches : given the number of steps done so far, an endless iterator of batches; a resumed run so asks for
-        crystals it has not seen
+    network : to begin with, where there is no checkpoint yet
+    lessons : given the number of steps done so far, what to teach from here on; a resumed run so asks for crystals it
+        has not seen
     out : folder of checkpoint.pt (resumed from if there) and log.jsonl
-    seed : of the weights and of the choice of the network's own cycles
-    begin : a network to begin with the weights of, instead of random ones, where there is no checkpoint yet
     session : seconds this call may take
     say, progress : told a line every LOG_EVERY steps, and the fraction of the budget spent
     saved : called after each checkpoint
@@ -211,60 +204,44 @@ def train(
     except OSError as error:
         raise cannot_write(out, error) from error
     checkpoint = out / CHECKPOINT
-    state = State.new(config, schedule, device, seed, begin)
+    state = State.new(network, schedule, device)
     if checkpoint.exists():
         state.load(checkpoint, device, schedule.batch)
         say(f"resumed after {state.seconds:.0f} s, {state.steps} steps")
-    network, optimiser = state.network.train(), state.optimiser
+    network = state.network.train()
     torch.backends.cudnn.benchmark = device == "cuda"  # a handful of grid shapes, over and over
-    draw = torch.Generator().manual_seed(1_000_003 * seed + 1 + state.steps)
-    chains = Chains(make_batches(state.steps), draw, device)
+    lesson = lessons(state.steps)
     started = last_save = time.monotonic()
     before = state.seconds
-    losses: list[torch.Tensor] = []
-    gains: list[torch.Tensor] = []
+    rows: list[dict[str, torch.Tensor]] = []
 
     def save() -> None:
-        if losses and not math.isfinite(float(losses[-1])):
+        if rows and not math.isfinite(float(rows[-1]["loss"])):
             raise UserError(f"the training diverged after {state.steps} steps", str(out), "a smaller rate")
         state.save(checkpoint)
         saved(state)
 
     while state.seconds < schedule.seconds and time.monotonic() - started < session and not stop():
         used = state.seconds / schedule.seconds
-        chain = chains.next(schedule.further if used >= schedule.own_cycles else (0.0, 0.0), schedule.told)
-        batch, rho = chain.batch, unit_variance(chain.x)
-        truth = chain.truth(rho)
-        quality = correlation(rho, truth)
-        cond = batch.cond
-        if chain.told:
-            doubt = schedule.doubt * torch.randn(len(rho), generator=draw).to(device)
-            cond = tell(cond, (quality + doubt).clamp(0, 1))
-        out_map = restore(network, rho, batch.target, cond, batch.model)
-        loss = (out_map - truth).pow(2).mean()
-        loss = loss + schedule.phases * (1 - phase_agreement(out_map, truth, batch.target)).mean()
+        loss, facts, samples = lesson.step(network, used)
         network.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step(learning_rate(schedule, used))
-        chain.advance(out_map.detach())
+        state.optimiser.step(learning_rate(schedule, used))
         state.steps += 1
-        state.samples += len(truth)
-        decay = min(schedule.average, state.steps / (state.steps + 10))
-        for name, value in network.state_dict().items():
-            state.mean[name].lerp_(value, 1 - decay)
+        state.samples += samples
+        state.average(min(schedule.average, state.steps / (state.steps + 10)))
         state.seconds = before + time.monotonic() - started
         # Kept on the device: to ask for their values at every step would make a GPU wait.
-        losses.append(loss.detach())
-        gains.append((correlation(out_map.detach(), truth) - quality).mean())
-        if len(losses) == LOG_EVERY:
-            row = _log_row(state, losses, gains)
+        rows.append({"loss": loss.detach(), **facts})
+        if len(rows) == LOG_EVERY:
+            row = _log_row(state, rows)
             append_row(out / LOG, row)
-            say(f"step {row['step']}, {row['samples']} samples: loss {row['loss']}, CC gained {row['cc_gain']}")
+            told = ", ".join(f"{name} {row[name]}" for name in rows[0])
+            say(f"step {row['step']}, {row['samples']} samples: {told}")
             if not math.isfinite(row["loss"]):
                 save()
-            losses.clear()
-            gains.clear()
+            rows.clear()
         progress(state.seconds / schedule.seconds)
         if time.monotonic() - last_save > schedule.save_every:
             save()
@@ -273,11 +250,10 @@ def train(
     return state
 
 
-def _log_row(state: State, losses: list[torch.Tensor], gains: list[torch.Tensor]) -> dict[str, Any]:
-    return {
-        "step": state.steps, "samples": state.samples, "seconds": round(state.seconds, 1),
-        "loss": round(float(torch.stack(losses).mean()), 4), "cc_gain": round(float(torch.stack(gains).mean()), 4),
-    }  # fmt: skip
+def _log_row(state: State, rows: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Means over some steps."""
+    means = {name: round(float(torch.stack([row[name] for row in rows]).mean()), 4) for name in rows[0]}
+    return {"step": state.steps, "samples": state.samples, "seconds": round(state.seconds, 1), **means}
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-SMALLEST = 8  # rows and columns of a matrix worth orthogonalising
+SMALLEST = 8  # rows and columns of a kernel's matrix worth orthogonalising
+WIDE = 32  # of a linear layer's: what conditions a network has few columns
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz step, tuned by Jordan for speed: singular values of 0.7-1.2
 
 
@@ -56,14 +57,15 @@ class Muon(torch.optim.Optimizer):
 
 
 class Both:
-    """Muon for the convolutions of a network, AdamW for the rest: biases, norms, narrow layers."""
+    """Muon for the convolutions and wide linear layers of a network, AdamW for the rest: biases, norms, narrow layers."""
 
     def __init__(self, network: nn.Module, rate: float, weight_decay: float) -> None:
         self.optimisers: tuple[torch.optim.Optimizer, ...]
         matrices: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for weight in network.parameters():
-            wide = weight.ndim == 5 and min(len(weight), weight[0].numel()) > SMALLEST
+            least = {2: WIDE, 5: SMALLEST + 1}.get(weight.ndim)
+            wide = least is not None and min(len(weight), weight[0].numel()) >= least
             (matrices if wide else rest).append(weight)
         adam = torch.optim.AdamW(rest, lr=rate, weight_decay=weight_decay)
         self.optimisers = (Muon(matrices, rate), adam) if matrices else (adam,)

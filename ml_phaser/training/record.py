@@ -15,7 +15,6 @@ from ml_phaser.errors import UserError
 from ml_phaser.networks.projector import ProjectorConfig
 from ml_phaser.phasing.projections import has_bfloat16
 from ml_phaser.report.record import json_safe, write_json
-from ml_phaser.simulate.batches import Recipe
 from ml_phaser.simulate.fragments import Library
 from ml_phaser.training.loop import Schedule, State
 
@@ -78,16 +77,19 @@ class Recorder:
     """Keeps ``folder/run.json`` up to date: called with the state after each checkpoint."""
 
     def __init__(
-        self, folder: Path, config: ProjectorConfig, schedule: Schedule, library: Library, recipe: Recipe,
+        self, folder: Path, config: Any, schedule: Schedule, library: Library, recipe: Any, lesson: Any,
         *, device: str, threads: int, workers: int, seed: int, begin: dict[str, str] | None = None,
+        program: str = "ml_phaser train",
     ) -> None:  # fmt: skip
+        """config, recipe, lesson : dataclasses, of the network, the crystals, and what is asked of it."""
         self.folder = folder
         self.earlier = read_record(folder)
         check_data(self.earlier, library, folder)
         self.run = {
-            "program": "ml_phaser train",
+            "program": program,
             "config": config,
             "recipe": recipe,
+            "lesson": lesson,
             "begun_with": begin,
             "data": {
                 "sha256": library.digest,

@@ -40,19 +40,19 @@ from ml_phaser.training.loop import (
     LOG,
     LOG_EVERY,
     Schedule,
-    State,
-    correlation,
     learning_rate,
-    phase_agreement,
     read_checkpoint,
     train,
+    untrained,
 )
 from ml_phaser.training.muon import Both, orthogonal
+from ml_phaser.training.projection import Repair, correlation, phase_agreement, projection_lessons
 from ml_phaser.training.record import RECORD, claims
 from ml_phaser.training.workers import seed_of, stream
 
 TINY = ProjectorConfig(channels=(8, 16), blocks=(1, 1))
 SHAPE = (16, 16, 16)
+PLAIN = Repair(own_cycles=2, told=0)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def steps(count):
     return lambda: next(counter) >= count
 
 
-def loop(batch, out, count, *, schedule=None, config=TINY, asked=None, **options):
+def loop(batch, out, count, *, schedule=None, config=TINY, repair=PLAIN, seed=0, asked=None, **options):
     """Train on the same batch for ``count`` steps, no clock involved."""
 
     def source(done):
@@ -87,8 +87,9 @@ def loop(batch, out, count, *, schedule=None, config=TINY, asked=None, **options
             asked.append(done)
         return itertools.repeat(batch)
 
-    schedule = schedule or Schedule(1e6, batch=2, warmup=0, rate=5e-3, own_cycles=2, told=0)
-    return train(config, schedule, source, out, stop=steps(count), **options)
+    schedule = schedule or Schedule(1e6, batch=2, warmup=0, rate=5e-3)
+    lessons = projection_lessons(source, repair, seed)
+    return train(untrained(Projector, config, seed), schedule, lessons, out, stop=steps(count), **options)
 
 
 # ------------------------------------------------------------------------------------------ loop
@@ -99,7 +100,7 @@ def test_it_learns_one_batch_by_heart(batch, tmp_path):
         with torch.no_grad():
             return float((restored(network, batch) - batch.truth).pow(2).mean())
 
-    before = loss(State.new(TINY, Schedule(1), "cpu", 0).network)
+    before = loss(untrained(Projector, TINY, 0))
     said = []
     state = loop(batch, tmp_path, LOG_EVERY, say=said.append)
     assert loss(state.network) < 0.5 * before
@@ -142,13 +143,18 @@ def test_seed_makes_the_network(batch, tmp_path):
 
 
 def test_budget_and_session_end_it(batch, tmp_path):
-    assert train(TINY, Schedule(0), lambda _: itertools.repeat(batch), tmp_path / "a").steps == 0
+    def run(seconds, name, **options):
+        lessons = projection_lessons(lambda _: itertools.repeat(batch), Repair(), 0)
+        schedule = Schedule(seconds, batch=2)
+        return train(untrained(Projector, TINY, 0), schedule, lessons, tmp_path / name, **options)
+
+    assert run(0, "a").steps == 0
     told = []
-    state = train(TINY, Schedule(0.3, batch=2), lambda _: itertools.repeat(batch), tmp_path / "b", progress=told.append)
+    state = run(0.3, "b", progress=told.append)
     assert state.steps >= 1
     assert 0.3 <= state.seconds < 3
     assert told[-1] >= 1
-    short = train(TINY, Schedule(50), lambda _: itertools.repeat(batch), tmp_path / "c", session=0.2)
+    short = run(50, "c", session=0.2)
     assert 0.2 <= short.seconds < 5
 
 
@@ -213,8 +219,11 @@ def test_phases_are_judged_by_the_map_of_measured_moduli(batch):
 
 
 def test_the_loss_on_phases_counts(batch, tmp_path):
-    plain = loop(batch, tmp_path / "plain", 40, schedule=Schedule(1e9, warmup=0, own_cycles=2, phases=0.0)).network
-    both = loop(batch, tmp_path / "both", 40, schedule=Schedule(1e9, warmup=0, own_cycles=2, phases=5.0)).network
+    schedule = Schedule(1e9, warmup=0)
+    plain, both = (
+        loop(batch, tmp_path / str(x), 40, schedule=schedule, repair=Repair(own_cycles=2, phases=x)).network
+        for x in (0.0, 5.0)
+    )
 
     def agreement(network):
         with torch.no_grad():
@@ -228,11 +237,11 @@ def test_a_network_that_begins_with_anothers_weights_does_what_it_does(batch):
     old = Projector(TINY)
     for value in old.parameters():
         torch.nn.init.normal_(value, std=0.1)
-    new = State.new(TINY, Schedule(1), "cpu", 0, old).network
+    new = untrained(Projector, TINY, 0, old)
     with torch.no_grad():
         assert torch.equal(restored(new, batch), restored(old, batch))
     with pytest.raises(UserError, match="another network"):
-        State.new(replace(TINY, channels=(8, 24)), Schedule(1), "cpu", 0, old)
+        untrained(Projector, replace(TINY, channels=(8, 24)), 0, old)
 
 
 def test_the_map_of_e_and_the_model_are_seen(batch):

@@ -1,0 +1,180 @@
+"""``ml_phaser train_one_shot``: train a network that predicts density from the Patterson map, judge it, export it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_phaser.cli.progress import Reporter
+from ml_phaser.cli.train import choose_device, option_lines, parse, reporter, stopping
+from ml_phaser.errors import UserError
+from ml_phaser.parameters import Parameter
+
+if TYPE_CHECKING:
+    from ml_phaser.simulate.fragments import Library
+
+PROGRAM = "ml_phaser train_one_shot"
+FAMILIES = ("dialanine-1a", "dialanine-1b", "dipeptide-12", "dipeptide-minimal", "residues-15")
+TABLE = (
+    Parameter("data", "text", "protein coordinates: their folder, or a file made by train pack"),
+    Parameter("out", "text", "folder of the run: checkpoint.pt, log.jsonl, run.json; gone on with if it is there"),
+    Parameter("seconds", "float", "wall-clock budget of the whole run [0: train no more]", low=0, high=1e8, unit="s"),
+    Parameter(
+        "session", "float", "stop this session after so long [when the budget is spent]", low=0, high=1e8, unit="s"
+    ),
+    Parameter("network", "choice", "the U-Net of Pan et al. or CrysFormer", default="crysformer",
+              choices=("unet", "crysformer")),
+    Parameter("family", "choice", "the data set", default="dipeptide-minimal", choices=FAMILIES),
+    Parameter("resolution", "float", "d_min of the data set", default=1.5, low=0.8, high=4.0, unit="A"),
+    Parameter("spacing", "float", "largest grid spacing [a third of the resolution]", low=0.2, high=2.0, unit="A"),
+    Parameter("parts", "flag", "show the residues by themselves, in a standard conformation", default=False),
+    Parameter("recycles", "int", "most earlier predictions shown to the next pass; 0: none", default=2, low=0, high=50),
+    Parameter("loss", "choice", "mean squared error, with 1 - correlation, or at any origin and hand",
+              default="mse+pearson", choices=("mse", "mse+pearson", "free")),
+    Parameter("width", "int", "features: of the blocks (unet) or the tokens (crysformer) [25, 256]", low=8, high=4096),
+    Parameter("depth", "int", "residual blocks (unet) or layers (crysformer) [7, 8]", low=1, high=64),
+    Parameter("patch", "int", "grid points along a patch (crysformer) [4]", low=1, high=16),
+    Parameter("batch", "int", "crystals a step", default=32, low=1, high=65536),
+    Parameter("rate", "float", "highest learning rate", default=2e-3, low=1e-7, high=1.0),
+    Parameter("seed", "int", "of weights and crystals", default=0, low=0, high=2**31 - 1),
+    Parameter("device", "choice", "where to train", default="auto", choices=("auto", "cpu", "cuda")),
+    Parameter("threads", "int", "processor threads", default=1, low=1, high=1024),
+    Parameter("export", "text", "judge the network on held-out entries and write it under this name [no]"),
+    Parameter("weights", "text", "folder to export to [out]"),
+    Parameter("holdout", "text", "held-out coordinates to judge by, where data is a file [data]"),
+    Parameter("crystals", "int", "crystals in that judgement", default=256, low=8, high=65536),
+    Parameter("overwrite", "flag", "replace exported files that exist", default=False),
+    Parameter("quiet", "flag", "print errors only", default=False),
+)  # fmt: skip
+ONLY_EXPORT = ("weights", "holdout", "crystals", "overwrite")
+
+
+def usage() -> str:
+    """The answer to ``--help``."""
+    return "\n".join(
+        [
+            "usage: ml_phaser train_one_shot data FOLDER out FOLDER seconds 6000 [name value ...]",
+            "       ml_phaser train_one_shot data FOLDER out FOLDER export NAME [name value ...]",
+            "",
+            "Train a network that predicts density from the Patterson map, on the data sets of the founding papers,",
+            "every molecule turned at random. A run that is stopped goes on with the same command. Names in any case,",
+            "with or without --.",
+            "",
+            *option_lines(TABLE),
+            "",
+        ]
+    )
+
+
+def check(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with paths made of text; UserError for what is missing, does nothing or is in the way."""
+    for name in ("data", "out"):
+        if options[name] is None:
+            raise UserError("is missing", name, f"{PROGRAM} --help")
+    if not options["seconds"] and not options["export"]:
+        raise UserError("nothing to do", hint="seconds 6000 to train, export NAME to write the network")
+    if options["patch"] is not None and options["network"] == "unet":
+        raise UserError("does nothing with network unet", "patch", "network crysformer")
+    if not options["export"]:
+        idle = [n for n in ONLY_EXPORT if options[n] != next(p.default for p in TABLE if p.name == n)]
+        if idle:
+            raise UserError("does nothing without export", idle[0], "export NAME")
+    elif Path(options["export"]).name != options["export"]:
+        raise UserError("is a name, not a path", f"export {options['export']}", "export NAME weights FOLDER")
+    paths = {n: Path(options[n]).expanduser() if options[n] else None for n in ("data", "out", "holdout")}
+    paths["weights"] = Path(options["weights"]).expanduser() if options["weights"] else paths["out"]
+    options = {**options, **paths}
+    if options["export"]:
+        for suffix in (".json", ".safetensors"):
+            path = options["weights"] / (options["export"] + suffix)
+            if path.exists() and not options["overwrite"]:
+                raise UserError("exists already", str(path), "overwrite yes, or another name")
+        if options["holdout"] is None and options["data"].is_file():
+            raise UserError("holds no held-out entries", str(options["data"]), "holdout FOLDER, or holdout FILE.npz")
+    return options
+
+
+def run_training(options: dict[str, Any], library: Library, notify: Reporter) -> None:
+    """One session of training. Raises UserError; one that says how to go on where the user stopped it."""
+    from ml_phaser.simulate.one_shot import one_shot_batches
+    from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint, train, untrained
+    from ml_phaser.training.one_shot import Asked, one_shot_lessons
+    from ml_phaser.training.one_shot_networks import configure
+    from ml_phaser.training.record import Recorder
+    from ml_phaser.training.workers import seed_of
+
+    out, batch, seed, device = options["out"], options["batch"], options["seed"], choose_device(options["device"])
+    kind, config, recipe = configure(
+        options["network"], options["family"], options["resolution"], options["spacing"], parts=options["parts"],
+        recycled=options["recycles"] > 0, width=options["width"], depth=options["depth"], patch=options["patch"],
+    )  # fmt: skip
+    schedule = Schedule(options["seconds"], batch=batch, rate=options["rate"])
+    asked_for = Asked(options["loss"], recycles=options["recycles"])
+    recorder = Recorder(
+        out, config, schedule, library, recipe, asked_for, device=device, threads=options["threads"], workers=0,
+        seed=seed, program=PROGRAM,
+    )  # fmt: skip
+    if (out / CHECKPOINT).exists():
+        earlier = read_checkpoint(out / CHECKPOINT)
+        recorder.begin(earlier["seconds"], earlier["steps"], earlier["samples"])
+    network = untrained(kind, config, seed)
+    count = sum(p.numel() for p in network.parameters())
+    notify.say(
+        f"training {options['network']}, {count / 1e6:.2f} M parameters, on {device}; data {library.digest[:12]}"
+    )
+    lessons = one_shot_lessons(
+        lambda steps: one_shot_batches(library, batch, seed_of(seed, steps, 0), recipe, device), asked_for, seed
+    )
+    with stopping() as asked:
+        state = train(
+            network, schedule, lessons, out, device=device,
+            session=math.inf if options["session"] is None else options["session"],
+            say=notify.say, progress=lambda fraction: notify.progress(fraction, None), saved=recorder, stop=asked,
+        )  # fmt: skip
+        stopped = asked()
+    if stopped:
+        raise UserError(
+            f"interrupted; step {state.steps} ({state.seconds:.0f} of {schedule.seconds:.0f} s) is safe in "
+            f"{out / CHECKPOINT}",
+            hint="the same command, which goes on from there",
+        )
+    notify.say(f"{state.steps} steps, {state.samples} samples, {state.seconds:.0f} s: {out / CHECKPOINT}")
+
+
+def run(argv: list[str]) -> None:
+    """Train, export, or both. Raises UserError."""
+    options = check(parse(argv, TABLE))
+    import torch
+
+    from ml_phaser.simulate.fragments import load_library
+    from ml_phaser.training.alone import alone
+
+    torch.set_num_threads(options["threads"])
+    with reporter(options["quiet"]) as notify:
+        if options["seconds"]:
+            notify.stage("train")
+            library = load_library(options["data"], "train")
+            with alone(options["out"]):
+                run_training(options, library, notify)
+        if options["export"]:
+            from ml_phaser.training.one_shot_networks import export
+
+            notify.stage("judge")
+            holdout = load_library(options["holdout"] or options["data"], "holdout")
+            card = export(options["out"], holdout, options["crystals"], options["export"], options["weights"])
+            notify.say(f"exported: {card}")
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; argv without the program's and sub-command's names. Returns the exit status."""
+    if not argv or any(word in ("--help", "-h") for word in argv):
+        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 1
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
