@@ -1,4 +1,4 @@
-"""CrysFormer (Dun et al., arXiv:2310.03899): Patterson patches as tokens that also attend to those of partial structures.
+"""CrysFormer (Dun et al., arXiv:2310.03899): Patterson patches as tokens that also attend to partial structures.
 
     (B, C, u, v, w) --conv--> patches --MLP--> tokens (B, S, dim) --depth x layer--> --MLP--> patches --conv--> tanh
 
@@ -28,7 +28,8 @@ class CrysFormerConfig:
 
     dim, depth, heads, widen : of the transformer, the feed-forward layer being ``widen`` times as wide
     stem : channels before the tokens and after; patch : grid points along each side of a patch
-    parts : maps of residues by themselves that it may attend to, 0 or more; recycled : a channel for an earlier prediction
+    parts : maps of residues by themselves that it may attend to, 0 or more; recycled : a channel for an earlier
+        prediction
     family : of training crystals; d_min, spacing : A; shortest, longest : cell edges in A
     """
 
@@ -78,9 +79,10 @@ def rearrange(x: torch.Tensor, p: int, shape: tuple[int, int, int]) -> torch.Ten
 
 
 def positions(shape: tuple[int, int, int], lengths: torch.Tensor) -> torch.Tensor:
-    """What a patch knows of its place, (B, S, POSITION), for ``shape`` patches in cells of edges ``lengths`` (B, 3) in A.
+    """What a patch knows of its place, (B, S, POSITION), for ``shape`` patches in cells of edges ``lengths`` (B, 3) A.
 
-    Harmonics of the fractional coordinates of its middle, of its Cartesian distance from the cell's centre, and the edges.
+    Harmonics of the fractional coordinates of its middle, of its distance from the cell's centre along each axis, and
+    the edges.
     """
     axes = [(torch.arange(n, device=lengths.device) + 0.5) / n for n in shape]
     frac = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3).to(lengths.dtype)  # (S, 3)

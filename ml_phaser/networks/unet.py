@@ -1,7 +1,6 @@
 """The 3D residual U-Net of Pan et al., IUCrJ 10, 487 (2023): a Patterson map in, a density map out.
 
-    (B, C, u, v, w) --2 x conv 7^3--> edge --max-pool 2--> --residual blocks, conv 7^3--> --upsample 2--> --2 x conv 5^3-->
-                                                                                                 tanh (B, u, v, w)
+    (B, C, u, v, w) --2 x conv 7^3, max-pool 2--> --residual blocks, conv 7^3--> --upsample 2, 2 x conv 5^3--> tanh
 
 What the paper says: circular padding at the encoder and the blocks ('same' padding at the decoder), batch
 normalisation and ReLU after every convolution but the last, squeeze-and-excitation with the channels halved in the

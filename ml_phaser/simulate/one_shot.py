@@ -1,4 +1,4 @@
-"""The papers' data sets made by the thousand, in torch on any device: one molecule in a P1 cell, its map, its Patterson.
+"""The papers' data sets made by the thousand, in torch on any device: one molecule in a P1 cell, and its map.
 
 The recipes are those of ``simulate.recipes`` (what they are, and what the papers leave open, is said there); this
 is the same thing in batches, for training. Every molecule is turned at random, so none is seen twice. Differences: all
@@ -236,8 +236,8 @@ def to_map(half: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def standard_residues() -> tuple[torch.Tensor, torch.Tensor]:
-    """Every residue of RESIDUES alone, extended, in its commonest rotamer: coordinates (20, m, 3) in A about the centre of
-    mass, elements (20, m). Without the second oxygen of the carboxylate, as in a chain."""
+    """Every residue of RESIDUES alone, extended, in its commonest rotamer: coordinates (20, m, 3) in A about the centre
+    of mass, elements (20, m). Without the second oxygen of the carboxylate, as in a chain."""
     most = max(len(names) for names in ATOMS.values())
     xyz = torch.zeros(len(RESIDUES), most, 3)
     element = torch.full((len(RESIDUES), most), NOTHING)

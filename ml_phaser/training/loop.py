@@ -102,7 +102,7 @@ class State:
         content = {
             "network": self.network.state_dict(), "mean": self.mean, "optimiser": self.optimiser.state_dict(),
             "seconds": self.seconds, "steps": self.steps, "samples": self.samples,
-            "config": asdict(self.network.config),  # type: ignore[arg-type]
+            "config": asdict(self.config),
         }  # fmt: skip
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -115,7 +115,7 @@ class State:
         ``batch``: crystals a step, for checkpoints that did not count their samples
         """
         saved = read_checkpoint(path, device)
-        own = self.network.config
+        own = self.config
         config = configured(type(own), saved["config"], str(path))
         if config != own:
             raise UserError(
@@ -130,6 +130,11 @@ class State:
             raise _damaged(path, error) from None
         self.seconds, self.steps = saved["seconds"], saved["steps"]
         self.samples = saved.get("samples", self.steps * batch)
+
+    @property
+    def config(self) -> Any:
+        """Of the network, a dataclass."""
+        return self.network.config
 
     def average(self, decay: float) -> None:
         """Draw the moving average towards the weights; what is counted (by batch norms) is copied."""

@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Both:
-    """Muon for the convolutions and wide linear layers of a network, AdamW for the rest: biases, norms, narrow layers."""
+    """Muon for the convolutions and wide linear layers of a network, AdamW for biases, norms and narrow layers."""
 
     def __init__(self, network: nn.Module, rate: float, weight_decay: float) -> None:
         self.optimisers: tuple[torch.optim.Optimizer, ...]

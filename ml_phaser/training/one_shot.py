@@ -1,8 +1,9 @@
 """Lessons for the one-shot networks: Patterson map in, density out, its own predictions recycled.
 
-Pan et al. and Dun et al. train by the mean squared error of maps scaled to -1 ... 1 (Pan: "after determining the maximum
-and minimum values present in each"), Pan's larger runs with a little of 1 - the Pearson correlation beside it. ``free``
-compares with the truth at whatever origin and hand fit best: what a Patterson map does not tell is then not asked for.
+Pan et al. and Dun et al. train by the mean squared error of maps scaled to -1 ... 1 (Pan: "after determining the
+maximum and minimum values present in each"), Pan's larger runs with a little of 1 - the Pearson correlation beside it.
+``free`` compares with the truth at whatever origin and hand fit best: what a Patterson map does not tell is then not
+asked for.
 Recycling: the network is shown its own prediction with the measured amplitudes put back, none to ``recycles`` times,
 drawn anew for each batch. Some batches are under way at once, one pass of one of them a step, so that every pass is
 learned from and none is made for its result alone.
@@ -16,33 +17,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ml_phaser.phasing.projections import forward, has_bfloat16, inverse, unit_variance
+from ml_phaser.phasing.prediction import corrected, one_pass, scaled
+from ml_phaser.phasing.projections import unit_variance
 from ml_phaser.simulate.one_shot import OneShotBatch
 from ml_phaser.training.chains import best_shift, shifted
-
-LOSSES = ("mse", "mse+pearson", "free")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a one-shot network: a loss of LOSSES; pearson : weight of 1 - correlation beside the squared
-    error; recycles : most earlier predictions, each shown to the next pass."""
+    """What is asked of a one-shot network.
+
+    loss : "mse", "mse+pearson" or "free"; pearson : weight of 1 - correlation beside the squared error (but for "mse")
+    recycles : most earlier predictions, each shown to the next pass
+    """
 
     loss: str = "mse+pearson"
     pearson: float = 0.1
     recycles: int = 2
-
-
-def scaled(rho: torch.Tensor) -> torch.Tensor:
-    """Maps (B, u, v, w) brought to -1 ... 1 each."""
-    low, high = rho.amin(dim=(1, 2, 3), keepdim=True), rho.amax(dim=(1, 2, 3), keepdim=True)
-    return 2 * (rho - low) / (high - low).clamp_min(1e-12) - 1
-
-
-def patterson(half: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Patterson maps (B, u, v, w) in -1 ... 1 of half-complex coefficients."""
-    square = half.abs().pow(2)
-    return scaled(inverse(torch.complex(square, torch.zeros_like(square)), shape))
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -50,12 +41,6 @@ def pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = (x - x.mean(dim=(1, 2, 3), keepdim=True) for x in (a, b))
     size = a.pow(2).sum(dim=(1, 2, 3)) * b.pow(2).sum(dim=(1, 2, 3))
     return (a * b).sum(dim=(1, 2, 3)) / size.sqrt().clamp_min(1e-12)
-
-
-def corrected(predicted: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
-    """Predicted maps with the moduli of ``half``, unit variance: nothing where nothing was measured."""
-    own = forward(predicted)
-    return unit_variance(inverse(own / own.abs().clamp_min(1e-12) * half.abs(), predicted.shape))
 
 
 def mirrored(rho: torch.Tensor) -> torch.Tensor:
@@ -71,29 +56,6 @@ def nearest(truth: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     first, second = candidates
     better = pearson(first, predicted) >= pearson(second, predicted)
     return torch.where(better[:, None, None, None], first, second)
-
-
-def one_pass(network: nn.Module, batch: OneShotBatch, half: torch.Tensor, recycled: torch.Tensor) -> torch.Tensor:
-    """What the network predicts, (B, u, v, w) in -1 ... 1.
-
-    ``half`` : coefficients whose moduli are measured; ``recycled`` (B, 1, u, v, w) : an earlier prediction, ``corrected``
-    """
-    seen = patterson(half, batch.truth.shape)[:, None]
-    kind = seen.device.type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=has_bfloat16(kind)):
-        predicted = network(seen, batch.parts, recycled, batch.lengths)
-    return torch.as_tensor(predicted).float()
-
-
-def predict(network: nn.Module, batch: OneShotBatch, half: torch.Tensor, passes: int) -> list[torch.Tensor]:
-    """Predictions (B, u, v, w) after each of ``passes`` passes."""
-    found: list[torch.Tensor] = []
-    recycled = torch.zeros_like(batch.truth)[:, None]
-    with torch.no_grad():
-        for _ in range(passes):
-            found.append(one_pass(network, batch, half, recycled))
-            recycled = corrected(found[-1], half)[:, None]
-    return found
 
 
 def loss_of(predicted: torch.Tensor, truth: torch.Tensor, asked: Asked) -> torch.Tensor:
@@ -130,7 +92,7 @@ class OneShotLesson:
             passes = 1 + int(torch.randint(most + 1, (), generator=self.draw))
             now = self.slots[turn] = UnderWay(batch, torch.zeros_like(batch.truth)[:, None], passes)
         batch = now.batch
-        predicted = one_pass(network, batch, batch.half, now.recycled)
+        predicted = one_pass(network, batch.half, now.recycled, batch.parts, batch.lengths)
         loss = loss_of(predicted, batch.truth, self.asked)
         now.left -= 1
         now.recycled = corrected(predicted.detach(), batch.half)[:, None]
