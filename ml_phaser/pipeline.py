@@ -211,13 +211,14 @@ def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> 
 def to_seeds(
     solution: Solution, data: Amplitudes, normalised: Normalised, seeds: SeedsRead | None
 ) -> tuple[Solution, SeedsGiven | None]:
-    """The solution at the origin and in the hand of the seeds, where there are any, and how it compares with them."""
+    """The solution at the origin and in the hand of the seeds, where there are any, and how it compares with them. That
+    it obeys the group, as seeds do, and that others lead to it, is no evidence then."""
     if seeds is None:
         return solution, None
     from ml_phaser.phasing.seed_choice import at_seeds
 
     f, found = at_seeds(solution.f, data, normalised, seeds.phase, seeds.given, seeds.probability)
-    return replace(solution, f=f), found
+    return replace(solution, f=f, symmetry=math.nan, agreeing=0), found
 
 
 def pick_seeds(data: Amplitudes, normalised: Normalised, phases: Phases, options: Options) -> PhaseSeeds | None:
