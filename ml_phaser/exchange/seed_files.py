@@ -30,7 +30,7 @@ FORMS = {
     "superflip": (".inflip",), "sir": (".sir",),
 }  # fmt: skip
 FOR_SHELX = ("shelxe", "phas")
-STRICT = (*FOR_SHELX, "mtz", "acorn")  # forms whose programs know a file by its ending
+STRICT = (*FOR_SHELX, "mtz", "acorn")  # forms whose programs know a file by its ending; SHELX in lower case only
 PLAIN = "mtz"  # form of a name without an ending
 MTZ_COLUMNS = (("BIN", "I"), ("PHI", "P"), ("FOM", "W"), ("PROB", "W"), ("PHIB", "P"))
 ACORN_COLUMNS = (("PHI", "P"), ("WT", "W"))
@@ -81,7 +81,8 @@ def form_of(path: Path, asked: str) -> str:
             known = ", ".join(f"{form} ({endings[0]})" for form, endings in FORMS.items())
             raise UserError(f"its ending says no form; there are {known}", where, "seedformat csv")
         asked = found
-    if asked in STRICT and path.suffix not in FORMS[asked]:
+    ending = path.suffix if asked in FOR_SHELX else path.suffix.lower()
+    if asked in STRICT and ending not in FORMS[asked]:
         raise UserError(f"does not end in {FORMS[asked][0]}", where, f"{OPTION} {path.with_suffix(FORMS[asked][0])}")
     if asked in FOR_SHELX:
         shelxe.check_stem(path.with_suffix(".phi"), OPTION)
