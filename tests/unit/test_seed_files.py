@@ -272,7 +272,7 @@ def test_seeds_at_an_origin_that_is_none_are_noticed(tmp_path, sample):
         ("x.csv", "h,k,l,phi\n90,80,70,10\n", "none of its reflections"),
         ("x.ins", "TITL x\nPHAS 1 2\n", "no phase seed"),
         ("x.phs", "one two three\n", "is not h k l F fom phi"),
-        ("x.phs", "", "holds no reflections"),
+        ("x.phs", "", "the file is empty"),
         ("x.inflip", "dataformat amplitude phase\nfbegin\n1 2 3 10 ?\nendf\n", "holds no phases"),
     ],
 )
