@@ -163,9 +163,8 @@ def test_seeds_lead_back_to_the_solution_where_it_stands(solved, peptide, tmp_pa
     assert '<h2 id="given-seeds">' in (tmp_path / "o.html").read_text()
 
 
-@pytest.mark.parametrize("bins", [3, 8])
-def test_true_phases_make_true_seeds(peptide, tmp_path: Path, bins: int) -> None:
-    data, true = peptide
+def test_true_phases_make_true_seeds(peptide, tmp_path: Path) -> None:
+    (data, true), bins = peptide, 8
     given = write_phases(tmp_path / "true.mtz", data, np.angle(true), 0.95)
     words = ("phasein", given, "engine", "classical", "seedout", tmp_path / "s.mtz", "seedbins", bins, *QUICK)
     run("hklin", PEPTIDE, "mapout", tmp_path / "o.map", *words)
@@ -223,11 +222,3 @@ def test_one_line_for_what_cannot_be(tmp_path: Path, monkeypatch, words, parts) 
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr
     assert all(part in done.stderr for part in parts), done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == before and Path("there_seeds.hkl").read_text() == "mine\n"
-
-
-@pytest.mark.parametrize(("form", "name"), [("phs", "s.phs"), ("superflip", "s.inflip"), ("auto", "s.mtz")])
-def test_a_name_without_an_ending_gets_that_of_its_form(tmp_path: Path, form: str, name: str) -> None:
-    words = ("engine", "classical", "resolution", 3, "trials", 1, "timelimit", 1, "threads", 1)
-    more = () if form == "auto" else ("seedformat", form)
-    run("hklin", PEPTIDE, "mapout", tmp_path / "o.map", "seedout", tmp_path / "s", *more, *words)
-    assert (tmp_path / name).exists() and not (tmp_path / "s").exists()

@@ -179,6 +179,14 @@ def test_resolution_in_either_order(high, low):
 
 
 @pytest.mark.parametrize(
+    ("form", "name"), [("phs", "s.phs"), ("shelxe", "s.phi"), ("superflip", "s.inflip"), ("auto", "s.mtz")]
+)
+def test_a_file_of_seeds_without_an_ending_gets_that_of_its_form(form, name):
+    assert options("seedout", "s", "seedformat", form).seedout == Path(name)
+    assert options("seedformat", form, "seedout", "s.x").seedout == Path("s.x")
+
+
+@pytest.mark.parametrize(
     ("words", "parts"),
     [
         (["sed", "3"], ['"sed"', "Try: seed"]),
