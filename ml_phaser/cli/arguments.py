@@ -584,7 +584,7 @@ def help_text(commands: dict[str, str]) -> str:
         unit = f" in {p.unit}" if p.unit else ""
         shown = f"{p.default:g}" if isinstance(p.default, float) else str(p.default)
         default = f" [{shown}]" if p.default is not None and p.kind != "flag" else ""
-        lines.append(f"  {p.name + ' ' + value:<38}{p.help}{unit}{default}")
+        lines.append(f"  {p.name + ' ' + value + ' ':<38}{p.help}{unit}{default}")
     lines += [
         "",
         "  -i                                    program and version, as CCP4 programs answer",
