@@ -70,6 +70,49 @@ class Phases:
     hl: NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class PhaseSeeds:
+    """Phases of some reflections known to a part of the circle, worth giving to a program that finds the rest.
+
+    rows : (m,) of the reflections of the data, the most valuable first; bins : number of equal parts of the circle, the
+    first of which begins at 0
+    number : (m,) the part, 0 to bins - 1; centre : (m,) radians, its middle or, where symmetry leaves two values, the
+    one of them; probability : (m,) 0-1 that the true phase is in that part, or is that value; phase : (m,) radians, not
+    rounded; weight : (m,) 0-1, mean cosine of the true phase about ``centre``
+    """
+
+    rows: NDArray[np.int64]
+    bins: int
+    number: NDArray[np.int64]
+    centre: NDArray[np.float64]
+    probability: NDArray[np.float64]
+    phase: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def mean_probability(self) -> float:
+        """Share of the seeds that can be expected to be right, 0-1, NaN where there are none."""
+        return float(self.probability.mean()) if len(self) else float("nan")
+
+
+@dataclass(frozen=True)
+class SeedsGiven:
+    """How a result compares with the phase seeds the user gave.
+
+    n : seeds on the reflections of the data; probability : their mean probability as their file has it, NaN where it
+    has none; moved : mean phase change in degrees; hand_margin, turned : as in ``Given``
+    """
+
+    n: int
+    probability: float
+    moved: float
+    hand_margin: float
+    turned: bool
+
+
 @dataclass(frozen=True)
 class Given:
     """How a result compares with the phases the user gave.
@@ -175,7 +218,8 @@ class Outcome:
     ``next_steps``: programs that can go on from here, none where nothing was solved; ``then``: the one that did;
     ``held``: number of reflections kept out of the phasing; ``density``: spread of the values of the map written;
     ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does; ``predictor``: name
-    and hash of the network whose prediction the search began with, empty if there was none.
+    and hash of the network whose prediction the search began with, empty if there was none; ``seeds``: phase seeds
+    chosen for the user, where asked for; ``seeds_given``: what became of phase seeds the user gave.
     """
 
     data: Amplitudes
@@ -200,6 +244,8 @@ class Outcome:
     pictures: tuple[Any, ...] = ()
     fragments: Fragments | None = None
     predictor: dict[str, Any] = field(default_factory=dict)
+    seeds: PhaseSeeds | None = None
+    seeds_given: SeedsGiven | None = None
 
     @property
     def mean_fom(self) -> float:

@@ -106,6 +106,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         group="output",
     ),
     Parameter(
+        "seedin", "input", "phase seeds to begin with, held at first: MTZ, .phs, .phi, CSV, PHAS cards [none]",
+        caption="Phase seeds to begin with", group="starts", expert=True,
+    ),
+    Parameter(
+        "seedhold", "int", "cycles of each start that seeds are held for [half of them]",
+        low=0, high=100000, caption="Cycles to hold them", group="starts", expert=True,
+    ),
+    Parameter(
         "spacegroup", "text", 'space group, e.g. P212121 or "P 21 21 21" or 19 [that of the file]',
         caption="Space group", group="data", expert=True,
     ),
@@ -151,6 +159,31 @@ PARAMETERS: tuple[Parameter, ...] = (
         caption="Phases for SHELXE", group="next", expert=True,
     ),
     Parameter(
+        "seedout", "output", "phase seeds for other programs: the strong reflections, in a few bins [not written]",
+        caption="Phase seeds", group="next", expert=True,
+    ),
+    Parameter(
+        "seedformat", "choice", "form of seedout; auto: by its ending",
+        default="auto", choices=("auto", "shelxe", "phs", "phas", "mtz", "acorn", "csv", "superflip", "sir"),
+        caption="Form of the seeds", group="next", expert=True,
+    ),
+    Parameter(
+        "seedbins", "int", "equal parts of the circle that seeds are rounded to",
+        default=4, low=3, high=8, caption="Parts of the circle", group="next", expert=True,
+    ),
+    Parameter(
+        "seedfraction", "float", "share of the unique reflections to make seeds of [0.1]",
+        low=0.001, high=1, caption="Share of the reflections", group="next", expert=True,
+    ),
+    Parameter(
+        "seedcount", "int", "number of seeds, instead of seedfraction",
+        low=1, high=10000000, caption="Number of seeds", group="next", expert=True,
+    ),
+    Parameter(
+        "seedmin", "float", "least probability of a seed's part of the circle [any]",
+        low=0, high=1, caption="Least probability", group="next", expert=True,
+    ),
+    Parameter(
         "then", "choice", "program to go on with, where it is installed",
         default="none", choices=("none", "modelcraft", "shelxe", "autobuild"), caption="Go on with", group="next",
     ),
@@ -194,6 +227,8 @@ class Options:
     starts: str = "auto"
     xyzin: Path | None = None
     xyzout: Path | None = None
+    seedin: Path | None = None
+    seedhold: int | None = None
     spacegroup: str | None = None
     cell: tuple[float, float, float, float, float, float] | None = None
     trials: int | None = None
@@ -205,6 +240,12 @@ class Options:
     freer: float | None = None
     seqin: Path | None = None
     shelxout: Path | None = None
+    seedout: Path | None = None
+    seedformat: str = "auto"
+    seedbins: int = 4
+    seedfraction: float | None = None
+    seedcount: int | None = None
+    seedmin: float | None = None
     then: str = "none"
     device: str = "auto"
     threads: int | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_phaser.notify import Notify
-from ml_phaser.outcome import Hand, Outcome, Phases, ShellRow, Verdict
+from ml_phaser.outcome import Hand, Outcome, Phases, PhaseSeeds, SeedsGiven, ShellRow, Verdict
 from ml_phaser.parameters import Options
 
 Part = Callable[[Path], Path]  # where to write what will become a file when all are complete
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
     from ml_phaser.exchange.phases import UserPhases
+    from ml_phaser.exchange.read_seeds import SeedsRead
     from ml_phaser.outcome import Given
     from ml_phaser.phasing.finish import Solution
     from ml_phaser.phasing.fragments.pieces import Piece
@@ -40,21 +41,27 @@ def run(options: Options, notify: Notify) -> Outcome:
         data = read(options)
         check_next(data, options)
         given = read_given(data, options)
+        seeds = read_seeds(data, options)
     with clock.stage("normalise"):
         normalised = normalise(data)
     with clock.stage("phase"):
-        plan = make_plan(data, normalised, options, given, read_piece(options))
+        plan = make_plan(data, normalised, options, given, read_piece(options), seeds)
         hunt = phase(plan, options, notify)
     with clock.stage("weigh"):
         solution, agreement = choose(hunt, data, normalised, plan)
-        keep = options.hand == "keep" or given is not None or solution.fragments is not None
+        solution, seeds_given = to_seeds(solution, data, normalised, seeds)
+        keep = options.hand == "keep" or given is not None or seeds is not None or solution.fragments is not None
         phases, shells, verdict, hand = weigh(data, normalised, plan, solution, keep_hand=keep)
     outcome = Outcome(
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
-        choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
+        choices=(
+            *data.notes, *(given.notes if given else ()), *(seeds.notes if seeds else ()), *normalised.notes,
+            *plan.choices,
+        ),
         weights=plan.weights, times=clock.times,
         device=plan.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
         fragments=solution.fragments, predictor=plan.predictor,
+        seeds=pick_seeds(data, normalised, phases, options), seeds_given=seeds_given,
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)
@@ -91,6 +98,10 @@ def check_next(data: Amplitudes, options: Options) -> None:
         from ml_phaser.exchange.shelxe import check_group
 
         check_group(data.spacegroup)
+    if options.seedout is not None:
+        from ml_phaser.exchange.seed_files import check_seed_group
+
+        check_seed_group(options.seedout, options.seedformat, data.spacegroup)
     if options.then != "none":
         from ml_phaser.chain import check_data
 
@@ -104,6 +115,15 @@ def read_given(data: Amplitudes, options: Options) -> UserPhases | None:
     from ml_phaser.exchange.phases import read_phases
 
     return read_phases(options.phasein, data, options.labphase)
+
+
+def read_seeds(data: Amplitudes, options: Options) -> SeedsRead | None:
+    """The user's phase seeds, where there are any."""
+    if options.seedin is None:
+        return None
+    from ml_phaser.exchange.read_seeds import read_seeds
+
+    return read_seeds(options.seedin, data)
 
 
 def normalise(data: Amplitudes) -> Normalised:
@@ -134,13 +154,15 @@ def read_piece(options: Options) -> Piece | None:
 
 def make_plan(
     data: Amplitudes, normalised: Normalised, options: Options, given: UserPhases | None = None,
-    piece: Piece | None = None,
+    piece: Piece | None = None, seeds: SeedsRead | None = None,
 ) -> Plan:  # fmt: skip
     """P1 expansion, held-out reflections, and the methods the resolution allows."""
+    from ml_phaser.phasing.seeds import Seeds
     from ml_phaser.plan import plan_phasing
 
     starts = None if given is None else given.known
-    return plan_phasing(data, normalised, options, starts=starts, pieces=() if piece is None else (piece,))
+    held = None if seeds is None else Seeds(seeds.phase, seeds.given)
+    return plan_phasing(data, normalised, options, held, starts, () if piece is None else (piece,))
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
@@ -185,6 +207,32 @@ def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> 
         best = 0
     solution, f, given = settled[best]
     return replace(solution, f=f), given
+
+
+def to_seeds(
+    solution: Solution, data: Amplitudes, normalised: Normalised, seeds: SeedsRead | None
+) -> tuple[Solution, SeedsGiven | None]:
+    """The solution at the origin and in the hand of the seeds, where there are any, and how it compares with them. That
+    it obeys the group, as seeds do, and that others lead to it, is no evidence then."""
+    if seeds is None:
+        return solution, None
+    from ml_phaser.phasing.seed_choice import at_seeds
+
+    f, found = at_seeds(solution.f, data, normalised, seeds.phase, seeds.given, seeds.probability)
+    return replace(solution, f=f, symmetry=math.nan, agreeing=0), found
+
+
+def pick_seeds(data: Amplitudes, normalised: Normalised, phases: Phases, options: Options) -> PhaseSeeds | None:
+    """Phase seeds for other programs, where they are asked for; improbably strong reflections make none."""
+    if options.seedout is None:
+        return None
+    from ml_phaser.phasing.seed_choice import choose_seeds, seeds_wanted
+
+    most = seeds_wanted(len(data), options.seedfraction, options.seedcount)
+    return choose_seeds(
+        phases, normalised.e, data.hkl, data.spacegroup, bins=options.seedbins, most=most,
+        least=options.seedmin or 0.0, usable=~normalised.outlier,
+    )  # fmt: skip
 
 
 def weigh(
@@ -250,6 +298,8 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
             write_fragments(part(options.xyzout), outcome.fragments, data.cell, data.spacegroup)
         if options.shelxout is not None:
             notes = (*notes, *write_for_shelxe(options.shelxout, outcome, normalised, part))
+        if options.seedout is not None and outcome.seeds is not None:
+            notes = (*notes, write_seeds(options, outcome, normalised, outcome.seeds, part))
         outcome = replace(outcome, choices=(*outcome.choices, *notes), density=distribution(rho))
         outcome = with_next_steps(outcome, hklout, options)
         if options.reportout is not None:
@@ -267,6 +317,22 @@ def write_for_shelxe(phi: Path, outcome: Outcome, normalised: Normalised, part: 
     for path, text in zip(companions(phi), (texts.phi, texts.hkl, texts.ins), strict=True):
         part(path).write_text(text, encoding="ascii")
     return texts.notes
+
+
+def write_seeds(options: Options, outcome: Outcome, normalised: Normalised, seeds: PhaseSeeds, part: Part) -> str:
+    """The files of phase seeds, if there are any seeds; a sentence for the log."""
+    from ml_phaser.exchange.seed_files import SeedData, seed_files
+
+    assert options.seedout is not None
+    if not len(seeds):
+        return f"No phase seeds are written: none reaches a probability of {options.seedmin:g}. To change: seedmin."
+    made = SeedData(outcome.data, outcome.phases, seeds, normalised.e, normalised.f, normalised.sigf)
+    for path, content in seed_files(options.seedout, options.seedformat, made).items():
+        part(path).write_bytes(content)
+    return (
+        f"Phase seeds: {len(seeds)} of {len(outcome.data)} reflections, those with the largest E times probability, in "
+        f"{seeds.bins} parts of the circle; their origin and hand are those of the MTZ. To change: seedcount, seedbins."
+    )
 
 
 def with_next_steps(outcome: Outcome, mtz: Path, options: Options) -> Outcome:

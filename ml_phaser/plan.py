@@ -67,7 +67,7 @@ class Plan:
     """The search laid out.
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
-    log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
+    log; weights : name and hash of the network, empty if none is used; starts, seeds : phases that were given, on
     all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
     predictor : name and hash of the one-shot network whose prediction is begun with, empty if there is none
     """
@@ -86,6 +86,7 @@ class Plan:
     road_rows: NDArray[np.int64] | None = None
     road_finishers: tuple[Finisher, ...] = ()
     predictor: dict[str, Any] = field(default_factory=dict)
+    seeds: Seeds | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +175,8 @@ def plan_phasing(
             finishers.append(entrant.home)
     entrants = wraps + in_turn(classical, learned, data.d_min)
     if seeds is not None:
-        choices.append(f"Every start has the phases of {int(seeds.given.sum())} seeds, released half-way.")
-        entrants = [seeded(entrant, seeds) for entrant in entrants]
+        choices.append(said_of_seeds(seeds, options.seedhold))
+        entrants = [held_for(seeded(entrant, seeds), options.seedhold) for entrant in entrants]
     if starts is not None:
         entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options.engine)
         choices.append(
@@ -194,8 +195,23 @@ def plan_phasing(
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts,
-        road, road_rows, beyond, predictor,
+        road, road_rows, beyond, predictor, seeds,
     )  # fmt: skip
+
+
+def held_for(entrant: Entrant, cycles: int | None) -> Entrant:
+    """A seeded entrant with its seeds held for so many cycles of each start, where that is not None."""
+    method: Any = entrant.method
+    return entrant if cycles is None else replace(entrant, method=replace(method, cycles=cycles))
+
+
+def said_of_seeds(seeds: Seeds, cycles: int | None) -> str:
+    """A sentence about seeds that were given."""
+    released = "half-way" if cycles is None else f"after {cycles} cycles"
+    return (
+        f"Every start has the phases of {int(seeds.given.sum())} seeds, released {released}; their origin and hand are "
+        "kept. To change: seedhold."
+    )
 
 
 def fragment_road(

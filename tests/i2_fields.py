@@ -6,7 +6,7 @@ from ml_phaser.cli.arguments import options_from, parse_command_line
 from ml_phaser.suites.ccp4i2 import Field, fields
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "peptide.mtz"
-TEXT = {"SPACEGROUP": "P 1 21 1", "CELL": "10,11,12,90,95,90"}
+TEXT = {"SPACEGROUP": "P 1 21 1", "CELL": "10,11,12,90,95,90", "SEEDIN": "seeds.csv"}
 
 
 def other(field: Field) -> object:
@@ -19,7 +19,9 @@ def other(field: Field) -> object:
     if field.kind == "CString":
         return TEXT[field.id]
     low = 0 if field.low is None else field.low
-    return int(low) + 3 if field.kind == "CInt" else low + 1.5
+    if field.kind == "CInt":
+        return int(low) + 3
+    return low + 1.5 if field.high is None or field.high > low + 1.5 else (low + field.high) / 2
 
 
 def changed(words: list[str], before: list[str]) -> set[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from ml_phaser.cli.seed_options import check_seeds, seed_files, usual_ending
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import MAP_SUFFIXES, PARAMETERS, Options, Parameter, beside
 
@@ -37,6 +38,8 @@ DEFAULT_SUFFIX = {
     "xyzout": ".pdb",
     "seqin": ".fasta",
     "shelxout": ".phi",
+    "seedin": ".mtz",
+    "seedout": ".mtz",
 }
 YES, NO = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
@@ -72,14 +75,18 @@ def find_parameter(word: str, *, keyword: bool = False) -> Parameter | None:
     """The parameter a word means, None if none.
 
     On the command line: the full name, or its beginning (at least four letters), hyphens and underscores
-    ignored. As a ``keyword`` only the first four letters count, as in every CCP4 program.
+    ignored. As a ``keyword`` only the first four letters count, as in every CCP4 program; where several parameters
+    begin with them (SEED, SEEDIN, SEEDOUT...), as many as tell them apart.
     """
     name = _plain(word)
     if name in BY_NAME:
         return BY_NAME[name]
     if len(name) < 4:
         return None
-    return next((p for p in PARAMETERS if (p.name[:4] == name[:4] if keyword else p.name.startswith(name))), None)
+    found = [p for p in PARAMETERS if p.name[:4] == name[:4]]
+    if not keyword or len(found) > 1:
+        found = [p for p in found if p.name.startswith(name)]
+    return found[0] if len(found) == 1 else None
 
 
 def unknown(word: str, names: Iterable[str], where: str, what: str) -> UserError:
@@ -161,9 +168,10 @@ def example(parameter: Parameter) -> str:
     """A value a user could type, for hints."""
     if parameter.choices:
         return "|".join(parameter.choices)
-    by_kind = {"resolution": "20,1.2", "cell": "10,11,12,90,90,90", "int": "1", "float": "60"}
+    whole, number = str(int(parameter.low or 1)), "0.5" if parameter.high == 1 else "60"
+    by_kind = {"resolution": "20,1.2", "cell": "10,11,12,90,90,90", "int": whole, "float": number}
     by_name = {"hklin": "data.mtz", "mapout": "pred.map", "labin": "F,SIGF", "spacegroup": "P212121"}
-    by_name |= {"phasein": "phases.mtz", "labphase": "PHIB=PHI FOM=FOM"}
+    by_name |= {"phasein": "phases.mtz", "labphase": "PHIB=PHI FOM=FOM", "seedin": "seeds.csv"}
     return by_name.get(parameter.name) or by_kind.get(parameter.kind) or "out" + DEFAULT_SUFFIX[parameter.name]
 
 
@@ -396,11 +404,11 @@ def _cell(parameter: Parameter, text: str) -> tuple[float, ...]:
 # --------------------------------------------------------------------------------------------- files
 
 
-def _with_suffix(path: Path, name: str) -> Path:
+def _with_suffix(path: Path, name: str, suffix: str) -> Path:
     """CCP4's default extensions: for outputs always, for the input where only that file exists."""
     if path.suffix or path.is_dir() or not path.name:
         return path
-    full = path.with_name(path.name + DEFAULT_SUFFIX[name])
+    full = path.with_name(path.name + suffix)
     if name in INPUTS:
         return full if full.exists() and not path.exists() else path
     return path if path.exists() and not path.is_file() else full
@@ -431,6 +439,7 @@ def check_files(options: Options) -> None:
     if options.labphase is not None and options.phasein is None:
         raise UserError("names columns of phasein, which is missing", "labphase", "phasein phases.mtz")
     _check_starts(options)
+    check_seeds(options)
     seen: list[tuple[str, Path]] = []
     for name, path in _output_files(options):
         _check_output(name, path, overwrite=options.overwrite)
@@ -456,7 +465,7 @@ def _check_starts(options: Options) -> None:
 
 
 def _output_files(options: Options) -> list[tuple[str, Path]]:
-    """Parameter and path of every file to write; shelxout stands for three."""
+    """Parameter and path of every file to write; shelxout and seedout may stand for several."""
     named = [(p.name, getattr(options, p.name)) for p in PARAMETERS if p.kind == "output"]
     files = [(name, path) for name, path in named if path is not None]
     if options.shelxout is not None:
@@ -464,7 +473,7 @@ def _output_files(options: Options) -> list[tuple[str, Path]]:
 
         check_stem(options.shelxout)
         files += [("shelxout", path) for path in companions(options.shelxout)[1:]]
-    return files
+    return [*files, *(("seedout", path) for path in seed_files(options)[1:])]
 
 
 def check_next(options: Options) -> None:
@@ -526,9 +535,12 @@ def options_from(given: dict[str, str]) -> Options:
             usage = "ml_phaser hklin data.mtz mapout pred.map (ml_phaser --help explains)"
             raise UserError(f"{name} is missing", "command line", usage)
     values = {name: convert(BY_NAME[name], text) for name, text in given.items()}
+    suffixes = DEFAULT_SUFFIX
+    if "seedout" in values:
+        suffixes = suffixes | {"seedout": usual_ending(values.get("seedformat", "auto"))}
     for name, value in values.items():
         if isinstance(value, Path):
-            values[name] = _with_suffix(value, name)
+            values[name] = _with_suffix(value, name, suffixes[name])
     values.setdefault("hklout", beside(values["mapout"], ".mtz"))
     values.setdefault("jsonout", beside(values["mapout"], ".json"))
     return Options(**values)
@@ -574,7 +586,7 @@ def help_text(commands: dict[str, str]) -> str:
         unit = f" in {p.unit}" if p.unit else ""
         shown = f"{p.default:g}" if isinstance(p.default, float) else str(p.default)
         default = f" [{shown}]" if p.default is not None and p.kind != "flag" else ""
-        lines.append(f"  {p.name + ' ' + value:<38}{p.help}{unit}{default}")
+        lines.append(f"  {p.name + ' ' + value + ' ':<38}{p.help}{unit}{default}")
     lines += [
         "",
         "  -i                                    program and version, as CCP4 programs answer",

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ml_phaser.cli.arguments import Request
+from ml_phaser.cli.seed_options import seed_files
 from ml_phaser.parameters import PARAMETERS, Options
 from ml_phaser.report.live import Live, stamp
 
 
 def _outputs(options: Options) -> tuple[Path, ...]:
     paths = (getattr(options, p.name) for p in PARAMETERS if p.kind == "output")
-    named = tuple(p for p in paths if p is not None)
+    named = tuple(dict.fromkeys((*(p for p in paths if p is not None), *seed_files(options))))
     if options.shelxout is None:
         return named
     from ml_phaser.exchange.shelxe import companions

@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 MOST = 0.999  # figure of merit; exact phases would need infinite coefficients
 STEPS = 120  # of the circle, in sums over it
 CHUNK = 20_000  # reflections summed at once
+BIN_STEPS = 96  # of a bin of the circle, in sums over it
+EDGE = 1e-6  # of a bin: a restricted phase so little below a border is on it
 LARGEST = 700.0  # coefficient beyond which a phase is exact in any case
 
 
@@ -101,3 +103,38 @@ def restricted(hl: Floats, turn: NDArray[np.complex128]) -> Floats:
     x = hl[:, 0] * axis.real + hl[:, 1] * axis.imag
     along = np.stack([x * axis.real, x * axis.imag, 0 * x, 0 * x], axis=1)
     return np.asarray(np.where((turn == 0)[:, None], hl, along))
+
+
+def bin_probabilities(hl: Floats, centric: NDArray[np.bool_], bins: int) -> Floats:
+    """Probability that each phase lies in each of ``bins`` equal parts of the circle, the first from 0 radians on.
+
+    The integral of P(phi) over the part. A restricted phase has two values, that of A + iB and the opposite one, with
+    exp(X) / (2 cosh X) and exp(-X) / (2 cosh X) for X = |A + iB|; one on a border belongs to the part above it.
+
+    Parameters
+    ----------
+    hl : (n, 4) Hendrickson-Lattman coefficients; centric : (n,) bool, where symmetry restricts the phase; bins : >= 2
+
+    Returns
+    -------
+    (n, bins), each row with the sum 1
+    """
+    out = np.zeros((len(hl), bins))
+    x, axis = np.hypot(hl[:, 0], hl[:, 1]), np.arctan2(hl[:, 1], hl[:, 0])
+    for value, share in ((axis, (1 + np.tanh(x)) / 2), (axis + np.pi, (1 - np.tanh(x)) / 2)):
+        rows = np.flatnonzero(centric)
+        out[rows, bin_of(value[rows], bins)] += share[rows]
+    angles = (np.arange(bins * BIN_STEPS) + 0.5) * (2 * np.pi / (bins * BIN_STEPS))
+    basis = np.stack([np.cos(angles), np.sin(angles), np.cos(2 * angles), np.sin(2 * angles)])
+    free = np.flatnonzero(~centric)
+    for first in range(0, len(free), CHUNK // 4):
+        rows = free[first : first + CHUNK // 4]
+        log = hl[rows] @ basis
+        weight = np.exp(log - log.max(axis=1, keepdims=True)).reshape(len(rows), bins, BIN_STEPS).sum(axis=2)
+        out[rows] = weight / weight.sum(axis=1, keepdims=True)
+    return out
+
+
+def bin_of(phase: Floats, bins: int) -> NDArray[np.int64]:
+    """(n,) which of ``bins`` equal parts of the circle, from 0 radians on, phases (n,) lie in: 0 to bins - 1."""
+    return (np.floor(phase / (2 * np.pi / bins) + EDGE) % bins).astype(np.int64)

@@ -48,7 +48,7 @@ class UserPhases:
 
 
 @dataclass(frozen=True, eq=False)
-class _File:
+class PhaseFile:
     """A file of phases: hkl (n, 3), columns by label with their MTZ types in order; the crystal, None if not said."""
 
     where: str
@@ -74,14 +74,14 @@ def read_phases(path: Path | str, data: Amplitudes, labels: str | None = None) -
     UserError : no phases, several and no word on which, another crystal, no reflections in common
     """
     path = Path(path)
-    file = _read(path)
+    file = read_file(path)
     chosen = _from_labels(file, labels) if labels and labels.strip() else _choose(file)
     hl, said = _coefficients(file, chosen, data)
-    file, moved = _same_setting(file, data)
+    file, moved = same_setting(file, data)
     finite = np.isfinite(hl).all(axis=1) & np.any(hl != 0, axis=1)
     if not finite.any():
         raise UserError(f"columns {', '.join(chosen)} hold no phase with any weight", file.where, f"another {OPTION}")
-    hkl, hl = _to_asu(file.hkl[finite], hl[finite], moved[finite], data.spacegroup)
+    hkl, hl = to_asu(file.hkl[finite], hl[finite], moved[finite], data.spacegroup)
     found = np.stack([look_up(hkl, x.astype(np.complex128), data.hkl).real for x in hl.T], axis=1)
     found = np.nan_to_num(found)
     turn = expand(data.hkl, data.spacegroup).turn
@@ -95,7 +95,7 @@ def read_phases(path: Path | str, data: Amplitudes, labels: str | None = None) -
     return UserPhases(known, chosen, (*notes, *_remarks(found, known, data, file)))
 
 
-def _remarks(found: Floats, known: PhaseDistributions, data: Amplitudes, file: _File) -> list[str]:
+def _remarks(found: Floats, known: PhaseDistributions, data: Amplitudes, file: PhaseFile) -> list[str]:
     """What a careful reader should know of the phases taken."""
     notes = []
     centric = (known.turn != 0) & np.any(found[:, :2] != 0, axis=1)
@@ -119,7 +119,8 @@ def _remarks(found: Floats, known: PhaseDistributions, data: Amplitudes, file: _
 # ------------------------------------------------------------------------------------------- files
 
 
-def _read(path: Path) -> _File:
+def read_file(path: Path) -> PhaseFile:
+    """The columns with phases of an MTZ, an mmCIF or a SHELXE list. Raises UserError."""
     data = load(path)
     where = path.name
     if data[:4] == b"MTZ ":
@@ -127,10 +128,10 @@ def _read(path: Path) -> _File:
     text = data.decode("utf-8-sig", errors="replace")
     if cif.looks_like_cif(text):
         return _read_cif(text, where)
-    return _read_list(text, where)
+    return read_list(text, where)
 
 
-def _read_mtz(data: bytes, where: str) -> _File:
+def _read_mtz(data: bytes, where: str) -> PhaseFile:
     mtz = parse_mtz(data, where)
     if len(mtz.batches):
         raise UserError("this MTZ is unmerged and holds no phases", where, "a merged file")
@@ -144,10 +145,10 @@ def _read_mtz(data: bytes, where: str) -> _File:
     cell = next((mtz.get_cell(c.dataset_id) for c in mtz.columns if c.type in "PA"), mtz.cell)
     if mtz.spacegroup is None or not cell.is_crystal():
         raise UserError("holds no cell or no known space group", where, "a file with both")
-    return _File(where, np.rint(table[:, :3]).astype(np.int32), later, types, cell, mtz.spacegroup)
+    return PhaseFile(where, np.rint(table[:, :3]).astype(np.int32), later, types, cell, mtz.spacegroup)
 
 
-def _read_cif(text: str, where: str) -> _File:
+def _read_cif(text: str, where: str) -> PhaseFile:
     for block in gemmi.as_refln_blocks(cif.parse(text, where)):
         labels = [x for x in block.column_labels() if x in _CIF_TYPES]
         if not any(_CIF_TYPES[x] in "PA" for x in labels):
@@ -156,11 +157,11 @@ def _read_cif(text: str, where: str) -> _File:
             raise UserError("holds no cell or no known space group", where, "a file with both")
         columns = {x: np.asarray(block.make_float_array(x), dtype=np.float64) for x in labels}
         hkl = np.asarray(block.make_miller_array(), dtype=np.int32)
-        return _File(where, hkl, columns, {x: _CIF_TYPES[x] for x in labels}, block.cell, block.spacegroup)
+        return PhaseFile(where, hkl, columns, {x: _CIF_TYPES[x] for x in labels}, block.cell, block.spacegroup)
     raise UserError("this CIF holds no phases (_refln.phase_meas, _refln.pdbx_HL_A_iso)", where, "another file")
 
 
-def _read_list(text: str, where: str) -> _File:
+def read_list(text: str, where: str) -> PhaseFile:
     """h k l F fom phi [sigF], by blanks or in SHELXE's fields (3I4,F9.2,F8.4,F8.1,F8.2)."""
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -177,7 +178,7 @@ def _read_list(text: str, where: str) -> _File:
     if not rows:
         raise UserError("holds no reflections", where, "phasein with an MTZ, a mmCIF or a SHELXE .phs file")
     table = np.array(rows)
-    return _File(
+    return PhaseFile(
         where, table[:, :3].astype(np.int32), {"FOM": table[:, 4], "PHI": table[:, 5]}, {"PHI": "P", "FOM": "W"}
     )
 
@@ -194,7 +195,7 @@ def _numbers(words: Sequence[str]) -> list[float] | None:
 # ----------------------------------------------------------------------------------------- columns
 
 
-def _choose(file: _File) -> tuple[str, ...]:
+def _choose(file: PhaseFile) -> tuple[str, ...]:
     """The only coefficients, else the only phase with its figure of merit; UserError where there are several."""
     quartets, phases = _quartets(file), _phases(file)
     if len(quartets) == 1:
@@ -211,12 +212,12 @@ def _choose(file: _File) -> tuple[str, ...]:
     raise UserError("several sets of phases and no word on which to use", file.where, f"one of: {options}")
 
 
-def _quartets(file: _File) -> list[tuple[str, ...]]:
+def _quartets(file: PhaseFile) -> list[tuple[str, ...]]:
     found = [x for x, kind in file.types.items() if kind == "A"]
     return [tuple(found[i : i + 4]) for i in range(0, len(found) - 3, 4)]
 
 
-def _phases(file: _File) -> list[tuple[str, ...]]:
+def _phases(file: PhaseFile) -> list[tuple[str, ...]]:
     """Phases with the figures of merit that follow them, or that are the file's only ones. Map coefficients (a phase
     after its amplitude) only where there is nothing else."""
     labels = list(file.types)
@@ -237,7 +238,7 @@ def _spelled(labels: Sequence[str]) -> str:
     return " ".join(f"{key}={label}" for key, label in zip(keys, labels, strict=False))
 
 
-def _from_labels(file: _File, text: str) -> tuple[str, ...]:
+def _from_labels(file: PhaseFile, text: str) -> tuple[str, ...]:
     """What the user typed, checked against the file: keys do not matter beyond their order, types do."""
     words = [w for w in re.split(r"[\s,]+", re.sub(r"\s*=\s*", "=", text.strip())) if w]
     pairs = [(w.split("=", 1)[0].upper(), w.split("=", 1)[1]) if "=" in w else ("", w) for w in words]
@@ -257,7 +258,7 @@ def _from_labels(file: _File, text: str) -> tuple[str, ...]:
     return chosen
 
 
-def _coefficients(file: _File, chosen: tuple[str, ...], data: Amplitudes) -> tuple[Floats, str]:
+def _coefficients(file: PhaseFile, chosen: tuple[str, ...], data: Amplitudes) -> tuple[Floats, str]:
     """(n, 4) Hendrickson-Lattman coefficients on ``file.hkl``, NaN where missing, and what to say about them."""
     if len(chosen) == 4:
         return np.stack([file.columns[x] for x in chosen], axis=1), ", as Hendrickson-Lattman coefficients"
@@ -282,7 +283,7 @@ def _coefficients(file: _File, chosen: tuple[str, ...], data: Amplitudes) -> tup
 # ---------------------------------------------------------------------------------------- symmetry
 
 
-def _same_setting(file: _File, data: Amplitudes) -> tuple[_File, Floats]:
+def same_setting(file: PhaseFile, data: Amplitudes) -> tuple[PhaseFile, Floats]:
     """The file with its indices in the setting of the data, and the phase shift (n,) in radians that goes with it.
 
     Raises UserError for another cell or group.
@@ -312,7 +313,7 @@ def _changed(hkl: Indices, op: gemmi.Op) -> tuple[Indices, Floats]:
     return new, 2 * np.pi * (new @ (np.array(op.tran) / op.DEN))
 
 
-def _to_asu(
+def to_asu(
     hkl: Indices, hl: Floats, shift: Floats, spacegroup: gemmi.SpaceGroup
 ) -> tuple[Indices, Floats]:  # fmt: skip
     """Unique reflections in gemmi's asymmetric unit and their coefficients; those of equivalents are averaged.

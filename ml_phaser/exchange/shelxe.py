@@ -7,6 +7,7 @@ scale serves both, so that F^2 of the one is the intensity of the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,17 +56,17 @@ def check_stem(phi: Path, option: str = _OPTION) -> None:
         raise UserError("a name that SHELXE cannot be given", where, "letters and digits without blanks")
 
 
-def check_group(spacegroup: gemmi.SpaceGroup) -> None:
+def check_group(spacegroup: gemmi.SpaceGroup, option: str = _OPTION) -> None:
     """Raise UserError where SHELX has no words for the setting: LATT knows inversion centres at the origin only."""
     ops = spacegroup.operations()
     if ops.is_centrosymmetric() and not _inversion_at_origin(ops):
         raise UserError(
             f"SHELX wants the inversion centre at the origin, which {spacegroup.xhm()} has elsewhere",
-            _OPTION,
+            option,
             "data in the setting with origin choice 2, or no files for SHELXE",
         )
     if ops.find_centering() not in LATTICES:
-        raise UserError(f"SHELX has no LATT for {spacegroup.xhm()}", _OPTION, "data in the standard setting")
+        raise UserError(f"SHELX has no LATT for {spacegroup.xhm()}", option, "data in the standard setting")
 
 
 def shelxe_set(
@@ -91,9 +92,18 @@ def shelxe_set(
     """
     check_group(data.spacegroup)
     intensity, sigma, notes = _intensities(data)
-    top = max(float(np.max(np.abs(intensity), initial=0.0)), float(np.max(sigma, initial=0.0)))
-    low = float(-np.min(intensity, initial=0.0))
-    scale = min(LARGEST / max(top, 1e-30), -MOST_NEGATIVE / max(low, 1e-30))
+    scale = _scale(intensity, sigma)
+    columns = zip(data.hkl.tolist(), (scale * intensity).tolist(), (scale * sigma).tolist(), strict=True)
+    hkl = "".join(_hkl_line(*row) for row in [*columns, ([0, 0, 0], 0.0, 0.0)])
+    notes.append(f"Files for SHELXE: intensities times {scale:.4g}, to fit the columns of SHELX.")
+    ins = instructions(data.cell, data.spacegroup, title, wavelength)
+    return ShelxeSet(phase_list(data, phases, f, sigf), hkl, ins, tuple(notes))
+
+
+def phase_list(data: Amplitudes, phases: Phases, f: NDArray[np.float64], sigf: NDArray[np.float64]) -> str:
+    """The list h k l F fom phi sigF (.phi, .phs) of the reflections with a phase; arguments as ``shelxe_set``'s."""
+    intensity, sigma, _ = _intensities(data)
+    scale = _scale(intensity, sigma)
     degrees = np.mod(np.rad2deg(phases.phase), 360.0)
     root = np.sqrt(scale)
     with np.errstate(invalid="ignore"):
@@ -106,15 +116,25 @@ def shelxe_set(
         np.where(np.isfinite(sigf[known]), root * sigf[known], 0.0).tolist(),
         strict=True,
     )
-    phi = "".join(_phi_line(*row) for row in rows)
-    columns = zip(data.hkl.tolist(), (scale * intensity).tolist(), (scale * sigma).tolist(), strict=True)
-    hkl = "".join(_hkl_line(*row) for row in [*columns, ([0, 0, 0], 0.0, 0.0)])
-    notes.append(f"Files for SHELXE: intensities times {scale:.4g}, to fit the columns of SHELX.")
-    return ShelxeSet(phi, hkl, instructions(data.cell, data.spacegroup, title, wavelength), tuple(notes))
+    return "".join(_phi_line(*row) for row in rows)
 
 
-def instructions(cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup, title: str, wavelength: float = 0.0) -> str:
-    """Text of the .ins. The content of the cell is guessed from its volume: SHELXE does not use it."""
+def _scale(intensity: NDArray[np.float64], sigma: NDArray[np.float64]) -> float:
+    """What brings intensities into the columns of SHELX."""
+    top = max(float(np.max(np.abs(intensity), initial=0.0)), float(np.max(sigma, initial=0.0)))
+    low = float(-np.min(intensity, initial=0.0))
+    return min(LARGEST / max(top, 1e-30), -MOST_NEGATIVE / max(low, 1e-30))
+
+
+def instructions(
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+    title: str,
+    wavelength: float = 0.0,
+    more: Sequence[str] = (),
+) -> str:
+    """Text of the .ins, with ``more`` lines before HKLF. The content of the cell is guessed from its volume: SHELXE
+    does not use it."""
     ops = spacegroup.operations()
     numbers = " ".join(f"{x:.4f}" for x in (cell.a, cell.b, cell.c))
     angles = " ".join(f"{x:.4f}" for x in (cell.alpha, cell.beta, cell.gamma))
@@ -129,6 +149,7 @@ def instructions(cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup, title: str,
         *(f"SYMM {op.triplet().upper()}" for op in _symm(ops)),
         f"SFAC {' '.join(ATOMS)}",
         f"UNIT {' '.join(map(str, units))}",
+        *more,
         "HKLF 4",
         "END",
     ]

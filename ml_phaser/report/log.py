@@ -16,7 +16,7 @@ from ml_phaser.report.advice import warnings
 if TYPE_CHECKING:
     from ml_phaser.crystal.normalise import Normalised
     from ml_phaser.crystal.reflections import Amplitudes
-    from ml_phaser.outcome import Given, NextStep, Outcome, Trial
+    from ml_phaser.outcome import Given, NextStep, Outcome, PhaseSeeds, SeedsGiven, Trial
     from ml_phaser.parameters import Options
 
 WIDTH = 63
@@ -236,9 +236,13 @@ def verdict(outcome: Outcome) -> str:
             lines.append(f" Trials that agree on this solution: {agreeing}")
     if outcome.given is not None:
         lines += given_lines(outcome.given)
+    if outcome.seeds_given is not None:
+        lines += given_seeds_lines(outcome.seeds_given)
     if (placed := outcome.fragments) is not None:
         lines.append(f" Begun with: {placed.label} ({placed.atoms} atoms placed, CC {placed.fit:.2f} with E^2)")
     lines.append(textwrap.fill(f" Hand: {outcome.hand.said}", TEXT_WIDTH, subsequent_indent="   "))
+    if outcome.seeds is not None:
+        lines.append(f" {seeds_line(outcome.seeds)}")
     return "\n".join([*lines, bar])
 
 
@@ -253,12 +257,37 @@ def given_lines(given: Given) -> list[str]:
     ]
 
 
+def given_seeds_lines(given: SeedsGiven) -> list[str]:
+    """What became of the phase seeds the user gave."""
+    chance = f", mean probability {given.probability:.2f}" if math.isfinite(given.probability) else ""
+    margin = f" (the other hand agrees {given.hand_margin:.2f} less)" if given.hand_margin > 0 else ""
+    return [
+        f" Phase seeds given: {given.n}{chance}; the result is {given.moved:.0f} degrees from them on average",
+        f" Origin and hand: those of the seeds{margin}",
+    ]
+
+
+def seeds_line(seeds: PhaseSeeds) -> str:
+    """What the phase seeds written are worth."""
+    if not len(seeds):
+        return "Phase seeds: none is good enough"
+    return (
+        f"Phase seeds: {len(seeds)} in {seeds.bins} bins, mean probability {seeds.mean_probability:.2f}, "
+        f"about {seeds.probability.sum():.0f} expected right"
+    )
+
+
 def warning_block(text: str) -> str:
     """A warning that CCP4's interfaces pick out of the log."""
     return f"$TEXT:Warning: $$ comment $$\n WARNING: {text.replace('$', ' ')}\n$$"
 
 
-def files(options: Options) -> str:
+def seed_files(outcome: Outcome, options: Options) -> str | None:
+    """The file of phase seeds, None where there are none."""
+    return str(options.seedout) if options.seedout and outcome.seeds is not None and len(outcome.seeds) else None
+
+
+def files(outcome: Outcome, options: Options) -> str:
     """Output files."""
     rows = [
         ("map", options.mapout),
@@ -268,6 +297,7 @@ def files(options: Options) -> str:
         ("run record", options.jsonout),
         ("program.xml", options.xmlout),
         ("report", options.reportout),
+        ("phase seeds", seed_files(outcome, options)),
         ("for SHELXE", options.shelxout and f"{options.shelxout}, with .hkl and .ins"),
     ]
     return "\n".join([" Files written", *(f"   {name:<14}{path}" for name, path in rows if path is not None)])
@@ -321,7 +351,7 @@ def report(outcome: Outcome, options: Options) -> str:
     if outcome.trials:
         parts.append(trials_table(outcome.trials))
     parts += [warning_block(w) for w in warnings(outcome)]
-    parts += [citation(), files(options), verdict(outcome)]
+    parts += [citation(), files(outcome, options), verdict(outcome)]
     solved = outcome.verdict.word != "not solved"
     if outcome.next_steps or not solved:
         parts.append(next_steps(outcome.next_steps, outcome.verdict.word) if solved else nothing_next(options))

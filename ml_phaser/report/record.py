@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ml_phaser.crystal.reflections import Amplitudes
-    from ml_phaser.outcome import Fragments, Outcome, Trial
+    from ml_phaser.outcome import Fragments, Outcome, PhaseSeeds, Trial
 
 LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors", "matplotlib", "jinja2")
 
@@ -113,6 +113,20 @@ def _fragments(placed: Fragments | None) -> dict[str, Any] | None:
         return None
     names = ("label", "atoms", "fit", "judged", "merit", "lead")
     return {name: getattr(placed, name) for name in names}
+
+
+def _seeds(seeds: PhaseSeeds | None) -> dict[str, Any] | None:
+    """What phase seeds are worth: ``expected_right`` of ``n`` are in the part of the circle they are given for."""
+    if seeds is None:
+        return None
+    return {
+        "n": len(seeds),
+        "bins": seeds.bins,
+        "mean_probability": seeds.mean_probability,
+        "least_probability": float(seeds.probability.min()) if len(seeds) else None,
+        "expected_right": float(seeds.probability.sum()),
+        "origin": "that of the phases in hklout, which the space group permits",
+    }
 
 
 def _by_reflection(value: Any) -> bool:
@@ -205,6 +219,8 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "hand_judged": {"probability": outcome.hand.probability, **vars(outcome.hand)},
         "given_phases": outcome.given,
         "fragments": _fragments(outcome.fragments),
+        "seeds": _seeds(outcome.seeds),
+        "given_seeds": outcome.seeds_given,
         "shells": outcome.shells,
         "trials": outcome.trials,
         "weights": outcome.weights,

@@ -1,5 +1,6 @@
 """The main job from command to files, the files read by other programs, and every parameter's effect on them."""
 
+import csv
 import html
 import io
 import json
@@ -436,6 +437,97 @@ def hand(folder, usual):
     assert different(turned, kept) > 0.3
 
 
+def seed_list(path):
+    """Lines of a CSV of seeds: indices, and numbers by name."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [tuple(int(r[x]) for x in "hkl") for r in rows], {x: np.array([float(r[x]) for r in rows]) for x in rows[0]}
+
+
+def phases_at(run, hkl):
+    """PHIB of the run's MTZ at reflections, degrees."""
+    found = dict(zip(map(tuple, run.mtz.make_miller_array().tolist()), run.column("PHIB"), strict=True))
+    return np.array([found[h] for h in hkl])
+
+
+def cosine(degrees):
+    return np.cos(np.deg2rad(degrees))
+
+
+def seedin(folder, usual):
+    """Seeds of the usual result moved to another origin: the result is there."""
+    phase(folder, "seedin_made", "seedout", folder / "made.csv", "seedfraction", 0.3)
+    hkl, made = seed_list(folder / "made.csv")
+    lines = [",".join(map(str, (*h, phi + 180 * h[0]))) for h, phi in zip(hkl, made["centre"], strict=True)]
+    (folder / "moved.csv").write_text("\n".join(["h,k,l,phi", *lines, ""]))
+    run = phase(folder, "seedin", "seedin", folder / "moved.csv")
+    here, there = at_origins(run, usual)
+    assert there > 0.6 and here < 0.3
+    assert run.record["given_seeds"]["n"] == len(hkl) and usual.record["given_seeds"] is None
+    assert run.record["given_seeds"]["moved"] < 30 and "Origin and hand: those of the seeds" in run.log
+    assert all("seeded" in t["method"] for t in run.record["trials"])
+    words = f"hklin {folder}/data.mtz mapout {folder}/both.map seedin {folder}/moved.csv".split()
+    assert main([*words, "phasein", str(usual.paths["hklout"]), *OTHER_SET]) == 1
+
+
+def seedhold(folder, usual):
+    """On data without a solution: seeds held throughout stay, seeds released at once are forgotten."""
+    hkl = np.asarray(gemmi.read_mtz_file(str(folder / "noise.mtz")).make_miller_array())
+    rng = np.random.default_rng(4)
+    given = rng.choice(len(hkl), 60, replace=False)
+    rows = [",".join(map(str, (*hkl[i].tolist(), round(360 * rng.random(), 1)))) for i in given]
+    (folder / "noise.csv").write_text("\n".join(["h,k,l,phi", *rows, ""]))
+    words = ("seedin", folder / "noise.csv", "seedhold")
+    runs = [phase(folder, f"seedhold{n}", *words, n, hklin="noise.mtz") for n in (0, 9999)]
+    assert different(*runs) > 0.3
+    assert runs[1].record["given_seeds"]["moved"] < runs[0].record["given_seeds"]["moved"]
+
+
+def seedout(folder, usual):
+    run = phase(folder, "seedout", "seedout", folder / "seeds.csv")
+    hkl, seeds = seed_list(folder / "seeds.csv")
+    facts = run.record["seeds"]
+    assert len(hkl) == facts["n"] == round(0.1 * run.record["n_reflections"]) and usual.record["seeds"] is None
+    assert facts["mean_probability"] == pytest.approx(seeds["probability"].mean(), abs=1e-4)
+    off = cosine(phases_at(run, hkl) - seeds["centre"])
+    assert (off > np.where(seeds["restricted"] == 1, 1 - 1e-6, cosine(45) - 1e-6)).all()
+    assert f"Phase seeds: {len(hkl)} in 4 bins" in run.log and not list(folder.glob("usual*.csv"))
+
+
+def seedformat(folder, usual):
+    phase(folder, "seedformat", "seedout", folder / "flip.txt", "seedformat", "superflip")
+    assert "dataformat amplitude phase" in (folder / "flip.txt").read_text()
+    words = f"hklin {folder}/data.mtz mapout {folder}/no.map seedout {folder}/none.txt".split()
+    assert main([*words, *OTHER_SET]) == 1 and not (folder / "no.map").exists()
+
+
+def seedbins(folder, usual):
+    run = phase(folder, "seedbins", "seedout", folder / "three.csv", "seedbins", 3, "seedfraction", 0.5)
+    _, seeds = seed_list(folder / "three.csv")
+    assert set(seeds["centre"][seeds["restricted"] == 0]) == {60.0, 180.0, 300.0} and run.record["seeds"]["bins"] == 3
+
+
+def seedfraction(folder, usual):
+    run = phase(folder, "seedfraction", "seedout", folder / "half.csv", "seedfraction", 0.5)
+    assert len(seed_list(folder / "half.csv")[0]) == round(0.5 * run.record["n_reflections"])
+
+
+def seedcount(folder, usual):
+    phase(folder, "seedcount", "seedout", folder / "seven.csv", "seedcount", 7)
+    assert len(seed_list(folder / "seven.csv")[0]) == 7
+    words = f"hklin {folder}/data.mtz mapout {folder}/no.map seedout {folder}/n.csv seedcount 7 seedfraction 0.1"
+    assert main([*words.split(), *OTHER_SET]) == 1 and not (folder / "no.map").exists()
+
+
+def seedmin(folder, usual):
+    words = ("seedfraction", 1, "seedmin")
+    phase(folder, "seedmin", "seedout", folder / "sure.csv", *words, 0.8)
+    assert seed_list(folder / "sure.csv")[1]["probability"].min() >= 0.8
+    run = phase(folder, "seedmin1", "seedout", folder / "none.csv", *words, 1)
+    assert not (folder / "none.csv").exists() and run.record["seeds"]["n"] == 0
+    assert "Phase seeds: none is good enough" in run.log
+
+
 def mapextent(folder, usual):
     other = phase(folder, "extent", "mapextent", "asu")
     assert other.map.grid.array.size < usual.map.grid.array.size
@@ -552,8 +644,8 @@ def quiet(folder, usual):
 
 CHECKS = (
     hklin, mapout, hklout, pattout, jsonout, xmlout, reportout, labin, resolution, phasein, labphase, starts, xyzin,
-    xyzout, spacegroup, cell, trials, timelimit, engine, hand, mapextent, seed, freer, seqin, shelxout, then, device,
-    threads, overwrite, quiet,
+    xyzout, seedin, seedhold, spacegroup, cell, trials, timelimit, engine, hand, mapextent, seed, freer, seqin,
+    shelxout, seedout, seedformat, seedbins, seedfraction, seedcount, seedmin, then, device, threads, overwrite, quiet,
 )  # fmt: skip
 
 

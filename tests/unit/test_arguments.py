@@ -48,8 +48,21 @@ def test_table_and_options_name_the_same_things():
             assert fields[p.name].default == p.default
 
 
-def test_every_parameter_differs_in_its_first_four_letters():
-    assert len({p.name[:4] for p in PARAMETERS}) == len(PARAMETERS)
+def test_every_parameter_differs_in_its_first_four_letters_but_for_those_about_seeds():
+    others = [p.name for p in PARAMETERS if not p.name.startswith("seed")]
+    assert len({name[:4] for name in ["seed", *others]}) == len(others) + 1
+
+
+@pytest.mark.parametrize("keyword", [True, False])
+def test_words_about_seeds_are_told_apart_by_as_many_letters_as_it_takes(keyword):
+    def meant(word):
+        found = find_parameter(word, keyword=keyword)
+        return found and found.name
+
+    assert [meant(w) for w in ("SEED", "seedi", "SEEDO", "seedb", "seedfr", "SEED-FORM", "seedm", "seedcount")] == [
+        "seed", "seedin", "seedout", "seedbins", "seedfraction", "seedformat", "seedmin", "seedcount",
+    ]  # fmt: skip
+    assert meant("seedf") is None and meant("seedx") is None and meant("seeds") is None
 
 
 @pytest.mark.parametrize(
@@ -95,6 +108,14 @@ VALUES = {
     "freer": ("5", 5.0),
     "seqin": ("s.pir", "s.pir"),
     "shelxout": ("x.phi", "x.phi"),
+    "seedin": ("seeds.csv", "seeds.csv"),
+    "seedhold": ("40", 40),
+    "seedout": ("seeds.phs", "seeds.phs"),
+    "seedformat": ("Superflip", "superflip"),
+    "seedbins": ("6", 6),
+    "seedfraction": ("0.25", 0.25),
+    "seedcount": ("120", 120),
+    "seedmin": ("0.5", 0.5),
     "then": ("SHELXE", "shelxe"),
     "device": ("cpu", "cpu"),
     "threads": ("2", 2),
@@ -115,7 +136,8 @@ def test_every_parameter_reaches_options(name, way):
     words.pop(name, None)
     base = [w for pair in words.items() for w in pair]
     if way == "keyword":
-        given = {**parse_command_line(base), **parse_keywords([f"{name[:4].upper()} {text}"])}
+        word = name if name.startswith("seed") else name[:4]
+        given = {**parse_command_line(base), **parse_keywords([f"{word.upper()} {text}"])}
     elif way == "equals":
         given = parse_command_line([*base, f"--{name}={text}" if text else f"--{name}"])
     else:
@@ -157,6 +179,14 @@ def test_resolution_in_either_order(high, low):
 
 
 @pytest.mark.parametrize(
+    ("form", "name"), [("phs", "s.phs"), ("shelxe", "s.phi"), ("superflip", "s.inflip"), ("auto", "s.mtz")]
+)
+def test_a_file_of_seeds_without_an_ending_gets_that_of_its_form(form, name):
+    assert options("seedout", "s", "seedformat", form).seedout == Path(name)
+    assert options("seedformat", form, "seedout", "s.x").seedout == Path("s.x")
+
+
+@pytest.mark.parametrize(
     ("words", "parts"),
     [
         (["sed", "3"], ['"sed"', "Try: seed"]),
@@ -168,6 +198,11 @@ def test_resolution_in_either_order(high, low):
         (["seed", "-1"], ["seed", "-1", "0 to 2147483647"]),
         (["seed", "1", "seed", "2"], ["seed", "twice"]),
         (["trials", "0"], ["trials", "1 to 100000"]),
+        (["seedx", "3"], ["seedx", "Try: seed"]),
+        (["seedbins", "2"], ["seedbins", "3 to 8"]),
+        (["seedfraction", "0"], ["seedfraction", "0.001 to 1"]),
+        (["seedmin", "high"], ["seedmin", "seedmin 0.5"]),
+        (["seedout", "s.csv", "seedformat", "sri"], ["seedformat", "Try: seedformat sir"]),
         (["timelimit", "nan"], ["timelimit", "out of range"]),
         (["timelimit", "-5"], ["timelimit", "1 to 1000000 s"]),
         (["threads", "0"], ["threads"]),

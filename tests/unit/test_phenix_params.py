@@ -128,7 +128,8 @@ def other_value(parameter):
         return other, other
     if parameter.kind == "flag":
         return str(not parameter.default), not parameter.default
-    number = {"int": int, "float": float}[parameter.kind]((parameter.default or parameter.low) + 2)
+    number = min((parameter.default or parameter.low) + 2, parameter.high)
+    number = {"int": int, "float": float}[parameter.kind](number)
     return str(number), number
 
 

@@ -34,7 +34,7 @@ OBSERVED = {
     4: ("F", "SIGF"),
 }
 PHASES = {1: "HLA=HLA HLB=HLB HLC=HLC HLD=HLD", 2: "PHIB=PHI FOM=FOM"}
-OPTIONAL_OUTPUT = {"reportout": "ml_phaser.html", "shelxout": "ml_phaser.phi"}
+OPTIONAL_OUTPUT = {"reportout": "ml_phaser.html", "shelxout": "ml_phaser.phi", "seedout": "ml_phaser_seeds"}
 
 
 class ml_phaser(CPluginScript):
