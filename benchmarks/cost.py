@@ -131,7 +131,7 @@ def made_problem(volume: float, d_min: float, spacing: float, multiple: int, dev
     hkl = gemmi.make_miller_array(cell, group, d_min)
     moduli = np.sqrt(np.random.default_rng(0).exponential(size=len(hkl)))
     ones, none = np.ones(len(hkl)), np.zeros(len(hkl), dtype=bool)
-    return pose(hkl, moduli, ones, none, cell, group, spacing=spacing, multiple=multiple, device=device)
+    return pose(hkl, moduli, ones, none, cell, group, spacing=spacing, multiple=multiple, place=device)
 
 
 def cycle_cost(kind: str, volume: float, args: argparse.Namespace) -> dict[str, Any]:

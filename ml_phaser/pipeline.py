@@ -53,7 +53,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
         weights=plan.weights, times=clock.times,
-        device=plan.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
+        device=plan.runtime.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
         fragments=solution.fragments,
     )  # fmt: skip
     with clock.stage("write"):
@@ -205,7 +205,10 @@ def weigh(
     fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
     if plan.starts is not None:  # the phases given are worth what they were, whatever became of them
         fom = np.maximum(fom, np.abs(plan.starts.centroid()))
-    f, hand = decide(data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved")
+    f, hand = decide(
+        data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved",
+        networks=plan.runtime.networks,
+    )  # fmt: skip
     if solution.fragments is not None:
         hand = replace(hand, said="that of the pieces placed, which are of L-amino acids or as given")
     return confidence.weigh(f, fom, data.centric), shells, verdict, hand

@@ -5,31 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array
 from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.errors import UserError
-from ml_phaser.networks.projector import Projector, condition
+from ml_phaser.networks.config import ProjectorConfig, condition
+from ml_phaser.networks.runtime import Runtime, choose_runtime
 from ml_phaser.networks.store import choose_projector, load_projector, read_card
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
-from ml_phaser.phasing.fragments.judge import Judge
-from ml_phaser.phasing.fragments.pieces import Piece, library
-from ml_phaser.phasing.fragments.road import ROOM, Road
-from ml_phaser.phasing.fragments.scene import Scene
+from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
-from ml_phaser.phasing.projections import restore, unit_variance
+from ml_phaser.phasing.projections import Restorer, restore, unit_variance
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
 from ml_phaser.phasing.starts import modification, phased, remembering
+
+if TYPE_CHECKING:
+    from ml_phaser.phasing.fragments.road import Road
 
 SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
 SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
@@ -74,7 +76,7 @@ class Plan:
     choices: tuple[str, ...]
     weights: dict[str, Any]
     n: int
-    device: str
+    runtime: Runtime
     threads: int
     starts: PhaseDistributions | None = None
     road: Road | None = None
@@ -90,7 +92,7 @@ class Board:
     normalised: Normalised
     rows: NDArray[np.int64]
     held: NDArray[np.bool_]
-    device: str
+    place: str
 
     def beyond(self, d_min: float) -> NDArray[np.int64]:
         """Rows of the data used to a resolution of ``d_min`` in A."""
@@ -113,7 +115,7 @@ class Board:
         to_e = 1 / np.sqrt(self.normalised.expected)
         return pose(
             self.data.hkl[rows], (scale * self.normalised.f)[rows], (to_e / scale)[rows], self.held[rows],
-            self.data.cell, self.data.spacegroup, spacing=spacing, multiple=multiple, device=self.device,
+            self.data.cell, self.data.spacegroup, spacing=spacing, multiple=multiple, place=self.place,
         )  # fmt: skip
 
 
@@ -130,14 +132,15 @@ def plan_phasing(
     ``seeds``, on all reflections, are what every start begins with; ``starts``, on all reflections, what the starts are
     drawn from; ``pieces`` those of the user to place.
     """
-    board, whole, d_search = lay_out(data, normalised, options)
+    runtime = choose_runtime(options.engine, options.device)
+    board, whole, d_search = lay_out(data, normalised, options, runtime)
     used = board.rows
-    choices = []
+    choices = list(runtime.said)
     if len(used) < len(data):
         choices.append(f"{len(data) - len(used)} improbably strong reflections are left out of the phasing.")
     count = threads(options, whole.points)
-    torch.set_num_threads(count)
-    network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine, board.device)
+    arrays.set_threads(count, runtime.place)
+    network, weights, said = bundled_network(data.d_min, data.cell.volume, options.engine, runtime, count)
     choices += said
 
     wraps: list[Entrant] = []
@@ -177,17 +180,22 @@ def plan_phasing(
         )
     road, road_rows = None, None
     if starts is None and seeds is None:
-        road, road_rows, said = fragment_road(board, network, learned, options, pieces)
+        road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces)
         choices += said
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
-        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts,
+        tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
         road, road_rows, beyond,
     )  # fmt: skip
 
 
 def fragment_road(
-    board: Board, network: Projector | None, learned: Sequence[Entrant], options: Options, pieces: Sequence[Piece]
+    board: Board,
+    runtime: Runtime,
+    network: Network | None,
+    learned: Sequence[Entrant],
+    options: Options,
+    pieces: Sequence[Piece],
 ) -> tuple[Road | None, NDArray[np.int64] | None, list[str]]:
     """The search for pieces of structure if it is wanted and can pay, its reflections, and what to say about it.
 
@@ -210,15 +218,25 @@ def fragment_road(
             raise UserError(f"no pieces can be placed: {why}", "starts fragments", "starts auto")
         if hit:
             return None, None, []
+    if runtime.networks != "torch":
+        if asked:
+            hint = "engine auto, or starts auto" if options.engine == "onnx" else "pip install torch, or starts auto"
+            raise UserError("no pieces can be placed: that needs PyTorch", "starts fragments", hint)
+        change = " To change: engine auto." if arrays.installed("torch") else ""
+        return None, None, [f"Pieces of strand and helix are not placed: that needs PyTorch.{change}"]
+    from ml_phaser.phasing.fragments.judge import Judge
+    from ml_phaser.phasing.fragments.road import Road
+    from ml_phaser.phasing.fragments.scene import Scene
+
     assert network is not None
     rows, problem = learned[0].rows, learned[0].problem
     work = rows[~problem.held]
     coarse = work[np.argsort(-data.d[work], kind="stable")[:SCENE_MOST]]
     judge = Judge.of(
-        problem, network.to(board.device), conditions(problem), board.normalised.e[rows],
+        problem, there(network, board.place), conditions(problem), board.normalised.e[rows],
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
     )  # fmt: skip
-    scene = Scene.of(data, board.normalised, np.sort(coarse), board.device)
+    scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
     road = Road(scene, judge, data.spacegroup, tuple(pieces) or tuple(library()), room, problem.d_min)
     what = "the piece given" if pieces else "pieces of strand and helix"
     return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network."]
@@ -270,7 +288,7 @@ def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[En
     flips = affordable(200, problem, FINISH_POINTS) if d_search < FLIPS_D_MIN else 0
     home = Finisher(problem, rows, peaks, affordable(40, problem, FINISH_POINTS), flips=flips)
     core = sparse(atoms_share(d_search, 0.25))
-    batch = batch_size(problem.points, STARTS_POINTS, board.device)
+    batch = batch_size(problem.points, STARTS_POINTS, board.place)
     block = 50 if problem.points < SMALL_GRID else 10
     tight = Relaxed(problem, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight")
     loose = Relaxed(problem, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose")
@@ -285,19 +303,21 @@ def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[En
     ]
 
 
-def lay_out(data: Amplitudes, normalised: Normalised, options: Options) -> tuple[Board, Problem, float]:
+def lay_out(
+    data: Amplitudes, normalised: Normalised, options: Options, runtime: Runtime | None = None
+) -> tuple[Board, Problem, float]:
     """The data with reflections held out, the problem of all that are used, and the search's resolution limit in A."""
     used = np.flatnonzero(~normalised.outlier)
     d_search = search_resolution(data.d[used])
     held = choose_held_out(data.d, d_search, options.seed) & ~normalised.outlier
-    board = Board(data, normalised, used, held, device(options))
+    board = Board(data, normalised, used, held, (runtime or choose_runtime(options.engine, options.device)).place)
     return board, board.sharpened(used, data.d_min / 2), d_search
 
 
 def shrink_wrap_entrants(board: Board) -> list[Entrant]:
     """Hybrid input-output for molecules in mostly empty cells, with supports of several sizes."""
     problem = board.smoothed(board.rows, board.data.d_min / 2.5)
-    batch = batch_size(problem.points, STARTS_POINTS, board.device)
+    batch = batch_size(problem.points, STARTS_POINTS, board.place)
     entrants = []
     for share in WRAP_SHARES:
         method = ShrinkWrap(problem, share, f"shrink-wrap, {share:.0%}")
@@ -337,60 +357,86 @@ def classical_finisher(whole: Problem, rows: NDArray[np.int64]) -> Finisher:
     return Finisher(whole, rows, projections, affordable(40, whole, FINISH_POINTS))
 
 
-def learned_entrant(board: Board, network: Projector) -> Entrant:
+def learned_entrant(board: Board, network: Network) -> Entrant:
     """Relaxed reflections with the learned projection, on data within the network's domain."""
     config = network.config
     rows = board.beyond(config.d_best)
     problem = board.as_trained(rows, config.spacing, config.stride)
-    projection = density_projection(network.to(board.device), problem)
+    projection = density_projection(there(network, board.place), problem)
     home = Finisher(problem, rows, (("learned", projection),), affordable(20, problem, LEARNED_POINTS))
     method = Relaxed(problem, projection, 0.6, LEARNED, keep_mean=False)
-    batch = batch_size(problem.points, LEARNED_STARTS, board.device)
+    batch = batch_size(problem.points, LEARNED_STARTS, board.place)
     block = 10 if problem.points < SMALL_GRID else 5  # after each comes one more pass of the network, to judge by
     share = 1.0 if board.data.d_min < LEARNED_D_MIN else 2.0 if board.data.d_min < SHAPED_D_MIN else 8.0
     return Entrant(method, problem, rows, batch, 200, block, sparse(atoms_share(problem.d_min, 0.25)), share, home)
 
 
 def bundled_network(
-    d_min: float, volume: float, engine: str, device: str = "cpu"
-) -> tuple[Projector | None, dict[str, Any], list[str]]:
+    d_min: float, volume: float, engine: str, runtime: Runtime | None = None, threads: int = 1
+) -> tuple[Network | None, dict[str, Any], list[str]]:
     """The learned projection if it is wanted, the data lie in its domain and the cell (A^3) is not too large for it;
-    its hash, and what to say about it."""
+    its hash, and what to say about it. ``runtime`` : torch on a processor, where it is not given; ``threads`` : of ONNX
+    Runtime."""
+    runtime = runtime or Runtime()
     if engine == "classical":
         return None, {}, ["The learned projection is not used, as asked. To change: engine auto."]
-    card = read_card(choose_projector(device))
+    if not runtime.networks:
+        return None, {}, []
+    card = read_card(choose_projector(runtime.device))
     best, worst = card.config["d_best"], card.config["d_worst"]
     if d_min > worst:
         said = f"The learned projection claims {best}-{worst} A; these data end at {d_min:.2f} A: it is not used."
         return None, {}, [said]
-    if engine == "auto" and d_min <= CLASSICAL_D_MIN:
+    if engine in ("auto", "onnx") and d_min <= CLASSICAL_D_MIN:
         said = f"The learned projection is not used: to {CLASSICAL_D_MIN} A classical projections need no help. "
-        said += "To change: engine learned."
-        return None, {}, [said]
+        said += "To change: engine learned." if runtime.networks == "torch" else ""
+        return None, {}, [said.rstrip()]
     if (points := volume / card.config["spacing"] ** 3) > LEARNED_MOST:
         said = f"The learned projection is not used: the cell would need {points:.1e} grid points, and much memory."
         return None, {}, [said]
     cut = [f"The learned projection sees data to {best} A. To change: engine classical."] if d_min < best else []
-    return load_projector(card.name), {"name": card.name, "sha256": card.sha256}, cut
+    facts = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
+    if runtime.networks == "onnx":
+        from ml_phaser.networks.onnx_session import onnx_projector
+
+        return onnx_projector(card.name, threads=threads), facts, cut
+    return load_projector(card.name), facts, cut
 
 
-def density_projection(network: Projector, problem: Problem) -> Projection:
+class Network(Protocol):
+    """The learned projection, in torch or ONNX Runtime."""
+
+    @property
+    def config(self) -> ProjectorConfig: ...
+
+    def __call__(self, maps: Array, cond: Array) -> Array: ...
+
+
+def there(network: Any, place: str) -> Network:
+    """The network where the maps are."""
+    return network if place == arrays.NUMPY else network.to(place)
+
+
+def density_projection(network: Restorer, problem: Problem) -> Projection:
     """The network as a projection of maps on the problem's grid."""
     cond = conditions(problem)
 
-    @torch.no_grad()
-    def project(rho: torch.Tensor) -> torch.Tensor:
-        return restore(network, unit_variance(rho), problem.target, cond.expand(len(rho), -1))
+    def project(rho: Array) -> Array:
+        with arrays.no_gradients(rho):
+            told = arrays.namespace(cond).broadcast_to(cond, (len(rho), cond.shape[1]))
+            return restore(network, unit_variance(rho), problem.target, told)
 
     return project
 
 
-def conditions(problem: Problem) -> torch.Tensor:
+def conditions(problem: Problem) -> Array:
     """What the network is told of a problem, (1, k)."""
-    steps = torch.from_numpy(np.array(problem.cell.orth.mat) / np.array(problem.shape)).float()
-    known = (problem.target.known & problem.target.inside).sum() / problem.target.inside.sum()
-    one = torch.ones(1)
-    return condition(one * problem.d_min, steps[None], one * float(known)).to(problem.target.amplitude.device)
+    steps = np.array(problem.cell.orth.mat) / np.array(problem.shape)
+    target = problem.target
+    known = float((target.known & target.inside).sum()) / float(target.inside.sum())
+    one = np.ones(1)
+    told = condition(one * problem.d_min, steps[None], one * known)
+    return arrays.beside(told.astype(np.float32), target.amplitude)
 
 
 def threads(options: Options, points: int) -> int:
@@ -400,17 +446,12 @@ def threads(options: Options, points: int) -> int:
     return options.threads or (1 if points < ONE_THREAD else len(allowed))
 
 
-def device(options: Options) -> str:
-    """ "cuda" or "cpu"; UserError where a GPU was asked for and there is none."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
-    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def batch_size(points: int, together: int, device: str) -> int:
+def batch_size(points: int, together: int, place: str) -> int:
     """Starts of ``points`` grid points cycled at once: on a processor, where many cost as much as one after the other,
     few, of ``together`` points in all; on a GPU as many as half of its free memory holds, at most 256."""
-    if device == "cuda":
+    if place == "cuda":
+        import torch
+
         return int(np.clip(torch.cuda.mem_get_info()[0] // (2 * POINT_BYTES * points), 1, 256))
     return int(np.clip(together // points, 1, 8))
 

@@ -1,4 +1,5 @@
-"""Bundled weights: safetensors beside a model card (JSON) that says what they are, checked by hash when loaded."""
+"""Bundled networks: weights (safetensors) and an ONNX graph without weights, beside a model card (JSON) that says what
+they are and has their hashes, which are checked when they are loaded."""
 
 from __future__ import annotations
 
@@ -8,19 +9,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
+from ml_phaser.networks.config import HandConfig, ProjectorConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ml_phaser.networks.hand import HandConfig, HandJudge
-    from ml_phaser.networks.projector import Projector, ProjectorConfig
+    from ml_phaser.networks.hand import HandJudge
+    from ml_phaser.networks.projector import Projector
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR, LARGE = "projector-small", "projector-large"
 HAND_JUDGE = "hand-judge"
 
+Weights = dict[str, NDArray[np.float32]]
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound="nn.Module")
 
@@ -56,36 +62,59 @@ def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
     """The network in evaluation mode; UserError if the weights are not those the card was written for."""
     from ml_phaser.networks.projector import Projector
 
-    card, weights, path = _checked(name, folder)
+    card, weights, path = read_weights(name, folder)
     return _filled(Projector(config_from(card.config, str(path))), weights, path)
 
 
 def load_hand_judge(name: str = HAND_JUDGE, folder: Path = FOLDER) -> HandJudge:
     """The hand judge in evaluation mode; UserError if the weights are not those the card was written for."""
-    from ml_phaser.networks.hand import HandConfig, HandJudge
+    from ml_phaser.networks.hand import HandJudge
 
-    card, weights, path = _checked(name, folder)
+    card, weights, path = read_weights(name, folder)
     return _filled(HandJudge(configured(HandConfig, card.config, str(path))), weights, path)
 
 
-def _checked(name: str, folder: Path) -> tuple[Card, dict[str, Any], Path]:
-    """Card, weights in single precision, and where they lie."""
-    from safetensors.torch import load
+def read_weights(name: str, folder: Path = FOLDER) -> tuple[Card, Weights, Path]:
+    """Card, weights in single precision, and where they lie; UserError if they are not those of the card."""
+    from safetensors.numpy import load
 
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
+    raw = _checked(path, card.sha256, "weights")
+    return card, {k: np.asarray(v, dtype=np.float32) for k, v in load(raw).items()}, path
+
+
+def read_graph(card: Card, folder: Path = FOLDER) -> bytes:
+    """The ONNX graph of a network, without its weights; UserError if it is not the one the card was written for."""
+    path = folder / f"{card.name}.onnx"
+    facts = card.facts.get("onnx")
+    if facts is None:
+        raise UserError("the network has no ONNX graph", str(path), f"python -m ml_phaser.networks.graphs {folder}")
+    try:
+        sha256 = facts["sha256"]
+    except (KeyError, TypeError):
+        raise UserError("damaged model card (onnx)", str(folder / f"{card.name}.json"), "reinstall ml_phaser") from None
+    return _checked(path, sha256, "ONNX graph")
+
+
+def _checked(path: Path, sha256: str, what: str) -> bytes:
+    """Content of a file; UserError where it is missing or has another hash."""
+    verb = "are" if what.endswith("s") else "is"
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise UserError("the weights file is missing", str(path), "reinstall ml_phaser") from None
-    if hashlib.sha256(raw).hexdigest() != card.sha256:
-        raise UserError("the weights are not those of the model card", str(path), "reinstall ml_phaser")
-    return card, {k: v.float() for k, v in load(raw).items()}, path
+        raise UserError(f"the {what} file is missing", str(path), "reinstall ml_phaser") from None
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        those = "those" if what.endswith("s") else "that"
+        raise UserError(f"the {what} {verb} not {those} of the model card", str(path), "reinstall ml_phaser")
+    return raw
 
 
-def _filled(network: Network, weights: dict[str, Any], path: Path) -> Network:
+def _filled(network: Network, weights: Weights, path: Path) -> Network:
+    import torch
+
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
     except RuntimeError:
         what = "the weights do not fit the network of the model card"
         raise UserError(what, str(path), "reinstall ml_phaser") from None
@@ -94,8 +123,6 @@ def _filled(network: Network, weights: dict[str, Any], path: Path) -> Network:
 
 def config_from(values: dict[str, Any], where: str) -> ProjectorConfig:
     """The configuration a card or checkpoint (``where``) holds; UserError if it is not one this program knows."""
-    from ml_phaser.networks.projector import ProjectorConfig
-
     return configured(ProjectorConfig, values, where)
 
 
