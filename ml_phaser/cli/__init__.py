@@ -25,6 +25,7 @@ COMMANDS = {
     "install": "put the plugin for ccp4i2 or Phenix into the suite",
     "uninstall": "take it out again",
     "next": "commands for the programs that can go on from phases",
+    "export": "the networks as ONNX files, for ONNX Runtime and other programs",
     "refine": "coordinates and B of a model against measured amplitudes",
     "simulate": "measured-looking data of a crystal of known structure",
     "train": "train the network of the learned density modification",

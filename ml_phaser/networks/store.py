@@ -89,7 +89,7 @@ def read_graph(card: Card, folder: Path = FOLDER) -> bytes:
     path = folder / f"{card.name}.onnx"
     facts = card.facts.get("onnx")
     if facts is None:
-        raise UserError("the network has no ONNX graph", str(path), f"python -m ml_phaser.networks.graphs {folder}")
+        raise UserError("the network has no ONNX graph", str(path), f"ml_phaser export graphs folder {folder}")
     try:
         sha256 = facts["sha256"]
     except (KeyError, TypeError):
