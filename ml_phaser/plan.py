@@ -162,8 +162,8 @@ def plan_phasing(
         if data.d_min < SHAPED_D_MIN and classical:
             entrant = replace(entrant, origin=flipped_starts(board, entrant.problem, d_search))
             choices.append(
-                f"Random starts of the learned projection have {SHAPING} cycles of charge flipping behind them. "
-                "To change: engine learned."
+                f"Random starts of the learned projection have {SHAPING} cycles of charge flipping behind them."
+                + (" To change: engine learned." if runtime.networks == "torch" else "")
             )
         learned = [entrant]
         if data.d_min >= network.config.d_best and entrant.home is not None:
