@@ -117,6 +117,8 @@ def _message(error: BaseException, interrupted: str) -> str:
         return interrupted
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "this needs PyTorch, which is not installed. Try: pip install torch"
     if isinstance(error, MemoryError):
         return "not enough memory. Try: a lower resolution, or a machine with more memory"
     text = " ".join(str(error).split())[:200]

@@ -135,6 +135,17 @@ def configured(kind: type[Config], values: dict[str, Any], where: str) -> Config
         raise UserError(f"unknown network configuration ({error})", where, "update ml_phaser") from None
 
 
+def _graph_facts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The entry of the ONNX graph in a card that is to be replaced, where it is good for the new weights too: a graph
+    depends on the configuration alone."""
+    try:
+        old = json.loads(path.read_text())
+        same = old["config"] == json.loads(json.dumps(config))
+        return {"onnx": old["onnx"]} if same else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def save_projector(
     state: dict[str, Any], config: ProjectorConfig | HandConfig, facts: dict[str, Any], name: str, folder: Path
 ) -> Path:
@@ -153,8 +164,10 @@ def save_projector(
     except OSError as error:
         raise cannot_write(folder, error) from error
     raw = save({k: v.detach().half().contiguous().cpu() for k, v in state.items()})
-    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": asdict(config), **facts}
     path = folder / f"{name}.json"
+    values = asdict(config)
+    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": values}
+    card |= {**_graph_facts(path, values), **facts}
     # The card last: weights without their card are not taken for another card's, the hash forbids it.
     with atomic(folder / f"{name}.safetensors") as tmp:
         tmp.write_bytes(raw)

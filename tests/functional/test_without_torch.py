@@ -20,7 +20,7 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in blocked:
-            raise ImportError(f"{name} is not here")
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
 blocked = set(filter(None, sys.argv.pop(1).split(",")))
 sys.meta_path.insert(0, Blocker())
 from ml_phaser.cli import main
@@ -105,6 +105,16 @@ def test_what_cannot_be_had_is_one_clear_line(tmp_path: Path, blocked: str, word
     done = run(tmp_path, blocked, "hklin", PEPTIDE, "mapout", "a.map", *words)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and said in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_other_commands_say_what_they_need(tmp_path: Path) -> None:
+    truth = ROOT / "examples" / "peptide.pdb"
+    done = run(tmp_path, "torch", "compare", "hklin", PEPTIDE, "xyzin", truth)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    done = run(tmp_path, "torch", "refine", "hklin", PEPTIDE, "xyzin", truth, "xyzout", "a.pdb", "hklout", "a.mtz")
+    assert done.returncode == 1 and done.stderr.endswith(
+        "this needs PyTorch, which is not installed. Try: pip install torch\n"
+    )
 
 
 def write_atoms(path: Path) -> None:

@@ -133,6 +133,19 @@ def test_a_card_that_says_something_else_is_refused(folder: Path, change: dict, 
         onnx_projector(folder=folder)
 
 
+def test_new_weights_of_the_same_network_need_no_new_graph(folder: Path) -> None:
+    facts = read_card(PROJECTOR, folder).facts["onnx"]
+    network = Projector(ProjectorConfig())
+    save_projector(network.state_dict(), network.config, {}, PROJECTOR, folder)
+    assert read_card(PROJECTOR, folder).facts["onnx"] == facts
+    given = maps_and_conditions((8, 8, 8), 1)
+    wanted = in_torch(load_projector(PROJECTOR, folder), *given)
+    assert np.abs(onnx_projector(PROJECTOR, folder)(*given) - wanted).max() < 1e-4
+    other = Projector(ProjectorConfig(d_best=1.3))
+    save_projector(other.state_dict(), other.config, {}, PROJECTOR, folder)
+    assert "onnx" not in read_card(PROJECTOR, folder).facts
+
+
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
     """The graph is the right one, and so are all hashes: what the file holds is not."""
     facts = read_card(PROJECTOR, folder).facts
