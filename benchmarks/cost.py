@@ -131,16 +131,17 @@ def made_problem(volume: float, d_min: float, spacing: float, multiple: int, dev
     hkl = gemmi.make_miller_array(cell, group, d_min)
     moduli = np.sqrt(np.random.default_rng(0).exponential(size=len(hkl)))
     ones, none = np.ones(len(hkl)), np.zeros(len(hkl), dtype=bool)
-    return pose(hkl, moduli, ones, none, cell, group, spacing=spacing, multiple=multiple, device=device)
+    return pose(hkl, moduli, ones, none, cell, group, spacing=spacing, multiple=multiple, place=device)
 
 
 def cycle_cost(kind: str, volume: float, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a cycle with one map, seconds of a map's cycle at the batch that makes it least, and memory of one."""
     import torch
 
+    from ml_phaser.learned import density_projection
     from ml_phaser.networks.store import PROJECTOR, load_projector
     from ml_phaser.phasing.dual_space import Relaxed, sparse
-    from ml_phaser.plan import atoms_share, density_projection
+    from ml_phaser.plan import atoms_share
 
     network = load_projector(args.name or PROJECTOR).to(args.device)
     before = resident()
@@ -238,7 +239,7 @@ def flop_per_point(network: Any) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ml_phaser.plan import density_projection
+    from ml_phaser.learned import density_projection
 
     problem = made_problem(14.4**3, 1.8, network.config.spacing, network.config.stride, "cpu")
     x = problem.random_starts(1, torch.Generator().manual_seed(0))

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from benchmarks.phasing.crystals import Crystal, get
 from benchmarks.phasing.entrants import options
 from benchmarks.phasing.tasks import dense
+from ml_phaser.board import lay_out
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.normalise import normalise
+from ml_phaser.learned import bundled_network
 from ml_phaser.phasing.search import Entrant
-from ml_phaser.plan import bundled_network, classical_entrants, flipped_starts, lay_out, learned_entrant
+from ml_phaser.plan import classical_entrants, flipped_starts, learned_entrant
 
 SOLVED = 0.7
 CHECKS = 4

@@ -134,10 +134,12 @@ def methods(crystal: Crystal, network: Any) -> Iterator[tuple[str, str, Any]]:
     """Who, mode ("plain" or "engine") and the method, each with its problem and the rows of the data it uses."""
     from dataclasses import replace
 
+    from ml_phaser.board import lay_out
     from ml_phaser.crystal.normalise import normalise
+    from ml_phaser.learned import density_projection
     from ml_phaser.phasing.dual_space import Alternating, sparse
     from ml_phaser.phasing.projections import flip
-    from ml_phaser.plan import atoms_share, classical_entrants, density_projection, lay_out, learned_entrant
+    from ml_phaser.plan import atoms_share, classical_entrants, learned_entrant
 
     judged, whole, d_search = lay_out(crystal.data, normalise(crystal.data), options(1.0, 0, "classical"))
     for mode in ("plain", "engine"):

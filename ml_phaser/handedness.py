@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import gemmi
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array
 from ml_phaser.crystal.agreement import hand_centre, move
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
-from ml_phaser.networks.hand import HandJudge
-from ml_phaser.networks.store import HAND_JUDGE, load_hand_judge, read_card
+from ml_phaser.networks.config import HandConfig
+from ml_phaser.networks.store import HAND_JUDGE, read_card
 from ml_phaser.outcome import Hand
 from ml_phaser.phasing.place import about_hand
 
@@ -22,8 +25,22 @@ DETERMINED = 0.9  # probability from which on a hand counts as determined
 MOST_POINTS = 4_000_000  # grid points: about 1 kB of memory each
 
 
+class Judge(Protocol):
+    """The hand judge, in torch or ONNX Runtime; its arrays are to be at ``place``."""
+
+    @property
+    def config(self) -> HandConfig: ...
+
+    @property
+    def place(self) -> str: ...
+
+    def __call__(self, rho: Array, frac: Array, d_min: Array) -> Array: ...
+
+    def log_odds(self, mean: Array, volume: Array) -> Array: ...
+
+
 def log_odds(
-    judge: HandJudge, hkl: NDArray[np.int32], f: NDArray[np.complex128], cell: gemmi.UnitCell,
+    judge: Judge, hkl: NDArray[np.int32], f: NDArray[np.complex128], cell: gemmi.UnitCell,
     spacegroup: gemmi.SpaceGroup,
 ) -> float:  # fmt: skip
     """ln P / (1 - P) that the map of ``f`` (n,), and not its mirror image, shows L-amino acids.
@@ -37,16 +54,22 @@ def log_odds(
     shape = grid_shape(cell, d_min, spacing=judge.config.spacing, multiple=judge.config.stride)
     half = HalfSphere.of(expansion.hkl, shape).scatter(expansion.spread(f[used]))
     rho = np.fft.irfftn(half, s=shape, axes=(0, 1, 2))
-    unit = torch.from_numpy((rho / rho.std()).astype(np.float32))[None]
-    frac = torch.tensor(cell.frac.mat.tolist())[None]
-    with torch.no_grad():
-        local = judge(unit, frac, torch.tensor([d_min]))
-        volume = cell.volume / len(list(spacegroup.operations()))
-        return float(judge.log_odds(local.mean(1), torch.tensor([volume])))
+    volume = cell.volume / len(list(spacegroup.operations()))
+    values = ((rho / rho.std())[None], np.array(cell.frac.mat.tolist())[None], np.array([d_min]), np.array([volume]))
+    unit, frac, finest, room = (arrays.put(x.astype(np.float32), judge.place) for x in values)
+    with arrays.no_gradients(unit):
+        local = judge(unit, frac, finest)
+        return float(judge.log_odds(local.mean(axis=1), room)[0])
 
 
 def decide(
-    data: Amplitudes, normalised: Normalised, f: NDArray[np.complex128], *, keep: bool = False, solved: bool = True
+    data: Amplitudes,
+    normalised: Normalised,
+    f: NDArray[np.complex128],
+    *,
+    keep: bool = False,
+    solved: bool = True,
+    networks: str = "torch",
 ) -> tuple[NDArray[np.complex128], Hand]:
     """The likelier of the solution ``f`` (n,) and its mirror image, as it stands where that cannot be told; and why.
 
@@ -55,16 +78,17 @@ def decide(
     keep : report only, do not turn the solution
     solved : False for a map called not solved: some of those are right, so it is turned all the same, but what is said
         of its hand is said with that reserve
+    networks : what the judge runs in, as in ``networks.runtime.Runtime``
     """
     said = about_hand(data.spacegroup)
-    if not data.spacegroup.is_sohncke():
+    if not data.spacegroup.is_sohncke() or not networks:
         return f, Hand(said)
     card = read_card(HAND_JUDGE)
     if data.d_min > card.config["d_worst"] or data.cell.volume / card.config["spacing"] ** 3 > MOST_POINTS:
         return f, Hand(said)
     scale = np.exp((normalised.wilson_b - JUDGE_B) * (0.25 / data.d**2))
     density = scale * normalised.f * np.exp(1j * np.angle(f))
-    odds = log_odds(load_hand_judge(), data.hkl, density, data.cell, data.spacegroup)
+    odds = log_odds(bundled_judge(networks), data.hkl, density, data.cell, data.spacegroup)
     if (centre := hand_centre(data.spacegroup)) is None:
         return f, Hand(told_by_group(said, odds) if solved else said, odds)
     turned = odds < 0 and not keep
@@ -73,6 +97,17 @@ def decide(
     return f, Hand(
         in_words(odds, turned) if solved else f"should the map be right, {in_words(odds, turned)}", odds, turned
     )
+
+
+def bundled_judge(networks: str) -> Judge:
+    """The judge in "torch" or "onnx"."""
+    if networks == "onnx":
+        from ml_phaser.networks.onnx_session import onnx_hand_judge
+
+        return onnx_hand_judge()
+    from ml_phaser.networks.store import load_hand_judge
+
+    return load_hand_judge()
 
 
 def in_words(odds: float, turned: bool) -> str:

@@ -130,8 +130,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         default=240.0, low=1, high=1e6, unit="s", caption="Time for phasing", group="search",
     ),
     Parameter(
-        "engine", "choice", "density modification to use",
-        default="auto", choices=("auto", "classical", "learned"),
+        "engine", "choice", "density modification to use; onnx: as auto, but without PyTorch",
+        default="auto", choices=("auto", "classical", "learned", "onnx"),
         caption="Density modification", group="search", expert=True,
     ),
     Parameter(

@@ -59,7 +59,7 @@ def run(options: Options, notify: Notify) -> Outcome:
             *plan.choices,
         ),
         weights=plan.weights, times=clock.times,
-        device=plan.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
+        device=plan.runtime.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
         fragments=solution.fragments, predictor=plan.predictor,
         seeds=pick_seeds(data, normalised, phases, options), seeds_given=seeds_given,
     )  # fmt: skip
@@ -253,7 +253,10 @@ def weigh(
     fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
     if plan.starts is not None:  # the phases given are worth what they were, whatever became of them
         fom = np.maximum(fom, np.abs(plan.starts.centroid()))
-    f, hand = decide(data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved")
+    f, hand = decide(
+        data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved",
+        networks=plan.runtime.networks,
+    )  # fmt: skip
     if solution.fragments is not None:
         hand = replace(hand, said="that of the pieces placed, which are of L-amino acids or as given")
     return confidence.weigh(f, fom, data.centric), shells, verdict, hand

@@ -65,12 +65,12 @@ def crystal(name: str, atoms: int = 6, d_min: float = 1.0, seed: int = 0, b: flo
     return Crystal(hkl.astype(np.int32), f, cell, group, sites)
 
 
-def problem_of(c: Crystal, seed: int = 0) -> Problem:
+def problem_of(c: Crystal, seed: int = 0, place: str = "cpu") -> Problem:
     d = np.asarray(c.cell.calculate_d_array(c.hkl))
     held = choose_held_out(d, float(d.min()), seed)
     moduli = np.abs(c.f)
     to_e = np.full(len(moduli), 1 / np.sqrt(np.mean(moduli**2)))
-    return pose(c.hkl, moduli, to_e, held, c.cell, c.spacegroup, spacing=0.5)
+    return pose(c.hkl, moduli, to_e, held, c.cell, c.spacegroup, spacing=0.5, place=place)
 
 
 def agreement(c: Crystal, f: NDArray[np.complex128]) -> float:

@@ -123,9 +123,10 @@ def true_quadrants(crystal: Crystal, e: NDArray[np.float64], share: float):  # t
 
 def alone(crystal: Crystal, seconds: float, seed: int, *, who: str, share: float = 0.0) -> Answer:
     """One family of the engine's methods, without the engine's finishing; ``share`` of the reflections seeded."""
+    from ml_phaser.board import lay_out
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.seeds import seeded
-    from ml_phaser.plan import classical_entrants, lay_out, shrink_wrap_entrants
+    from ml_phaser.plan import classical_entrants, shrink_wrap_entrants
 
     clock, data = Clock(), crystal.data
     normalised = normalise(data)
@@ -147,8 +148,9 @@ def alone(crystal: Crystal, seconds: float, seed: int, *, who: str, share: float
 
 def learned(board, data: Amplitudes):  # type: ignore[no-untyped-def]
     """The network alternated with the amplitudes, or why it may not be."""
+    from ml_phaser.learned import bundled_network, density_projection
     from ml_phaser.phasing.dual_space import Alternating
-    from ml_phaser.plan import bundled_network, density_projection, learned_entrant
+    from ml_phaser.plan import learned_entrant
 
     network, _, said = bundled_network(data.d_min, data.cell.volume, "learned")
     if network is None:
@@ -162,9 +164,9 @@ def one_pass(crystal: Crystal, seconds: float, seed: int) -> Answer:
     """The network applied once to the map of measured amplitudes and random phases."""
     import torch
 
+    from ml_phaser.board import lay_out
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.projections import forward, impose_amplitudes
-    from ml_phaser.plan import lay_out
 
     data = crystal.data
     board, _, _ = lay_out(data, normalise(data), options(seconds, seed, "learned"))

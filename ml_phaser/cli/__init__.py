@@ -25,6 +25,7 @@ COMMANDS = {
     "install": "put the plugin for ccp4i2 or Phenix into the suite",
     "uninstall": "take it out again",
     "next": "commands for the programs that can go on from phases",
+    "export": "the networks as ONNX files, for ONNX Runtime and other programs",
     "refine": "coordinates and B of a model against measured amplitudes",
     "simulate": "measured-looking data of a crystal of known structure",
     "train": "train the network of the learned density modification",
@@ -117,6 +118,8 @@ def _message(error: BaseException, interrupted: str) -> str:
         return interrupted
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "this needs PyTorch, which is not installed. Try: pip install torch"
     if isinstance(error, MemoryError):
         return "not enough memory. Try: a lower resolution, or a machine with more memory"
     text = " ".join(str(error).split())[:200]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.grid import HalfSphere
-from ml_phaser.networks.projector import condition
+from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.batches import SHAPES, calculate, resolution_profile

@@ -11,46 +11,15 @@ the earlier prediction with the measured amplitudes put back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ml_phaser.networks.config import CrysFormerConfig
+
 HARMONICS = 3  # of the fractional coordinates
 WAVELENGTHS = (3.0, 6.0, 12.0, 24.0)  # A, of the Cartesian ones
 POSITION = 6 * HARMONICS + 6 * len(WAVELENGTHS) + 3
-
-
-@dataclass(frozen=True)
-class CrysFormerConfig:
-    """Architecture and domain.
-
-    dim, depth, heads, widen : of the transformer, the feed-forward layer being ``widen`` times as wide
-    stem : channels before the tokens and after; patch : grid points along each side of a patch
-    parts : maps of residues by themselves that it may attend to, 0 or more; recycled : a channel for an earlier
-        prediction
-    family : of training crystals; d_min, spacing : A; shortest, longest : cell edges in A
-    """
-
-    dim: int = 256
-    depth: int = 8
-    heads: int = 8
-    widen: int = 4
-    stem: int = 16
-    patch: int = 4
-    parts: int = 0
-    recycled: bool = True
-    family: str = "dipeptide-minimal"
-    d_min: float = 1.5
-    spacing: float = 0.5
-    shortest: tuple[float, float, float] = (4.0, 4.0, 4.0)
-    longest: tuple[float, float, float] = (20.0, 20.0, 20.0)
-
-    @property
-    def stride(self) -> int:
-        """Grid dimensions must be multiples of this."""
-        return self.patch
 
 
 class Conv(nn.Conv3d):

@@ -17,88 +17,14 @@ Percept. Psychophys. 63, 1293, 2001):  P = e/2 + (1 - e) / (1 + exp(-S)).
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-VOLUME = 150.0  # A^3, about one residue: the volume that evidence is counted in
-CHUNK = 20_000  # points judged at once: some 100 MB
+from ml_phaser.networks import shells
+from ml_phaser.networks.config import HandConfig
+from ml_phaser.networks.shells import CHUNK, Shell
+
 ATOMS = 4  # CA, N, C, CB
-
-
-@dataclass(frozen=True)
-class HandConfig:
-    """Architecture and domain.
-
-    radii : of the shells, A; each is blurred by a quarter of itself
-    hidden : width of the network of invariants; products : triple products of each kind
-    spacing : largest grid spacing in A; d_best, d_worst : resolution range claimed, in A
-    """
-
-    radii: tuple[float, ...] = (1.0, 1.4, 1.9, 2.4, 3.0, 3.8, 4.8, 6.2)
-    hidden: int = 96
-    products: int = 32
-    spacing: float = 0.6
-    d_best: float = 1.25
-    d_worst: float = 2.2
-
-    @property
-    def stride(self) -> int:
-        """Grid dimensions must be multiples of this."""
-        return 2
-
-
-def bessel(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Spherical Bessel functions j0, j1, j2 of x >= 0, to 1e-5."""
-    small = x < 0.1
-    y = torch.where(small, torch.ones_like(x), x)
-    sin, cos = y.sin(), y.cos()
-    j0 = torch.where(small, 1 - x**2 / 6, sin / y)
-    j1 = torch.where(small, x / 3 - x**3 / 30, sin / y**2 - cos / y)
-    j2 = torch.where(small, x**2 / 15, (3 / y**2 - 1) * sin / y - 3 * cos / y**2)
-    return j0, j1, j2
-
-
-def profiles(q: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Transforms of a blurred shell of order 0, 1, 2 at |q| in 1/A."""
-    blur = torch.exp(-2 * (math.pi * 0.25 * radius * q) ** 2)
-    j0, j1, j2 = bessel(2 * math.pi * radius * q)
-    return j0 * blur, j1 * blur, j2 * blur
-
-
-class Shell:
-    """Averages over one blurred shell, scaled to order one for white noise to a resolution of ``d_min`` (A)."""
-
-    def __init__(self, radius: float, d_min: float) -> None:
-        self.radius = radius
-        q = torch.linspace(0.001, 1 / d_min, 500)
-        self.scale = [float(((q**2).sum() / (p * q).pow(2).sum()).sqrt()) for p in profiles(q, radius)]
-
-    def filters(self, waves: Waves) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Factors (B, 1 / 3 / 6, u, v, w') of half-complex coefficients, for S, V and T (xx yy zz xy xz yz)."""
-        p0, p1, p2 = (p * s for p, s in zip(profiles(waves.size, self.radius), self.scale, strict=True))
-        return p0[:, None], p1[:, None] * 1j * waves.direction, -p2[:, None] * waves.quadrupole
-
-
-class Waves:
-    """Wave vectors of the half-complex grids (u, v, w') of maps of one shape in cells of any metric.
-
-    size (B, u, v, w') in 1/A; direction (B, 3, ...) of unit length; quadrupole (B, 6, ...), n n - 1/3; inside
-    (u, v, w'), where a direction is known: not at a grid's highest frequency, which is its own mate
-    """
-
-    def __init__(self, shape: tuple[int, ...], frac: torch.Tensor) -> None:
-        axes = [torch.fft.fftfreq(n, 1 / n) for n in shape[:2]] + [torch.fft.rfftfreq(shape[2], 1 / shape[2])]
-        h = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(frac)
-        self.inside = (2 * h.abs() < torch.tensor(shape).to(frac)[:, None, None, None]).all(dim=0)
-        q = torch.einsum("iuvw,bij->bjuvw", h, frac)
-        self.size = q.norm(dim=1)
-        self.direction = q / self.size.clamp_min(1e-9)[:, None]
-        x, y, z = self.direction.unbind(1)
-        third = 1 / 3
-        self.quadrupole = torch.stack([x * x - third, y * y - third, z * z - third, x * y, x * z, y * z], dim=1)
 
 
 def triple(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -117,11 +43,13 @@ def bounded(v: torch.Tensor) -> torch.Tensor:
 class HandJudge(nn.Module):
     """Maps (B, u, v, w) of unit variance, dimensions even -> (B, points) local evidence for L-amino acids."""
 
+    place = "cpu"  # of its arrays, where it is not moved
+
     def __init__(self, config: HandConfig) -> None:
         super().__init__()
         self.config = config
         k, m, hid = len(config.radii), config.products, config.hidden
-        self.shells = [Shell(r, 1.7) for r in config.radii]
+        self.shells = [Shell(r) for r in config.radii]
         self.vectors = nn.Linear(k, 3 * m, bias=False)
         self.tensors = nn.Linear(k, m, bias=False)
         self.weigh = nn.Sequential(
@@ -144,16 +72,7 @@ class HandJudge(nn.Module):
     @torch.no_grad()
     def surroundings(self, rho: torch.Tensor, frac: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Density (B, points, 1) at every second point, and S, V, T (B, points, 1 / 3 / 6, k) about it."""
-        waves = Waves(tuple(rho.shape[1:]), frac)
-        spectrum = (torch.fft.rfftn(rho, dim=(1, 2, 3)) * waves.inside)[:, None]
-
-        def points(field: torch.Tensor) -> torch.Tensor:
-            fine = torch.fft.irfftn(spectrum * field, s=tuple(rho.shape[1:]), dim=(2, 3, 4))
-            return fine[..., ::2, ::2, ::2].flatten(2).transpose(1, 2)  # (B, points, 1 / 3 / 6)
-
-        found = [[points(f) for f in shell.filters(waves)] for shell in self.shells]
-        s, v, t = (torch.stack(parts, dim=-1) for parts in zip(*found, strict=True))
-        return rho[:, ::2, ::2, ::2].flatten(1)[..., None], s, v, t
+        return shells.surroundings(rho, frac, self.shells)
 
     def local(
         self, d_min: torch.Tensor, rho: torch.Tensor, s: torch.Tensor, v: torch.Tensor, t: torch.Tensor
@@ -183,6 +102,4 @@ class HandJudge(nn.Module):
         ----------
         mean : (B,) of a over all points; volume : (B,) of the asymmetric unit in A^3
         """
-        evidence = mean * (volume / VOLUME) * self.log_scale.exp()
-        lapse = self.log_lapse.sigmoid()
-        return torch.logit(lapse / 2 + (1 - lapse) * evidence.abs().sigmoid()) * evidence.sign()
+        return shells.log_odds(mean, volume, self.log_scale, self.log_lapse)

@@ -12,36 +12,13 @@ cell, and through the measured amplitudes imposed between passes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-MAPS = 3
-CONDITIONS = 11
-
-
-@dataclass(frozen=True)
-class ProjectorConfig:
-    """Architecture and domain.
-
-    channels : features at each level, finest (2 grid points) first; blocks : residual blocks at each level, passed on
-        the way down and, but for the coarsest, on the way up
-    spacing : grid spacing in A the network is trained at; d_best, d_worst : resolution range claimed, in A
-    """
-
-    channels: tuple[int, ...] = (64, 128)
-    blocks: tuple[int, ...] = (2, 3)
-    spacing: float = 0.6
-    d_best: float = 1.25
-    d_worst: float = 2.2
-
-    @property
-    def stride(self) -> int:
-        """Grid dimensions must be multiples of this."""
-        return 2 ** len(self.channels)
+from ml_phaser.networks.config import CONDITIONS, MAPS, ProjectorConfig
 
 
 class Conv(nn.Conv3d):
@@ -137,29 +114,6 @@ class Projector(nn.Module):
             x = F.interpolate(self.grow[level](x), scale_factor=2, mode="nearest") + skips[level]
             x = self.up[level](x, cond)
         return unfold(self.head(x))[:, 0] + self.gate(cond)[:, :, None, None] * maps[:, 0]
-
-
-def condition(d_min: torch.Tensor, steps: torch.Tensor, completeness: torch.Tensor) -> torch.Tensor:
-    """What the network is told, (B, CONDITIONS), order-one numbers; the map's quality is told by ``tell``.
-
-    Parameters
-    ----------
-    d_min : (B,) A; completeness : (B,) 0-1
-    steps : (B, 3, 3) A, the grid's steps along a, b, c as columns: spacing, its differences, angles of oblique cells
-    """
-    lengths = steps.pow(2).sum(dim=1).sqrt()
-    spacing = lengths.mean(dim=1)
-    metric = steps.mT @ steps / spacing[:, None, None] ** 2  # 1 on the diagonal where the grid is cubic
-    nothing = torch.zeros_like(d_min)
-    return torch.stack(
-        [
-            (d_min - 1.7) / 0.3, (spacing - 0.6) / 0.05, (completeness - 0.9) / 0.1,
-            *((metric[:, i, i] - 1) / 0.15 for i in range(3)),
-            *(metric[:, i, j] / 0.3 for i, j in ((1, 2), (0, 2), (0, 1))),
-            nothing, nothing,
-        ],
-        dim=1,
-    )  # fmt: skip
 
 
 def tell(cond: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Bundled weights: safetensors beside a model card (JSON) that says what they are, checked by hash when loaded."""
+"""Bundled networks: weights (safetensors) and an ONNX graph without weights, beside a model card (JSON) that says what
+they are and has their hashes, which are checked when they are loaded."""
 
 from __future__ import annotations
 
@@ -8,21 +9,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
+from ml_phaser.networks.config import CrysFormerConfig, HandConfig, ProjectorConfig, UNetConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ml_phaser.networks.crysformer import CrysFormer
-    from ml_phaser.networks.hand import HandConfig, HandJudge
-    from ml_phaser.networks.projector import Projector, ProjectorConfig
+    from ml_phaser.networks.hand import HandJudge
+    from ml_phaser.networks.projector import Projector
     from ml_phaser.networks.unet import UNet
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR, LARGE = "projector-small", "projector-large"
 HAND_JUDGE = "hand-judge"
 
+Weights = dict[str, NDArray[np.float32]]
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound="nn.Module")
 
@@ -58,19 +64,19 @@ def load_projector(name: str = PROJECTOR, folder: Path = FOLDER) -> Projector:
     """The network in evaluation mode; UserError if the weights are not those the card was written for."""
     from ml_phaser.networks.projector import Projector
 
-    card, weights, path = _checked(name, folder)
+    card, weights, path = read_weights(name, folder)
     return _filled(Projector(config_from(card.config, str(path))), weights, path)
 
 
 def load_hand_judge(name: str = HAND_JUDGE, folder: Path = FOLDER) -> HandJudge:
     """The hand judge in evaluation mode; UserError if the weights are not those the card was written for."""
-    from ml_phaser.networks.hand import HandConfig, HandJudge
+    from ml_phaser.networks.hand import HandJudge
 
-    card, weights, path = _checked(name, folder)
+    card, weights, path = read_weights(name, folder)
     return _filled(HandJudge(configured(HandConfig, card.config, str(path))), weights, path)
 
 
-ONE_SHOT = ("unet", "crysformer")
+ONE_SHOT: dict[str, type[UNetConfig | CrysFormerConfig]] = {"unet": UNetConfig, "crysformer": CrysFormerConfig}
 
 
 def bundled_one_shot(folder: Path = FOLDER) -> list[Card]:
@@ -79,38 +85,66 @@ def bundled_one_shot(folder: Path = FOLDER) -> list[Card]:
     return [read_card(name, folder) for name in names]
 
 
+def one_shot_config(card: Card, where: str) -> UNetConfig | CrysFormerConfig:
+    """Configuration of a one-shot network; UserError for a kind or a configuration that is not known."""
+    kind = card.facts.get("kind")
+    if kind not in ONE_SHOT:
+        raise UserError(f"unknown kind of network ({kind})", where, "update ml_phaser")
+    return configured(ONE_SHOT[kind], card.config, where)
+
+
 def load_one_shot(name: str, folder: Path = FOLDER) -> UNet | CrysFormer:
     """A one-shot network in evaluation mode; UserError if the weights are not those the card was written for."""
-    from ml_phaser.networks.crysformer import CrysFormer, CrysFormerConfig
-    from ml_phaser.networks.unet import UNet, UNetConfig
+    from ml_phaser.networks.crysformer import CrysFormer
+    from ml_phaser.networks.unet import UNet
 
-    card, weights, path = _checked(name, folder)
-    kind = card.facts.get("kind")
-    if kind == "unet":
-        return _filled(UNet(configured(UNetConfig, card.config, str(path))), weights, path)
-    if kind == "crysformer":
-        return _filled(CrysFormer(configured(CrysFormerConfig, card.config, str(path))), weights, path)
-    raise UserError(f"unknown kind of network ({kind})", str(path), "update ml_phaser")
+    card, weights, path = read_weights(name, folder)
+    config = one_shot_config(card, str(path))
+    network = UNet(config) if isinstance(config, UNetConfig) else CrysFormer(config)
+    return _filled(network, weights, path)
 
 
-def _checked(name: str, folder: Path) -> tuple[Card, dict[str, Any], Path]:
-    """Card, weights in single precision, and where they lie."""
-    from safetensors.torch import load
+def read_weights(name: str, folder: Path = FOLDER) -> tuple[Card, Weights, Path]:
+    """Card, weights in single precision, and where they lie; UserError if they are not those of the card."""
+    from safetensors.numpy import load
 
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
+    raw = _checked(path, card.sha256, "weights")
+    return card, {k: np.asarray(v, dtype=np.float32) for k, v in load(raw).items()}, path
+
+
+def read_graph(card: Card, folder: Path = FOLDER) -> bytes:
+    """The ONNX graph of a network, without its weights; UserError if it is not the one the card was written for."""
+    path = folder / f"{card.name}.onnx"
+    facts = card.facts.get("onnx")
+    if facts is None:
+        raise UserError("the network has no ONNX graph", str(path), f"ml_phaser export graphs folder {folder}")
+    try:
+        sha256 = facts["sha256"]
+    except (KeyError, TypeError):
+        raise UserError("damaged model card (onnx)", str(folder / f"{card.name}.json"), "reinstall ml_phaser") from None
+    return _checked(path, sha256, "ONNX graph")
+
+
+def _checked(path: Path, sha256: str, what: str) -> bytes:
+    """Content of a file; UserError where it is missing or has another hash."""
+    verb = "are" if what.endswith("s") else "is"
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise UserError("the weights file is missing", str(path), "reinstall ml_phaser") from None
-    if hashlib.sha256(raw).hexdigest() != card.sha256:
-        raise UserError("the weights are not those of the model card", str(path), "reinstall ml_phaser")
-    return card, {k: v.float() for k, v in load(raw).items()}, path
+        raise UserError(f"the {what} file is missing", str(path), "reinstall ml_phaser") from None
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        those = "those" if what.endswith("s") else "that"
+        raise UserError(f"the {what} {verb} not {those} of the model card", str(path), "reinstall ml_phaser")
+    return raw
 
 
-def _filled(network: Network, weights: dict[str, Any], path: Path) -> Network:
+def _filled(network: Network, weights: Weights, path: Path) -> Network:
+    import torch
+
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
     except RuntimeError:
         what = "the weights do not fit the network of the model card"
         raise UserError(what, str(path), "reinstall ml_phaser") from None
@@ -119,8 +153,6 @@ def _filled(network: Network, weights: dict[str, Any], path: Path) -> Network:
 
 def config_from(values: dict[str, Any], where: str) -> ProjectorConfig:
     """The configuration a card or checkpoint (``where``) holds; UserError if it is not one this program knows."""
-    from ml_phaser.networks.projector import ProjectorConfig
-
     return configured(ProjectorConfig, values, where)
 
 
@@ -131,6 +163,17 @@ def configured(kind: type[Config], values: dict[str, Any], where: str) -> Config
         return kind(**fields)
     except TypeError as error:
         raise UserError(f"unknown network configuration ({error})", where, "update ml_phaser") from None
+
+
+def _graph_facts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The entry of the ONNX graph in a card that is to be replaced, where it is good for the new weights too: a graph
+    depends on the configuration alone."""
+    try:
+        old = json.loads(path.read_text())
+        same = old["config"] == json.loads(json.dumps(config))
+        return {"onnx": old["onnx"]} if same else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def save_projector(
@@ -151,8 +194,10 @@ def save_projector(
     except OSError as error:
         raise cannot_write(folder, error) from error
     raw = save({k: v.detach().half().contiguous().cpu() for k, v in state.items()})
-    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": asdict(config), **facts}
     path = folder / f"{name}.json"
+    values = asdict(config)
+    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": values}
+    card |= {**_graph_facts(path, values), **facts}
     # The card last: weights without their card are not taken for another card's, the hash forbids it.
     with atomic(folder / f"{name}.safetensors") as tmp:
         tmp.write_bytes(raw)

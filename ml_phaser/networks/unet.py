@@ -12,39 +12,11 @@ by themselves as further channels; +R, an earlier prediction as one more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Architecture and domain.
-
-    edge, features : channels of encoder and decoder, and of the residual blocks; blocks : their number
-    squeeze : squeeze-and-excitation in the blocks; parts : maps of residues as channels; recycled : a channel for an
-        earlier prediction
-    family : of training crystals; d_min, spacing : A; shortest, longest : cell edges in A
-    """
-
-    edge: int = 23
-    features: int = 25
-    blocks: int = 7
-    squeeze: bool = False
-    parts: int = 0
-    recycled: bool = False
-    family: str = "dialanine-1b"
-    d_min: float = 1.5
-    spacing: float = 0.5
-    shortest: tuple[float, float, float] = (10.0, 10.0, 10.0)
-    longest: tuple[float, float, float] = (10.0, 10.0, 10.0)
-
-    @property
-    def stride(self) -> int:
-        """Grid dimensions must be multiples of this."""
-        return 2
+from ml_phaser.networks.config import UNetConfig
 
 
 class Conv(nn.Conv3d):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
+from ml_phaser import arrays
+from ml_phaser.arrays import AXES, Array, namespace
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.problem import Problem
@@ -31,45 +32,45 @@ class Combined:
     known: PhaseDistributions
     name: str = "phase combination"
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         for _ in range(cycles):
             x = inverse(self.combine(forward(self.projection(x))), self.problem.shape)
         return x
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return forward(self.projection(x))
 
-    def combine(self, half: torch.Tensor) -> torch.Tensor:
+    def combine(self, half: Array) -> Array:
         """Measured moduli with the combined phases, weighted; what was not measured as the map has it."""
         target = self.problem.target
         one, two, centric, to_e = self._tables
-        modulus = half.abs()
-        u = half / modulus.clamp_min(1e-20)
+        modulus = abs(half)
+        u = half / modulus.clip(min=1e-20)
         e = modulus * to_e
-        e = e / e.pow(2).sum((-3, -2, -1), keepdim=True).div((to_e > 0).sum()).sqrt().clamp_min(1e-20)
+        mean_square = (e**2).sum(axis=AXES, keepdims=True) / int((to_e > 0).sum())
+        e = e / (mean_square**0.5).clip(min=1e-20)
         # The bimodal part as its tangent at the map's phase.
         total = one + 2 * two * u.conj() + TRUST * (target.amplitude * to_e) * e * u
-        x = total.abs()
-        merit = torch.where(centric, torch.tanh(x), torch.special.i1e(x) / torch.special.i0e(x))
+        x, xp = abs(total), namespace(total)
+        merit = xp.where(centric, xp.tanh(x), arrays.sim(x))
         scale = self._scale(modulus)
-        out = target.imposed * merit * total / x.clamp_min(1e-20) + target.free * half * scale
+        out = target.imposed * merit * total / x.clip(min=1e-20) + target.free * half * scale
         out[..., 0, 0, 0] = 0
         return out
 
-    def _scale(self, modulus: torch.Tensor) -> torch.Tensor:
+    def _scale(self, modulus: Array) -> Array:
         """Factor (B, 1, 1, 1) that brings the map's moduli to those measured."""
         imposed = self.problem.target.imposed
-        there = (modulus * (imposed > 0)).pow(2).sum((-3, -2, -1), keepdim=True)
-        return (imposed.pow(2).sum() / there.clamp_min(1e-20)).sqrt()
+        there = ((modulus * (imposed > 0)) ** 2).sum(axis=AXES, keepdims=True)
+        return ((imposed**2).sum() / there.clip(min=1e-20)) ** 0.5
 
     @cached_property
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _tables(self) -> tuple[Array, Array, Array, Array]:
         """On the half-complex grid: A + iB, C + iD, where phases are restricted, factors that turn moduli into E."""
         p, hl = self.problem, self.known.hl
         spread = p.expansion
         two = hl[:, 2] + 1j * hl[:, 3]
         turned = np.where(spread.friedel, np.conj(two[spread.asu]), two[spread.asu]) * np.exp(2j * spread.shift)
-        device = p.target.amplitude.device
-        doubled = torch.from_numpy(p.places.scatter(turned).astype(np.complex64))[None].to(device)
-        centric = torch.from_numpy(p.places.scatter(self.known.turn[spread.asu] != 0))[None].to(device)
+        doubled = arrays.beside(p.places.scatter(turned).astype(np.complex64)[None], p.target.amplitude)
+        centric = arrays.beside(p.places.scatter(self.known.turn[spread.asu] != 0)[None], p.target.amplitude)
         return p.scatter(hl[:, 0] + 1j * hl[:, 1]), doubled, centric, p.target.to_e

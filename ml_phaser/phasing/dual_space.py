@@ -17,8 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array, Generator, namespace
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import (
     flip,
@@ -32,7 +35,7 @@ from ml_phaser.phasing.projections import (
 
 QUANTILE_POINTS = 10_000  # enough of a large grid to place a threshold
 
-Projection = Callable[[torch.Tensor], torch.Tensor]
+Projection = Callable[[Array], Array]
 
 
 class Method(Protocol):
@@ -41,11 +44,11 @@ class Method(Protocol):
     @property
     def name(self) -> str: ...
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         """The state after some cycles more than the ``done`` it has seen, for methods that change along the way."""
         ...
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         """Half-complex coefficients of the density the state stands for."""
         ...
 
@@ -59,21 +62,21 @@ class ChargeFlipping:
     weak: float = 0.2
     name: str = "charge flipping"
 
-    def _weak(self) -> torch.Tensor:
+    def _weak(self) -> Array:
         target = self.problem.target
         moduli = target.amplitude[target.known & (target.amplitude > 0)]
-        k = max(1, round(self.weak * moduli.numel()))
-        return target.known & ~target.seeded & (target.amplitude < moduli.kthvalue(k).values)
+        k = max(1, round(self.weak * len(moduli)))
+        return target.known & ~target.seeded & (target.amplitude < arrays.kth(moduli, k))
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         weak = self._weak()
         for _ in range(cycles):
             g = forward(flip(x, self.delta))
-            half = torch.where(weak, g * 1j, with_amplitudes(g, self.problem.target, keep_mean=True))
+            half = namespace(g).where(weak, g * 1j, with_amplitudes(g, self.problem.target, keep_mean=True))
             x = inverse(half, x.shape)
         return x
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return forward(flip(x, self.delta))
 
 
@@ -87,13 +90,13 @@ class Relaxed:
     name: str
     keep_mean: bool = True
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         for _ in range(cycles):
             b = self.projection(x)
             x = x + self.beta * (impose_amplitudes(2 * b - x, self.problem.target, self.keep_mean) - b)
         return x
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return forward(self.projection(x))
 
 
@@ -106,7 +109,7 @@ class Shaped:
     before: Problem
     cycles: int
 
-    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def random_starts(self, count: int, generator: Generator) -> Array:
         """Maps (count, u, v, w)."""
         x = self.method.advance(self.before.random_starts(count, generator), self.cycles)
         half = regrid(self.method.estimate(x), self.problem.shape)
@@ -121,12 +124,12 @@ class Alternating:
     projection: Projection
     name: str = "error reduction"
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         for _ in range(cycles):
             x = impose_amplitudes(self.projection(x), self.problem.target)
         return x
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return forward(self.projection(x))
 
 
@@ -148,52 +151,52 @@ class ShrinkWrap:
     renew: int = 20
     smooth: tuple[float, float] = (3.0, 1.0)
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         hybrid = self.cycles - self.ending
-        inside: torch.Tensor | None = None
+        inside: Array = None
         for cycle in range(done, done + cycles):
             y = impose_amplitudes(x, self.problem.target, keep_mean=True)
             if inside is None or cycle % self.renew == 0:
                 inside = self.support(y, min(1.0, cycle / hybrid))
-            x = torch.where(inside & (y > 0), y, x - self.beta * y if cycle < hybrid else 0.0)
+            x = namespace(x).where(inside & (y > 0), y, x - self.beta * y if cycle < hybrid else 0.0)
         return x
 
-    def support(self, rho: torch.Tensor, progress: float) -> torch.Tensor:
+    def support(self, rho: Array, progress: float) -> Array:
         """The highest ``share`` of each smoothed map, bool; ``progress`` 0-1 of the shrinking."""
         first, last = self.smooth
-        kernel = gaussian(rho.shape[-3:], first + (last - first) * progress).to(rho)
-        soft = inverse(forward(rho) * kernel, rho.shape)
+        kernel = gaussian(tuple(rho.shape[-3:]), first + (last - first) * progress)
+        soft = inverse(forward(rho) * arrays.beside(kernel, rho), rho.shape)
         return soft > _quantile(soft, 1 - self.share)
 
-    def project(self, rho: torch.Tensor) -> torch.Tensor:
+    def project(self, rho: Array) -> Array:
         """What is positive within the last support."""
         return rho * (self.support(rho, 1.0) & (rho > 0))
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return forward(self.project(impose_amplitudes(x, self.problem.target, keep_mean=True)))
 
 
-def gaussian(shape: tuple[int, ...] | torch.Size, width: float) -> torch.Tensor:
+def gaussian(shape: tuple[int, ...], width: float) -> NDArray[np.float32]:
     """Factors (u, v, w // 2 + 1) on half-complex coefficients that smooth a periodic map by ``width`` grid points."""
     u, v, w = shape
-    axes = (torch.fft.fftfreq(u), torch.fft.fftfreq(v), torch.fft.rfftfreq(w))
-    a, b, c = (torch.exp(-2 * (torch.pi * width * k) ** 2) for k in axes)
-    return a[:, None, None] * b[:, None] * c
+    axes = (np.fft.fftfreq(u), np.fft.fftfreq(v), np.fft.rfftfreq(w))
+    a, b, c = (np.exp(-2 * (np.pi * width * k) ** 2) for k in axes)
+    return (a[:, None, None] * b[:, None] * c).astype(np.float32)
 
 
 def sparse(fraction: float) -> Projection:
     """Keep the highest ``fraction`` of the density where it is positive: atoms are few and separate."""
 
-    def project(rho: torch.Tensor) -> torch.Tensor:
-        return rho * (rho > _quantile(rho, 1 - fraction).clamp_min(0))
+    def project(rho: Array) -> Array:
+        return rho * (rho > _quantile(rho, 1 - fraction).clip(min=0))
 
     return project
 
 
-def _quantile(rho: torch.Tensor, share: float) -> torch.Tensor:
+def _quantile(rho: Array, share: float) -> Array:
     """Value (B, 1, 1, 1) that ``share`` of each map's points do not exceed, from a sample of a large grid."""
     rows = rho.reshape(len(rho), -1)
     rows = rows[:, :: 1 + rows.shape[1] // QUANTILE_POINTS]
     n = rows.shape[1]
     k = max(1, min(n, round(n * share)))
-    return rows.kthvalue(k, dim=1).values[:, None, None, None]
+    return arrays.kth(rows, k)[:, None, None, None]

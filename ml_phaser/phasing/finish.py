@@ -147,7 +147,7 @@ def flip_in_group(start: NDArray[np.complex128], entrant: Entrant) -> list[NDArr
     x = inverse(problem.scatter(problem.amplitude * np.exp(1j * np.angle(f))), problem.shape)
     for _ in range(entrant.home.flips // 5):
         half = forward(method.advance(x, 5))
-        mean = half[..., 0, 0, 0].clone()
+        mean = half[..., 0, 0, 0] + 0.0
         half = problem.scatter(problem.expansion.average(problem.gather_p1(half[0]), len(problem.hkl)))
         half[..., 0, 0, 0] = mean
         x = inverse(half, problem.shape)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array, Generator, namespace
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.phasing.dual_space import Method
 from ml_phaser.phasing.problem import Problem
@@ -29,32 +30,28 @@ class OneShot(Protocol):
     an earlier prediction with measured amplitudes (B, 1, u, v, w) or zeros, cell edges (B, 3) in A -> density
     (B, u, v, w)."""
 
-    def __call__(
-        self, patterson: torch.Tensor, parts: torch.Tensor, recycled: torch.Tensor, lengths: torch.Tensor
-    ) -> torch.Tensor: ...
+    def __call__(self, patterson: Array, parts: Array, recycled: Array, lengths: Array) -> Array: ...
 
 
-def scaled(rho: torch.Tensor) -> torch.Tensor:
+def scaled(rho: Array) -> Array:
     """Maps (B, u, v, w) brought to -1 ... 1 each."""
-    low, high = rho.amin(dim=(1, 2, 3), keepdim=True), rho.amax(dim=(1, 2, 3), keepdim=True)
-    return 2 * (rho - low) / (high - low).clamp_min(1e-12) - 1
+    xp = namespace(rho)
+    low, high = (edge(rho, axis=(1, 2, 3), keepdims=True) for edge in (xp.amin, xp.amax))
+    return 2 * (rho - low) / (high - low).clip(min=1e-12) - 1
 
 
-def patterson(half: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def patterson(half: Array, shape: tuple[int, ...]) -> Array:
     """Patterson maps (B, u, v, w) in -1 ... 1 of half-complex coefficients."""
-    square = half.abs().pow(2)
-    return scaled(inverse(torch.complex(square, torch.zeros_like(square)), shape))
+    return scaled(inverse(half * half.conj(), shape))
 
 
-def corrected(predicted: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
+def corrected(predicted: Array, half: Array) -> Array:
     """Predicted maps with the moduli of ``half``, unit variance: nothing where nothing was measured."""
     own = forward(predicted)
-    return unit_variance(inverse(own / own.abs().clamp_min(1e-12) * half.abs(), predicted.shape))
+    return unit_variance(inverse(own / abs(own).clip(min=1e-12) * abs(half), predicted.shape))
 
 
-def one_pass(
-    network: OneShot, half: torch.Tensor, recycled: torch.Tensor, parts: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
+def one_pass(network: OneShot, half: Array, recycled: Array, parts: Array, lengths: Array) -> Array:
     """What the network predicts, (B, u, v, w) in -1 ... 1.
 
     Parameters
@@ -63,6 +60,10 @@ def one_pass(
     recycled : (B, 1, u, v, w), an earlier prediction, ``corrected``, or zeros
     """
     seen = patterson(half, recycled.shape[2:])[:, None]
+    if not arrays.is_torch(seen):
+        return network(seen, parts, recycled, lengths)
+    import torch
+
     kind = seen.device.type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=has_bfloat16(kind)):
         predicted = network(seen, parts, recycled, lengths)
@@ -70,13 +71,13 @@ def one_pass(
 
 
 def predict(
-    network: OneShot, half: torch.Tensor, shape: tuple[int, int, int], parts: torch.Tensor, lengths: torch.Tensor,
+    network: OneShot, half: Array, shape: tuple[int, int, int], parts: Array, lengths: Array,
     passes: int,
-) -> list[torch.Tensor]:  # fmt: skip
+) -> list[Array]:  # fmt: skip
     """Predictions (B, u, v, w) after each of ``passes`` passes, without gradients; see ``one_pass``."""
-    found: list[torch.Tensor] = []
-    recycled = torch.zeros((len(half), 1, *shape), dtype=torch.float32, device=half.device)
-    with torch.no_grad():
+    found: list[Array] = []
+    recycled = arrays.zeros((len(half), 1, *shape), abs(half[:1]))
+    with arrays.no_gradients(half):
         for _ in range(passes):
             found.append(one_pass(network, half, recycled, parts, lengths))
             recycled = corrected(found[-1], half)[:, None]
@@ -94,16 +95,14 @@ class Prediction:
     fom: NDArray[np.float64]
 
 
-def predict_phases(network: OneShot, problem: Problem, parts: torch.Tensor) -> Prediction:
+def predict_phases(network: OneShot, problem: Problem, parts: Array) -> Prediction:
     """Phases of a P1 problem that is posed as the network was trained; reflections held out are not shown to it.
 
     ``parts`` : (1, J, u, v, w), J may be 0
     """
-    device = problem.target.amplitude.device
-    lengths = torch.tensor([problem.cell.parameters[:3]], dtype=torch.float32, device=device)
     imposed = problem.target.imposed
-    half = torch.complex(imposed, torch.zeros_like(imposed))
-    maps = predict(network, half, problem.shape, parts.to(device), lengths, PASSES)[-LAST:]
+    lengths = arrays.beside(np.array([problem.cell.parameters[:3]], dtype=np.float32), imposed)
+    maps = predict(network, imposed + 0j, problem.shape, parts, lengths, PASSES)[-LAST:]
     found = np.array([problem.gather_p1(forward(rho)[0]) for rho in maps])
     phasors = found / np.maximum(np.abs(found), 1e-12)
     mean = phasors.mean(axis=0)
@@ -119,10 +118,10 @@ class Named:
     method: Method
     name: str
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         return self.method.advance(x, cycles, done)
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return self.method.estimate(x)
 
 
@@ -132,7 +131,7 @@ class PredictedStarts:
 
     starts: GivenStarts
 
-    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def random_starts(self, count: int, generator: Generator) -> Array:
         return self.starts.make(count, generator)
 
 

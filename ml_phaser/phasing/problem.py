@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import gemmi
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array, Generator
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.symmetry import Expansion, expand
 from ml_phaser.phasing.projections import Target, impose_amplitudes
@@ -39,44 +40,45 @@ class Problem:
     expansion: Expansion
     places: HalfSphere
     target: Target
-    judge_flat: torch.Tensor
-    judge_value: torch.Tensor
-    judge_weight: torch.Tensor
+    judge_flat: Array
+    judge_value: Array
+    judge_weight: Array
 
     @property
     def points(self) -> int:
         """Grid points in the cell."""
         return int(np.prod(self.shape))
 
-    def scatter(self, f: NDArray[np.complex128]) -> torch.Tensor:
+    def scatter(self, f: NDArray[np.complex128]) -> Array:
         """Half-complex coefficients (1, u, v, w') of structure factors on ``hkl``."""
         half = self.places.scatter(self.expansion.spread(f)).astype(np.complex64)
-        return torch.from_numpy(half)[None].to(self.target.amplitude.device)
+        return arrays.beside(half[None], self.target.amplitude)
 
-    def gather_p1(self, half: torch.Tensor) -> NDArray[np.complex128]:
+    def gather_p1(self, half: Array) -> NDArray[np.complex128]:
         """Structure factors (m,) on ``expansion.hkl`` of one half-complex array (u, v, w')."""
-        array = half.detach().cpu().numpy().astype(np.complex128)
-        return self.places.gather(array, len(self.expansion.hkl))
+        return self.places.gather(arrays.to_numpy(half).astype(np.complex128), len(self.expansion.hkl))
 
-    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def random_starts(self, count: int, generator: Generator) -> Array:
         """Maps (count, u, v, w) with random phases, those of the seeds if there are any."""
-        x = torch.randn((count, *self.shape), generator=generator).to(self.target.amplitude.device)
+        x = arrays.normal((count, *self.shape), generator)
+        if arrays.is_torch(x):
+            x = x.to(self.target.amplitude.device)
         return x if self.target.seeds is None else impose_amplitudes(x, self.target)
 
-    def scores(self, half: torch.Tensor) -> torch.Tensor:
+    def scores(self, half: Array) -> Array:
         """Correlation (B,) of calculated and measured E on the held-out reflections."""
-        x = half.reshape(len(half), -1)[:, self.judge_flat].abs() * self.judge_weight
+        x = abs(half.reshape(len(half), -1)[:, self.judge_flat]) * self.judge_weight
         y = self.judge_value[None]
-        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-        return (x * y).sum(1) / (x.pow(2).sum(1) * y.pow(2).sum(1)).sqrt().clamp_min(1e-20)
+        x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+        return (x * y).sum(axis=1) / (((x**2).sum(axis=1) * (y**2).sum(axis=1)) ** 0.5).clip(min=1e-20)
 
-    def residuals(self, half: torch.Tensor) -> torch.Tensor:
+    def residuals(self, half: Array) -> Array:
         """R = sum | |F| - k|Fc| | / sum |F| on the imposed reflections, k from least squares, (B,)."""
         known = self.target.known & (self.target.amplitude > 0)
         fo = self.target.amplitude[known][None]
-        fc = half.abs().reshape(len(half), -1)[:, known.reshape(-1)]
-        k = (fo * fc).sum(1, keepdim=True) / fc.pow(2).sum(1, keepdim=True).clamp_min(1e-20)
-        return (fo - k * fc).abs().sum(1) / fo.sum()
+        fc = abs(half).reshape(len(half), -1)[:, known.reshape(-1)]
+        k = (fo * fc).sum(axis=1, keepdims=True) / (fc**2).sum(axis=1, keepdims=True).clip(min=1e-20)
+        return abs(fo - k * fc).sum(axis=1) / fo.sum()
 
 
 def choose_held_out(d: NDArray[np.float64], d_search: float, seed: int) -> NDArray[np.bool_]:
@@ -104,7 +106,7 @@ def pose(
     *,
     spacing: float,
     multiple: int = 2,
-    device: str = "cpu",
+    place: str = "cpu",
 ) -> Problem:
     """Set up the phase problem of unique reflections ``hkl`` (n, 3).
 
@@ -112,6 +114,7 @@ def pose(
     ----------
     amplitude : (n,) moduli to impose; to_e : (n,) factors that turn them into E values, to judge by
     spacing : largest grid spacing in A; multiple : every grid dimension is a multiple of it
+    place : where the arrays are to be, a torch device or ``arrays.NUMPY``
     """
     d_min = float(cell.calculate_d_array(hkl).min()) * 0.99999
     shape = grid_shape(cell, d_min, spacing=spacing, multiple=multiple)
@@ -129,14 +132,14 @@ def pose(
     known = places.scatter(~held[expansion.asu]) | forbidden
     judged = places.scatter(held[expansion.asu])
 
-    def tensor(a: NDArray) -> torch.Tensor:
-        return torch.from_numpy(a)[None].to(device)
+    def there(a: NDArray) -> Array:
+        return arrays.put(a[None], place)
 
     flat = np.flatnonzero(judged)
     weights = places.scatter(expansion.spread(to_e)).astype(np.float32)
     return Problem(
         hkl, amplitude, held, cell, spacegroup, d_min, shape, expansion, places,
-        Target(tensor(values), tensor(known), tensor(inside), tensor((weights * known).astype(np.float32))),
-        torch.from_numpy(flat).to(device), torch.from_numpy((values * weights).reshape(-1)[flat]).to(device),
-        torch.from_numpy(weights.reshape(-1)[flat]).to(device),
+        Target(there(values), there(known), there(inside), there((weights * known).astype(np.float32))),
+        arrays.put(flat, place), arrays.put((values * weights).reshape(-1)[flat], place),
+        arrays.put(weights.reshape(-1)[flat], place),
     )  # fmt: skip

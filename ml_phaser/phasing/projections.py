@@ -1,7 +1,8 @@
-"""The projections a dual-space cycle is made of, on batches of maps in torch.
+"""The projections a dual-space cycle is made of, on batches of maps.
 
-Maps are (B, u, v, w) real; reciprocal arrays are half-complex (B or 1, u, v, w // 2 + 1) with the conventions of
-``crystal.grid`` and orthonormal transforms, so that mean(rho^2) = sum |F|^2 / N over the full sphere.
+Arrays are torch tensors or numpy arrays (``ml_phaser.arrays``). Maps are (B, u, v, w) real; reciprocal arrays are
+half-complex (B or 1, u, v, w // 2 + 1) with the conventions of ``crystal.grid`` and orthonormal transforms, so that
+mean(rho^2) = sum |F|^2 / N over the full sphere.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
+import numpy as np
+
+from ml_phaser import arrays
+from ml_phaser.arrays import AXES, Array, namespace
 
 
 @dataclass(frozen=True)
@@ -24,76 +28,82 @@ class Target:
     seeds : half-complex structure factors imposed phase and all, 0 where the phase is free; None: all phases are free
     """
 
-    amplitude: torch.Tensor
-    known: torch.Tensor
-    inside: torch.Tensor
-    to_e: torch.Tensor
-    seeds: torch.Tensor | None = None
+    amplitude: Array
+    known: Array
+    inside: Array
+    to_e: Array
+    seeds: Array | None = None
 
     @cached_property
-    def imposed(self) -> torch.Tensor:
+    def imposed(self) -> Array:
         """Moduli to impose, 0 where nothing is known."""
         return self.amplitude * self.known
 
     @cached_property
-    def free(self) -> torch.Tensor:
+    def free(self) -> Array:
         """1 within the sphere where nothing is known, else 0."""
-        return (self.inside & ~self.known).to(self.amplitude.dtype)
+        return arrays.astype(self.inside & ~self.known, self.amplitude)
 
     @cached_property
-    def seeded(self) -> torch.Tensor:
+    def seeded(self) -> Array:
         """bool, where the phase is imposed too."""
-        return torch.zeros_like(self.known) if self.seeds is None else self.seeds != 0
+        return namespace(self.known).zeros_like(self.known) if self.seeds is None else self.seeds != 0
 
-    def to(self, device: torch.device | str) -> Target:
+    def to(self, device: Any) -> Target:
+        """On a torch device."""
         seeds = None if self.seeds is None else self.seeds.to(device)
         amplitude, known, inside, to_e = (t.to(device) for t in (self.amplitude, self.known, self.inside, self.to_e))
         return Target(amplitude, known, inside, to_e, seeds)
 
 
-def forward(rho: torch.Tensor) -> torch.Tensor:
+def forward(rho: Array) -> Array:
     """Half-complex coefficients of maps."""
-    return torch.fft.rfftn(rho, dim=(-3, -2, -1), norm="ortho")
+    return arrays.rfftn(rho)
 
 
-def inverse(half: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+def inverse(half: Array, shape: tuple[int, ...]) -> Array:
     """Maps of half-complex coefficients; ``shape`` is (..., u, v, w)."""
-    return torch.fft.irfftn(half, s=tuple(shape[-3:]), dim=(-3, -2, -1), norm="ortho")
+    return arrays.irfftn(half, tuple(shape[-3:]))
 
 
-def regrid(half: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def regrid(half: Array, shape: tuple[int, ...]) -> Array:
     """Half-complex coefficients (B, u, v, w') on the grid ``shape`` (u, v, w): those both grids hold, else 0."""
     count, u, v, w = half.shape
-    out = half.new_zeros((count, shape[0], shape[1], shape[2] // 2 + 1))
+    out = arrays.zeros((count, shape[0], shape[1], shape[2] // 2 + 1), half)
     a, b, c = (
         min(m - 1, n - 1) // 2 for m, n in zip((u, v, 2 * w - 1), shape, strict=True)
     )  # below both grids' limits
-    rows, columns = torch.arange(-a, a + 1)[:, None], torch.arange(-b, b + 1)
+    rows, columns = np.arange(-a, a + 1)[:, None], np.arange(-b, b + 1)
     out[:, rows % shape[0], columns % shape[1], : c + 1] = half[:, rows % u, columns % v, : c + 1]
     return out
 
 
-def with_amplitudes(half: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
+def with_amplitudes(half: Array, target: Target, keep_mean: bool = False) -> Array:
     """Measured moduli with the phases of ``half``; what was not measured is left as it stands, F(000) on request."""
-    out = half * (target.imposed / half.abs().clamp_min(1e-20) + target.free)
+    out = half * (target.imposed / abs(half).clip(min=1e-20) + target.free)
     if target.seeds is not None:
-        out = torch.where(target.seeded, target.seeds, out)
+        out = namespace(half).where(target.seeded, target.seeds, out)
     out[..., 0, 0, 0] = half[..., 0, 0, 0] if keep_mean else 0
     return out
 
 
-def impose_amplitudes(rho: torch.Tensor, target: Target, keep_mean: bool = False) -> torch.Tensor:
+def impose_amplitudes(rho: Array, target: Target, keep_mean: bool = False) -> Array:
     """The reciprocal-space projection: the map nearest to rho that has the measured amplitudes."""
     return inverse(with_amplitudes(forward(rho), target, keep_mean), rho.shape)
 
 
-def unit_variance(rho: torch.Tensor) -> torch.Tensor:
+def rms(rho: Array) -> Array:
+    """Root mean square over each cell, (..., 1, 1, 1)."""
+    return (rho**2).mean(axis=AXES, keepdims=True) ** 0.5
+
+
+def unit_variance(rho: Array) -> Array:
     """Zero mean and unit variance over each cell."""
-    centred = rho - rho.mean(dim=(-3, -2, -1), keepdim=True)
-    return centred / centred.pow(2).mean(dim=(-3, -2, -1), keepdim=True).sqrt().clamp_min(1e-12)
+    centred = rho - rho.mean(axis=AXES, keepdims=True)
+    return centred / rms(centred).clip(min=1e-12)
 
 
-def sharpened(rho: torch.Tensor, target: Target) -> torch.Tensor:
+def sharpened(rho: Array, target: Target) -> Array:
     """The map of E with the phases of ``rho``, unit variance; of known reflections alone."""
     return unit_variance(inverse(forward(rho) * target.to_e, rho.shape))
 
@@ -101,16 +111,19 @@ def sharpened(rho: torch.Tensor, target: Target) -> torch.Tensor:
 class Restorer(Protocol):
     """A network of the learned projection: maps (B, 3, u, v, w) and conditions -> density (B, u, v, w)."""
 
-    def __call__(self, maps: torch.Tensor, cond: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, maps: Array, cond: Array) -> Array: ...
 
 
-def restore(
-    network: Restorer, rho: torch.Tensor, target: Target, cond: torch.Tensor, model: torch.Tensor | None = None
-) -> torch.Tensor:
+def restore(network: Restorer, rho: Array, target: Target, cond: Array, model: Array | None = None) -> Array:
     """What the network makes of maps of unit variance, seeing beside them the map of E and that of a placed ``model``
     (B, u, v, w), of unit variance, if there is one."""
-    other = torch.zeros_like(rho) if model is None else model.expand_as(rho)
-    maps = torch.stack([rho, sharpened(rho, target), other], dim=1)
+    xp = namespace(rho)
+    other = xp.zeros_like(rho) if model is None else xp.broadcast_to(model, rho.shape)
+    maps = xp.stack([rho, sharpened(rho, target), other], axis=1)
+    if not arrays.is_torch(rho):
+        return network(maps, cond)
+    import torch
+
     kind = rho.device.type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=has_bfloat16(kind)):
         return network(maps, cond).float()
@@ -119,13 +132,15 @@ def restore(
 def has_bfloat16(kind: str) -> bool:
     """Whether a "cuda" or "cpu" device calculates in bfloat16 itself (1.6-2.7 times as quick as in float32); where it
     does not, pretending to is slower."""
+    import torch
+
     if kind == "cuda":
         return torch.cuda.is_bf16_supported()
     able: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch 2.6 and later
     return able()
 
 
-def flip(rho: torch.Tensor, delta: float) -> torch.Tensor:
+def flip(rho: Array, delta: float) -> Array:
     """Charge flipping (Oszlanyi & Suto, Acta Cryst. A60, 134, 2004): density below delta x r.m.s. changes its sign."""
-    threshold = delta * rho.pow(2).mean(dim=(-3, -2, -1), keepdim=True).sqrt()
-    return torch.where(rho < threshold, -rho, rho)
+    threshold = delta * rms(rho)
+    return namespace(rho).where(rho < threshold, -rho, rho)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array, Generator
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.outcome import Trial
 from ml_phaser.phasing.dual_space import Method, Projection
@@ -30,7 +31,7 @@ COMPARABLE = 0.25  # held-out score from which on a solution is worth comparing 
 class Starts(Protocol):
     """Where starts come from, if they are not random."""
 
-    def make(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def make(self, count: int, generator: Generator) -> Array:
         """Maps (count, u, v, w) to begin with, at the origin and hand of the phases given."""
         ...
 
@@ -38,7 +39,7 @@ class Starts(Protocol):
 class Source(Protocol):
     """Where random starts come from."""
 
-    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor: ...
+    def random_starts(self, count: int, generator: Generator) -> Array: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Entrant:
     finishers: tuple[Finisher, ...] = ()
     bar: float = PROMISING
 
-    def starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def starts(self, count: int, generator: Generator) -> Array:
         """Maps (count, u, v, w) to begin with."""
         if self.given is not None:
             return self.given.make(count, generator)
@@ -169,7 +170,7 @@ def search(
     hunt : a search to go on with
     """
     hunt = Hunt(whole) if hunt is None else hunt
-    generator = torch.Generator().manual_seed(seed)
+    generator = arrays.generator(seed, whole.target.amplitude)
     began = now()
     spent = [0.0] * len(entrants)
 
@@ -199,7 +200,7 @@ def _batch(
     count: int,
     final: bool,
     seed: int,
-    generator: torch.Generator,
+    generator: Generator,
     spent_before: float,
     now: Callable[[], float],
     time_left: Callable[[], float],
@@ -222,8 +223,8 @@ def _batch(
         x = entrant.method.advance(x, entrant.block, done)
         done += entrant.block
         half = entrant.method.estimate(x)
-        scores = np.nan_to_num(entrant.problem.scores(half).cpu().numpy().astype(float), nan=-1.0)
-        residuals = np.nan_to_num(entrant.problem.residuals(half).cpu().numpy().astype(float), nan=1.0)
+        scores = np.nan_to_num(arrays.to_numpy(entrant.problem.scores(half)).astype(float), nan=-1.0)
+        residuals = np.nan_to_num(arrays.to_numpy(entrant.problem.residuals(half)).astype(float), nan=1.0)
         hunt.note(trials, done, (now() - began) / count, scores, residuals)
         settled = hunt.settled(entrant.method.name, residuals)
         out_of_time = time_left() <= 0
@@ -242,7 +243,7 @@ def _batch(
             finished = True
             if settled[leader]:
                 stay = np.arange(len(trials)) != leader
-                x, trials, bar = x[torch.from_numpy(stay).to(x.device)], trials[stay], bar[stay]
+                x, trials, bar = x[arrays.beside(stay, x)], trials[stay], bar[stay]
         tell()
         if last or hunt.convinced:
             break

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser.arrays import Array
 from ml_phaser.crystal.symmetry import expand
 from ml_phaser.phasing.dual_space import Method
 from ml_phaser.phasing.problem import Problem
@@ -55,7 +55,8 @@ def quadrants(hkl: NDArray[np.int32], phase: NDArray[np.float64], spacegroup: An
 
 def imposing(problem: Problem, seeds: Seeds) -> Problem:
     """The problem with the phases of ``seeds``, which belong to ``problem.hkl``, imposed where moduli are."""
-    direction = problem.scatter(np.where(seeds.given, np.exp(1j * seeds.phase), 0)).sgn()
+    direction = problem.scatter(np.where(seeds.given, np.exp(1j * seeds.phase), 0))
+    direction = direction / abs(direction).clip(min=1e-20)
     return replace(problem, target=replace(problem.target, seeds=problem.target.imposed * direction))
 
 
@@ -71,13 +72,13 @@ class Held:
     def name(self) -> str:
         return f"{self.free.name}, seeded"
 
-    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+    def advance(self, x: Array, cycles: int, done: int = 0) -> Array:
         first = int(np.clip(self.cycles - done, 0, cycles))
         if first:
             x = self.bound.advance(x, first, done)
         return self.free.advance(x, cycles - first, done + first) if cycles > first else x
 
-    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+    def estimate(self, x: Array) -> Array:
         return self.free.estimate(x)
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
+from ml_phaser.arrays import Array, Generator, namespace
 from ml_phaser.crystal.agreement import compare, correlation, move, multiplicity
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
@@ -42,12 +43,13 @@ class GivenStarts:
     known: PhaseDistributions
     made: int = 0
 
-    def make(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def make(self, count: int, generator: Generator) -> Array:
         """Maps (count, u, v, w). Moduli of held-out reflections are not used."""
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        rng = np.random.default_rng(arrays.integer(generator))
         phasors = [self.known.draw(rng) if self.made + i else self.known.centroid() for i in range(count)]
         self.made += count
-        half = torch.cat([self.problem.scatter(f) for f in phasors])
+        halves = [self.problem.scatter(f) for f in phasors]
+        half = namespace(halves[0]).concatenate(halves)
         return inverse(half * self.problem.target.imposed, self.problem.shape)
 
 

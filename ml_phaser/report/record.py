@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from ml_phaser.crystal.reflections import Amplitudes
     from ml_phaser.outcome import Fragments, Outcome, PhaseSeeds, Trial
 
-LIBRARIES = ("numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors", "matplotlib", "jinja2")
+LIBRARIES = (
+    "numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "onnxruntime", "safetensors",
+    "matplotlib", "jinja2",
+)  # fmt: skip
 
 
 def json_safe(value: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.grid import HalfSphere
-from ml_phaser.networks.projector import condition
+from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target, inverse, unit_variance
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.crystals import Contents, dense_box, random_cell

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.errors import UserError
+from ml_phaser.learned import density_projection
 from ml_phaser.networks.hand import ATOMS, HandConfig, HandJudge
 from ml_phaser.networks.projector import Projector
 from ml_phaser.networks.store import configured, save_projector
 from ml_phaser.phasing.problem import pose
 from ml_phaser.phasing.projections import forward, inverse, unit_variance, with_amplitudes
-from ml_phaser.plan import density_projection
 from ml_phaser.report.record import json_safe
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, resolution_profile

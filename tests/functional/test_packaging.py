@@ -17,6 +17,7 @@ from ml_phaser.parameters import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {k: v for k, v in os.environ.items() if k not in ("ML_PHASER_DEBUG", "PYTHONPATH")}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript"}
 DECLARED = {"numpy", "scipy", "gemmi", "reciprocalspaceship", "torch", "safetensors", "rich", "jinja2", "matplotlib"}
 HEAVY = (*sorted(DECLARED), "pandas")
 
@@ -78,7 +79,8 @@ def test_wheel_holds_code_weights_and_licence(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
     weights = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.safetensors", name)}
     cards = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.json", name)}
-    assert weights and weights == cards
+    graphs = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.onnx", name)}
+    assert weights and weights == cards == graphs
     templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ml_phaser" / "report" / "templates").iterdir()}
     assert templates and templates <= names
     strangers = [n for n in names if not n.startswith("ml_phaser/") and ".dist-info/" not in n]
@@ -136,11 +138,23 @@ def test_metadata(wheel):
         if "extra" not in n
     }
     assert needs == DECLARED
+    assert "Provides-Extra: onnx" in text and 'onnxruntime>=1.18; extra == "onnx"' in text
+
+
+def test_what_is_needed_without_torch_is_everything_else():
+    """The list for pip of an installation without torch, which pip cannot be told otherwise."""
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = set(re.findall(r'"([a-z]+>=[\d.]+)"', project.split("\ndependencies = [")[1].split("]")[0]))
+    runs = set(re.findall(r'"(onnxruntime>=[\d.]+)"', project))
+    lines = (ROOT / "requirements-onnx.txt").read_text().splitlines()
+    assert {line for line in lines if line and not line.startswith("#")} == {
+        n for n in needed if "torch" not in n
+    } | runs
 
 
 def test_every_import_is_a_dependency():
     """A library that only the developers have is found by users."""
-    declared = DECLARED | {"ml_phaser"}
+    declared = DECLARED | OPTIONAL | {"ml_phaser"}
     found = {}
     for path in (ROOT / "ml_phaser").rglob("*.py"):
         for module in re.findall(r"^\s*(?:from (?=\S+ import)|import )([A-Za-z_]\w*)", path.read_text(), re.MULTILINE):

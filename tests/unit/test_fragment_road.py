@@ -13,6 +13,7 @@ from crystals import Crystal, crystal, problem_of
 from scipy.spatial.transform import Rotation
 
 from ml_phaser import pipeline
+from ml_phaser.beginnings import FRAGMENTS_D_MIN
 from ml_phaser.crystal.agreement import compare, multiplicity
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
@@ -28,7 +29,7 @@ from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.solutions import METHOD, from_fragments
 from ml_phaser.phasing.projections import forward
 from ml_phaser.phasing.search import Hunt
-from ml_phaser.plan import FRAGMENTS_D_MIN, plan_phasing
+from ml_phaser.plan import plan_phasing
 
 OPTIONS = Options(Path("in"), Path("map"), Path("mtz"), Path("json"), threads=1)
 TINY, SMALL = gemmi.UnitCell(9.0, 9.4, 11.0, 90, 98, 90), gemmi.UnitCell(10.0, 10.0, 15.0, 90, 98, 90)

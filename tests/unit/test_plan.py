@@ -11,7 +11,7 @@ import pytest
 import torch
 from crystals import agreement, crystal, problem_of
 
-from ml_phaser import plan
+from ml_phaser import learned, plan
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.parameters import Options
@@ -75,7 +75,7 @@ def test_the_learned_projection_uses_bfloat16_where_the_device_has_it(monkeypatc
     network, maps = Blur(), []
     for able, precision in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(projections, "has_bfloat16", lambda where, able=able: able)
-        maps.append(plan.density_projection(network, p)(x))
+        maps.append(learned.density_projection(network, p)(x))
         assert network.precision == precision and maps[-1].dtype == torch.float32
     assert 0 < (maps[0] - maps[1]).norm() / maps[1].norm() < 0.02
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ml_phaser import beginnings
 from ml_phaser import plan as planning
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.errors import UserError
@@ -56,8 +57,8 @@ def bundled(crystal, monkeypatch):
     cell = data.cell.parameters
     config = UNetConfig(edge=8, features=8, blocks=1, d_min=1.7, spacing=0.6, longest=cell[:3], shortest=cell[:3])
     card = Card("unet-test", "ab" * 32, {**vars(config)}, {"kind": "unet"})
-    monkeypatch.setattr(planning, "bundled_one_shot", lambda: [card])
-    monkeypatch.setattr(planning, "outside", lambda domain, cell, group, d_min: "")
+    monkeypatch.setattr(beginnings, "bundled_one_shot", lambda: [card])
+    monkeypatch.setattr(beginnings, "outside", lambda domain, cell, group, d_min: "")
 
     class Known(UNet):
         calls = 0
@@ -70,7 +71,7 @@ def bundled(crystal, monkeypatch):
             return torch.fft.irfftn(half, s=shape, dim=(0, 1, 2))[None].to(patterson)
 
     network = Known(config)
-    monkeypatch.setattr(planning, "load_one_shot", lambda name: network)
+    monkeypatch.setattr(beginnings, "load_one_shot", lambda name: network)
     return network
 
 
@@ -91,7 +92,7 @@ def test_the_first_start_is_the_prediction(crystal, bundled):
     normalised = normalise(data)
     plan = planning.plan_phasing(data, normalised, options())
     assert type(bundled).calls == PASSES
-    assert plan.predictor == {"name": "unet-test", "sha256": "ab" * 32}
+    assert plan.predictor == {"name": "unet-test", "sha256": "ab" * 32, "runtime": "torch"}
     assert any("unet-test predicts" in choice for choice in plan.choices)
     first = plan.entrants[0]
     assert first.method.name.endswith("from the prediction")
@@ -123,7 +124,7 @@ def test_random_starts_ask_no_network(crystal, bundled):
 
 def test_outside_of_the_domain_the_log_says_so(crystal, bundled, monkeypatch):
     _, data = crystal
-    monkeypatch.setattr(planning, "outside", lambda *_: "it knows cats alone")
+    monkeypatch.setattr(beginnings, "outside", lambda *_: "it knows cats alone")
     plan = planning.plan_phasing(data, normalise(data), options())
     assert any("unet-test: it knows cats alone" in choice for choice in plan.choices)
     assert plan.predictor == {}
@@ -133,6 +134,6 @@ def test_outside_of_the_domain_the_log_says_so(crystal, bundled, monkeypatch):
 
 def test_asked_for_and_none_bundled(crystal, monkeypatch):
     _, data = crystal
-    monkeypatch.setattr(planning, "bundled_one_shot", list)
+    monkeypatch.setattr(beginnings, "bundled_one_shot", list)
     with pytest.raises(UserError, match="there is none"):
         planning.plan_phasing(data, normalise(data), options(starts="network"))

@@ -6,12 +6,12 @@ import gemmi
 import pytest
 import torch
 
+from ml_phaser.networks.config import condition
 from ml_phaser.networks.projector import (
     CONDITIONS,
     MAPS,
     Projector,
     ProjectorConfig,
-    condition,
     fold,
     tell,
     unfold,

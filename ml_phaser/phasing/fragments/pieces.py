@@ -13,6 +13,7 @@ from ml_phaser.crystal.peptide import Hinge, Peptide, build
 
 # phi, psi in degrees. Real strands differ more from each other than a search at 1.5 A forgives.
 STRANDS = ((-120.0, 130.0), (-140.0, 140.0), (-135.0, 150.0), (-110.0, 120.0))
+ROOM = 18.0  # A^3 that an atom of a dense peptide crystal takes
 HELICES = ((-62.0, -42.0),)
 
 

@@ -36,7 +36,6 @@ FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may t
 TWIN = 0.95  # overlap from which on two poses are one
 SAME = 0.6  # map correlation from which on two models are one solution
 
-ROOM = 18.0  # A^3 that an atom of a dense peptide crystal takes
 CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,138 @@
+"""What a search begins with before it tries chance: pieces of structure, the prediction of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_phaser import arrays
+from ml_phaser.board import Board
+from ml_phaser.crystal.agreement import multiplicity
+from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
+from ml_phaser.errors import UserError
+from ml_phaser.learned import Network, conditions, there
+from ml_phaser.networks.config import CrysFormerConfig, UNetConfig
+from ml_phaser.networks.domain import Domain, outside
+from ml_phaser.networks.runtime import Runtime
+from ml_phaser.networks.store import bundled_one_shot, load_one_shot
+from ml_phaser.parameters import Options
+from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library
+from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
+from ml_phaser.phasing.search import Entrant
+
+if TYPE_CHECKING:
+    from ml_phaser.phasing.fragments.road import Road
+
+FRAGMENTS_D_MIN = 1.2  # A: to here atoms are found one by one
+FRAGMENTS_ROOM = (12, 400)  # atoms of the asymmetric unit that pieces may be part of
+SCENE_MOST = 1500  # reflections that poses are scored against
+
+
+def fragment_road(
+    board: Board,
+    runtime: Runtime,
+    network: Network | None,
+    learned: Sequence[Entrant],
+    options: Options,
+    pieces: Sequence[Piece],
+) -> tuple[Road | None, NDArray[np.int64] | None, list[str]]:
+    """The search for pieces of structure if it is wanted and can pay, its reflections, and what to say about it.
+
+    ``learned`` : the entrant of the network, whose problem the road shares. Raises UserError where it was asked for and
+    cannot be.
+    """
+    data = board.data
+    room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
+    asked = options.starts == "fragments" or bool(pieces)
+    if options.starts == "random":
+        return None, None, []
+    reasons = [
+        (network is None, "the learned projection, which judges them, is not used"),
+        (not data.spacegroup.is_sohncke(), "no chiral molecule can crystallise in this space group"),
+        (not asked and data.d_min < FRAGMENTS_D_MIN, ""),
+        (not asked and not FRAGMENTS_ROOM[0] <= room <= FRAGMENTS_ROOM[1], ""),
+    ]
+    for hit, why in reasons:
+        if hit and asked:
+            raise UserError(f"no pieces can be placed: {why}", "starts fragments", "starts auto")
+        if hit:
+            return None, None, []
+    if runtime.networks != "torch":
+        if asked:
+            hint = "engine auto, or starts auto" if options.engine == "onnx" else "pip install torch, or starts auto"
+            raise UserError("no pieces can be placed: that needs PyTorch", "starts fragments", hint)
+        change = " To change: engine auto." if arrays.installed("torch") else ""
+        return None, None, [f"Pieces of strand and helix are not placed: that needs PyTorch.{change}"]
+    from ml_phaser.phasing.fragments.judge import Judge
+    from ml_phaser.phasing.fragments.road import Road
+    from ml_phaser.phasing.fragments.scene import Scene
+
+    assert network is not None
+    rows, problem = learned[0].rows, learned[0].problem
+    work = rows[~problem.held]
+    coarse = work[np.argsort(-data.d[work], kind="stable")[:SCENE_MOST]]
+    judge = Judge.of(
+        problem, there(network, board.place), conditions(problem), board.normalised.e[rows],
+        multiplicity(data.hkl[rows], data.spacegroup), options.seed,
+    )  # fmt: skip
+    scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
+    road = Road(scene, judge, data.spacegroup, tuple(pieces) or tuple(library()), room, problem.d_min)
+    what = "the piece given" if pieces else "pieces of strand and helix"
+    return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network."]
+
+
+def predicted_entrants(
+    board: Board, runtime: Runtime, entrants: Sequence[Entrant], options: Options, threads: int = 1
+) -> tuple[list[Entrant], dict[str, Any], list[str]]:
+    """Entrants that begin with the prediction of a bundled one-shot network, its name and hash, and what to say of it.
+
+    None where no network's domain covers the crystal. Raises UserError where one was asked for.
+    """
+    data, cell = board.data, board.data.cell.parameters
+    if options.starts not in ("auto", "network") or not runtime.networks:
+        return [], {}, []
+    reasons = []
+    for card in bundled_one_shot():
+        reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
+        if not reason:
+            known = predicted(board, one_shot_network(card.name, runtime, threads))
+            chosen = [e for e in entrants if "shrink-wrap" not in e.method.name][:2]
+            said = f"Begins with the density that {card.name} predicts. To change: starts random."
+            facts = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
+            return [from_prediction(e, known) for e in chosen], facts, [said]
+        reasons.append(f"{card.name}: {reason}")
+    if options.starts == "network":
+        what = f"no bundled network knows such crystals ({'; '.join(reasons) or 'there is none'})"
+        raise UserError(what, "starts network", "starts auto")
+    return [], {}, [f"No network predicts a density to begin with ({'; '.join(reasons)})."] if reasons else []
+
+
+class OneShotNetwork(OneShot, Protocol):
+    """A one-shot network in torch or ONNX Runtime."""
+
+    @property
+    def config(self) -> UNetConfig | CrysFormerConfig: ...
+
+
+def one_shot_network(name: str, runtime: Runtime, threads: int) -> OneShotNetwork:
+    """The bundled network ``name`` where the maps are."""
+    if runtime.networks == "onnx":
+        from ml_phaser.networks.onnx_session import onnx_one_shot
+
+        return onnx_one_shot(name, threads=threads)
+    return load_one_shot(name).to(runtime.place)
+
+
+def predicted(board: Board, network: OneShotNetwork) -> PhaseDistributions:
+    """Phases of all reflections of a crystal in P1, as far as the network sees, by what it predicts."""
+    data, config = board.data, network.config
+    rows = board.beyond(config.d_min)
+    problem = board.smoothed(rows, config.spacing, config.stride)
+    parts = arrays.put(np.zeros((1, config.parts, *problem.shape), dtype=np.float32), board.place)
+    found = predict_phases(network, problem, parts)
+    hl = np.zeros((len(data), 4))
+    hl[rows] = hendrickson_lattman(found.phase, found.fom, data.centric[rows])
+    return PhaseDistributions(hl, np.zeros(len(data), dtype=complex))
