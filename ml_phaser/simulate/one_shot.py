@@ -29,7 +29,7 @@ B_FACTOR = 20.0  # A^2
 MASS = (12.011, 14.007, 15.999, 32.06)  # of ELEMENTS
 NOTHING = -1  # element of a place without an atom
 SCATTERERS = tuple(Scatterer(e) for e in ELEMENTS)
-ROUNDING = 1 + 1e-5  # reflections at d_min itself are in, as gemmi has them
+ROUNDING = 1 + 1e-6  # reflections at d_min itself are in, as gemmi has them
 
 
 @dataclass(frozen=True)
