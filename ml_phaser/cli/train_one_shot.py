@@ -73,6 +73,8 @@ def check(options: dict[str, Any]) -> dict[str, Any]:
             raise UserError("is missing", name, f"{PROGRAM} --help")
     if not options["seconds"] and not options["export"]:
         raise UserError("nothing to do", hint="seconds 6000 to train, export NAME to write the network")
+    if options["session"] is not None and not options["seconds"]:
+        raise UserError("is part of a budget that is not given", "session", "seconds 6000 session 600")
     if options["patch"] is not None and options["network"] == "unet":
         raise UserError("does nothing with network unet", "patch", "network crysformer")
     if not options["export"]:

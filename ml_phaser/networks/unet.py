@@ -30,6 +30,10 @@ class Conv(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         reach = self.kernel_size[0] // 2
+        if min(x.shape[2:]) < reach:  # F.pad goes round once at most
+            for axis in (2, 3, 4):
+                x = x.index_select(axis, torch.arange(-reach, x.shape[axis] + reach, device=x.device) % x.shape[axis])
+            return super().forward(x)
         return super().forward(F.pad(x, (reach,) * 6, mode="circular"))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,33 +21,32 @@ from ml_phaser.crystal.amino_acids import build_chain
 from ml_phaser.crystal.peptide import ROTAMERS
 from ml_phaser.errors import UserError
 from ml_phaser.simulate.fragments import ATOMS, ELEMENTS, RESIDUES, Library
-from ml_phaser.simulate.recipes import FIFTEEN_CELL, GROWTH, SHORTEST_CONTACT
+from ml_phaser.simulate.one_shot_cells import contacts, longest_first, minimal_cells
+from ml_phaser.simulate.recipes import FIFTEEN_CELL, SHORTEST_CONTACT, TRIES
 from ml_phaser.structure_factors.form_factors import Scatterer, form_factors
 
 B_FACTOR = 20.0  # A^2
 MASS = (12.011, 14.007, 15.999, 32.06)  # of ELEMENTS
 NOTHING = -1  # element of a place without an atom
 SCATTERERS = tuple(Scatterer(e) for e in ELEMENTS)
-STEPS = 200  # of growing a minimal cell
+ROUNDING = 1 + 1e-6  # reflections at d_min itself are in, as gemmi has them
 
 
 @dataclass(frozen=True)
 class Family:
-    """A data set: residues of a molecule, cut back to alanine or not, the cell's edges in A (None: as small as goes),
-    and the papers' grid spacing in A."""
+    """A data set: residues of a molecule, cut back to alanine or not, the cell's edges in A (None: minimal)."""
 
     residues: int
     alanine: bool
     edges: tuple[float, float, float] | None
-    spacing: float
 
 
 FAMILIES = {
-    "dialanine-1a": Family(2, True, (20.0, 20.0, 20.0), 0.5),
-    "dialanine-1b": Family(2, True, (10.0, 10.0, 10.0), 0.5),
-    "dipeptide-12": Family(2, False, (12.0, 12.0, 12.0), 0.6),
-    "dipeptide-minimal": Family(2, False, None, 0.5),
-    "residues-15": Family(15, False, FIFTEEN_CELL, 0.5),
+    "dialanine-1a": Family(2, True, (20.0, 20.0, 20.0)),
+    "dialanine-1b": Family(2, True, (10.0, 10.0, 10.0)),
+    "dipeptide-12": Family(2, False, (12.0, 12.0, 12.0)),
+    "dipeptide-minimal": Family(2, False, None),
+    "residues-15": Family(15, False, FIFTEEN_CELL),
 }
 
 
@@ -86,8 +86,9 @@ class Molecules:
         r = library.named
         rows = r.start[chain] + first  # of the first residue, among all
         self.family, self.device = family, device
-        self.aa = torch.from_numpy(r.aa[rows[:, None] + np.arange(family.residues)].astype(np.int64)).to(device)
-        self.start = torch.from_numpy(_atoms(library, rows, family)).to(device)  # (n, m), NOTHING where there is none
+        self.most = int((r.first[rows + family.residues] - r.first[rows]).max())
+        self.rows, self.first = torch.from_numpy(rows).to(device), torch.from_numpy(r.first).to(device)
+        self.aa = torch.from_numpy(r.aa.astype(np.int64)).to(device)
         self.xyz = torch.from_numpy(library.xyz).to(device)
         self.element = torch.from_numpy(library.element.astype(np.int64)).to(device)
         clusters = library.cluster[chain]
@@ -96,7 +97,7 @@ class Molecules:
         self.order, self.begin, self.count = (torch.from_numpy(a).to(device) for a in (order, begin, count))
 
     def __len__(self) -> int:
-        return len(self.aa)
+        return len(self.rows)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Residues (count, J), coordinates (count, m, 3) in A about the centre of mass, randomly turned, elements
@@ -104,14 +105,23 @@ class Molecules:
         chance = torch.rand(2, count, generator=generator, device=self.device, dtype=torch.float64)
         cluster = (chance[0] * len(self.begin)).long()
         which = self.order[self.begin[cluster] + (chance[1] * self.count[cluster]).long()]
-        rows = self.start[which]
-        there = rows >= 0
-        element = torch.where(there, self.element[rows.clamp_min(0)], NOTHING)
-        xyz = self.xyz[rows.clamp_min(0)]
+        residues = self.rows[which, None] + torch.arange(self.family.residues, device=self.device)
+        atoms, there = self._atoms(residues)
+        element = torch.where(there, self.element[atoms], NOTHING)
+        xyz = self.xyz[atoms]
         mass = torch.tensor(MASS, device=self.device)[element.clamp_min(0)] * there
         centre = (mass[..., None] * xyz).sum(1) / mass.sum(1, keepdim=True)
         turned = (xyz - centre[:, None]) @ rotations(count, generator, self.device)
-        return self.aa[which], turned, element
+        return self.aa[residues], turned, element
+
+    def _atoms(self, residues: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Atoms (count, m) of molecules of ``residues`` (count, J), and which there are of the ``m``."""
+        if self.family.alanine:  # N, CA, C, O, CB come first in every residue
+            atoms = (self.first[residues][:, :, None] + torch.arange(5, device=self.device)).flatten(1)
+            return atoms, torch.ones_like(atoms, dtype=torch.bool)
+        atoms = self.first[residues[:, :1]] + torch.arange(self.most, device=self.device)
+        there = atoms < self.first[residues[:, -1:] + 1]
+        return torch.where(there, atoms, 0), there
 
 
 def _places(library: Library, family: Family) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -128,17 +138,6 @@ def _places(library: Library, family: Family) -> tuple[NDArray[np.int64], NDArra
     return np.concatenate(chains), np.concatenate(firsts)
 
 
-def _atoms(library: Library, rows: NDArray[np.int64], family: Family) -> NDArray[np.int64]:
-    """Atoms (n, m) of the molecules beginning with residues ``rows``, NOTHING behind the last."""
-    begin = library.named.first
-    if family.alanine:  # N, CA, C, O, CB come first in every residue
-        each = begin[rows[:, None] + np.arange(family.residues)]
-        return (each[:, :, None] + np.arange(5)).reshape(len(rows), -1)
-    count = begin[rows + family.residues] - begin[rows]
-    places = np.arange(int(count.max()))
-    return np.where(places < count[:, None], begin[rows][:, None] + places, NOTHING)
-
-
 def rotations(count: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
     """Uniformly random rotations (count, 3, 3), from unit quaternions (Shoemake, 1992)."""
     q = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator, device=device), dim=1)
@@ -149,51 +148,6 @@ def rotations(count: int, generator: torch.Generator, device: torch.device | str
         2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
     )  # fmt: skip
     return torch.stack(rows, dim=1).reshape(count, 3, 3)
-
-
-IMAGES = torch.tensor([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1) if (i, j, k) != (0, 0, 0)])
-
-
-def contacts(xyz: torch.Tensor, there: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Shortest distance in A, (B, 26), of molecules (B, m, 3) to each of their neighbouring images in rectangular cells
-    of edges ``lengths`` (B, 3); ``there`` (B, m): which atoms are."""
-    images = IMAGES.to(xyz.device)
-    apart = xyz[:, :, None] - xyz[:, None]  # (B, m, m, 3)
-    blank = ~(there[:, :, None] & there[:, None])
-    nearest = []
-    for image in images:
-        square = (apart + (image * lengths)[:, None, None]).pow(2).sum(-1)
-        nearest.append(square.masked_fill(blank, torch.inf).flatten(1).amin(1))
-    return torch.stack(nearest, dim=1).sqrt()
-
-
-def minimal_cells(xyz: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Edges (B, 3) in A of the cells of ``recipes.minimal_cell``, and for which (B,) one was found."""
-    low = xyz.masked_fill(~there[..., None], torch.inf).amin(1)
-    high = xyz.masked_fill(~there[..., None], -torch.inf).amax(1)
-    lengths = torch.ceil((high - low).clamp_min(1.0) / GROWTH) * GROWTH
-    images = IMAGES.to(xyz)
-    growing = torch.ones(len(xyz), dtype=torch.bool, device=xyz.device)
-    for _ in range(STEPS):
-        rows = growing.nonzero()[:, 0]
-        if not len(rows):
-            break
-        distance = contacts(xyz[rows], there[rows], lengths[rows])
-        short = distance.amin(1) < SHORTEST_CONTACT
-        growing[rows[~short]] = False
-        rows, worst = rows[short], images[distance[short].argmin(1)]
-        axis = (worst.abs() * lengths[rows]).argmax(1)
-        lengths[rows, axis] += GROWTH
-    return lengths, ~growing
-
-
-def longest_first(xyz: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Molecules (B, m, 3) and edges (B, 3) with the axes in the order of falling ``lengths``; no mirror images."""
-    order = torch.argsort(-lengths, dim=1, stable=True)
-    odd = torch.linalg.det(torch.eye(3, device=xyz.device)[order])
-    swapped = torch.gather(xyz, 2, order[:, None].expand(-1, xyz.shape[1], -1))
-    swapped[..., 2] *= odd[:, None]
-    return swapped, torch.gather(lengths, 1, order)
 
 
 def structure_factors(
@@ -208,7 +162,9 @@ def structure_factors(
     ----------
     frac : (B, m, 3); element : (B, m) index into ELEMENTS, NOTHING where there is no atom; lengths : (B, 3) A
     """
-    most = [min((n - 1) // 2, int(float(edge) / d_min)) for n, edge in zip(shape, lengths.amax(0), strict=True)]
+    most = [
+        min((n - 1) // 2, int(ROUNDING * float(edge) / d_min)) for n, edge in zip(shape, lengths.amax(0), strict=True)
+    ]
     axes = [torch.arange(0 if i == 2 else -m, m + 1, device=frac.device) for i, m in enumerate(most)]
     waves = [
         torch.polar(torch.ones((), device=frac.device), -2 * torch.pi * frac[..., i, None] * axes[i]) for i in range(3)
@@ -223,7 +179,7 @@ def structure_factors(
         if bool(kind.any()):
             plane = (waves[0] * kind[..., None])[..., None] * waves[1][:, :, None]  # (B, m, h, k)
             total = total + factors[:, e] * (plane.flatten(2).mT @ waves[2]).flatten(1)
-    total = total * ((stol2 > 0) & (4 * stol2 <= 1 / d_min**2))
+    total = total * ((stol2 > 0) & (4 * stol2 <= ROUNDING / d_min**2))
     out = torch.zeros((len(frac), shape[0], shape[1], shape[2] // 2 + 1), dtype=total.dtype, device=frac.device)
     rows, columns = axes[0][:, None] % shape[0], axes[1] % shape[1]
     out[:, rows, columns, : most[2] + 1] = total.reshape(len(frac), *h.shape)
@@ -235,6 +191,7 @@ def to_map(half: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.fft.irfftn(half, s=shape, dim=(-3, -2, -1), norm="ortho")
 
 
+@cache
 def standard_residues() -> tuple[torch.Tensor, torch.Tensor]:
     """Every residue of RESIDUES alone, extended, in its commonest rotamer: coordinates (20, m, 3) in A about the centre
     of mass, elements (20, m). Without the second oxygen of the carboxylate, as in a chain."""
@@ -271,7 +228,9 @@ def unit(half: torch.Tensor, shape: tuple[int, int, int]) -> tuple[torch.Tensor,
 
 def grid(lengths: torch.Tensor, recipe: OneShotRecipe) -> torch.Tensor:
     """Grid dimensions (B, 3): the multiple that makes the spacing ``recipe.spacing`` or less and holds all indices."""
-    enough = torch.maximum(torch.ceil(lengths / recipe.spacing - 1e-4), 2 * torch.floor(lengths / recipe.d_min) + 1)
+    enough = torch.maximum(
+        torch.ceil(lengths / recipe.spacing - 1e-4), 2 * torch.floor(ROUNDING * lengths / recipe.d_min) + 1
+    )
     return (torch.ceil(enough / recipe.multiple) * recipe.multiple).long()
 
 
@@ -283,7 +242,7 @@ def one_shot_batches(
     Raises
     ------
     UserError
-        for an unknown family, or a library without such molecules
+        for an unknown family, a library without such molecules, or without any that fits its cell
     """
     family = FAMILIES.get(recipe.family)
     if family is None:
@@ -292,9 +251,13 @@ def one_shot_batches(
     generator = torch.Generator(device=device).manual_seed(seed)
     waiting: dict[tuple[int, ...], list[tuple[torch.Tensor, ...]]] = defaultdict(list)
     drawn = size if family.edges is not None else 16 * size
+    misses = 0
     while True:
         aa, xyz, element = molecules.draw(drawn, generator)
         xyz, lengths, sound = _celled(xyz, element != NOTHING, family)
+        misses = 0 if bool(sound.any()) else misses + drawn
+        if misses >= TRIES:
+            raise UserError("no molecule fits without clashes", f"family {recipe.family}", "other coordinates")
         shapes = grid(lengths, recipe)
         for shape in torch.unique(shapes[sound], dim=0):
             rows = (sound & (shapes == shape).all(dim=1)).nonzero()[:, 0]

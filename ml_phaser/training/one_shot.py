@@ -22,6 +22,8 @@ from ml_phaser.phasing.projections import unit_variance
 from ml_phaser.simulate.one_shot import OneShotBatch
 from ml_phaser.training.chains import best_shift, shifted
 
+EPSILON = 1e-6  # within its roots
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -37,10 +39,10 @@ class Asked:
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Correlation (B,) of maps."""
+    """Correlation (B,) of maps, Pan et al.'s equation 7; 0, with a gradient, where a map is flat."""
     a, b = (x - x.mean(dim=(1, 2, 3), keepdim=True) for x in (a, b))
-    size = a.pow(2).sum(dim=(1, 2, 3)) * b.pow(2).sum(dim=(1, 2, 3))
-    return (a * b).sum(dim=(1, 2, 3)) / size.sqrt().clamp_min(1e-12)
+    size = (a.pow(2).sum(dim=(1, 2, 3)) + EPSILON) * (b.pow(2).sum(dim=(1, 2, 3)) + EPSILON)
+    return (a * b).sum(dim=(1, 2, 3)) / size.sqrt()
 
 
 def mirrored(rho: torch.Tensor) -> torch.Tensor:

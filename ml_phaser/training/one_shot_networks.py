@@ -15,6 +15,11 @@ from ml_phaser.simulate.one_shot import FAMILIES, OneShotRecipe
 CUBE = (4.0, 20.0)  # A, edges of minimal cells
 
 
+def _heads(dim: int) -> int:
+    """As many as leave each 32 dimensions or more, and divide them."""
+    return next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
+
+
 def configure(
     network: str, family: str, d_min: float, spacing: float | None, *, parts: bool, recycled: bool,
     width: int | None = None, depth: int | None = None, patch: int | None = None,
@@ -41,7 +46,7 @@ def configure(
         config = CrysFormerConfig(**domain)
         config = replace(
             config, dim=width or config.dim, depth=depth or config.depth, patch=patch or config.patch,
-            heads=max(1, (width or config.dim) // 32),
+            heads=_heads(width or config.dim),
         )  # fmt: skip
         kind = CrysFormer
     return kind, config, OneShotRecipe(family, d_min, spacing, config.stride, parts)
