@@ -63,7 +63,7 @@ class Plan:
     """The search laid out.
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
-    log; weights : name and hash of the network, empty if none is used; starts, seeds : phases that were given, on
+    log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
     all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
     """
 
@@ -80,7 +80,6 @@ class Plan:
     road: Road | None = None
     road_rows: NDArray[np.int64] | None = None
     road_finishers: tuple[Finisher, ...] = ()
-    seeds: Seeds | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +182,7 @@ def plan_phasing(
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts,
-        road, road_rows, beyond, seeds,
+        road, road_rows, beyond,
     )  # fmt: skip
 
 
