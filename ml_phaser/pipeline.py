@@ -41,7 +41,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         data = read(options)
         check_next(data, options)
         given = read_given(data, options)
-        seeds = read_seeds(data, options)
+        seeds = read_given_seeds(data, options)
     with clock.stage("normalise"):
         normalised = normalise(data)
     with clock.stage("phase"):
@@ -117,7 +117,7 @@ def read_given(data: Amplitudes, options: Options) -> UserPhases | None:
     return read_phases(options.phasein, data, options.labphase)
 
 
-def read_seeds(data: Amplitudes, options: Options) -> SeedsRead | None:
+def read_given_seeds(data: Amplitudes, options: Options) -> SeedsRead | None:
     """The user's phase seeds, where there are any."""
     if options.seedin is None:
         return None
@@ -328,7 +328,8 @@ def write_seeds(options: Options, outcome: Outcome, normalised: Normalised, seed
 
     assert options.seedout is not None
     if not len(seeds):
-        return f"No phase seeds are written: none reaches a probability of {options.seedmin:g}. To change: seedmin."
+        least = options.seedmin or 0.0
+        return f"No phase seeds are written: none reaches a probability of {least:g}. To change: seedmin."
     made = SeedData(outcome.data, outcome.phases, seeds, normalised.e, normalised.f, normalised.sigf)
     for path, content in seed_files(options.seedout, options.seedformat, made).items():
         part(path).write_bytes(content)

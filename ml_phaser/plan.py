@@ -53,7 +53,7 @@ class Plan:
     """The search laid out.
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
-    log; weights : name and hash of the network, empty if none is used; starts, seeds : phases that were given, on
+    log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
     all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
     predictor : name and hash of the one-shot network whose prediction is begun with, empty if there is none
     """
@@ -72,7 +72,6 @@ class Plan:
     road_rows: NDArray[np.int64] | None = None
     road_finishers: tuple[Finisher, ...] = ()
     predictor: dict[str, Any] = field(default_factory=dict)
-    seeds: Seeds | None = None
 
 
 def plan_phasing(
@@ -146,7 +145,7 @@ def plan_phasing(
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
-        road, road_rows, beyond, predictor, seeds,
+        road, road_rows, beyond, predictor,
     )  # fmt: skip
 
 
