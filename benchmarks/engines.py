@@ -105,7 +105,8 @@ def main() -> int:
         "# Engines: arrays of torch (auto) and of numpy (onnx)\n\n"
         f"`python -m benchmarks.engines --seeds {args.seeds}`: `examples/peptide.mtz`, one thread, processor time.\n\n"
         f"Whole runs, start-up and files included; on average {said}. Two runs of a seed begin alike and part by\n"
-        f"rounding.\n\n{table(runs)}\n\nMilliseconds of one cycle of two starts; torch's network works in {precision} on this processor:\n\n{table(steps)}\n"
+        f"rounding.\n\n{table(runs)}\n\nMilliseconds of one cycle of two starts; torch's network "
+        f"works in {precision} on this processor:\n\n{table(steps)}\n"
     )
     return 0
 
