@@ -59,11 +59,9 @@ def cost(step: Callable[[], Any]) -> float:
 def single_steps(engine: str, folder: Path) -> Row:
     """Cycles of a batch and passes of the network, each on its own grid of the example crystal."""
     from ml_phaser import arrays, pipeline
-    from ml_phaser.board import lay_out
-    from ml_phaser.learned import bundled_network
     from ml_phaser.networks.runtime import choose_runtime
     from ml_phaser.parameters import Options
-    from ml_phaser.plan import classical_entrants, learned_entrant
+    from ml_phaser.plan import bundled_network, classical_entrants, lay_out, learned_entrant
 
     options = Options(EXAMPLE, folder / "a.map", folder / "a.mtz", folder / "a.json", threads=1, engine=engine)
     data = pipeline.read(options)
@@ -107,8 +105,8 @@ def main() -> int:
         "# Engines: arrays of torch (auto) and of numpy (onnx)\n\n"
         f"`python -m benchmarks.engines --seeds {args.seeds}`: `examples/peptide.mtz`, one thread, processor time.\n\n"
         f"Whole runs, start-up and files included; on average {said}. Two runs of a seed begin alike and part by\n"
-        f"rounding.\n\n{table(runs)}\n\nMilliseconds of one cycle of two starts; torch's network works in {precision} "
-        f"on this processor:\n\n{table(steps)}\n"
+        f"rounding.\n\n{table(runs)}\n\nMilliseconds of one cycle of two starts; torch's network "
+        f"works in {precision} on this processor:\n\n{table(steps)}\n"
     )
     return 0
 

@@ -144,7 +144,7 @@ def test_metadata(wheel):
 def test_what_is_needed_without_torch_is_everything_else():
     """The list for pip of an installation without torch, which pip cannot be told otherwise."""
     project = (ROOT / "pyproject.toml").read_text()
-    needed = set(re.findall(r'"([a-z]+>=[\d.]+)"', project.split("\ndependencies = [")[1].split("]")[0]))
+    needed = set(re.findall(r'"([a-z0-9]+>=[\d.]+)"', project.split("\ndependencies = [")[1].split("]")[0]))
     runs = set(re.findall(r'"(onnxruntime>=[\d.]+)"', project))
     lines = (ROOT / "requirements-onnx.txt").read_text().splitlines()
     assert {line for line in lines if line and not line.startswith("#")} == {

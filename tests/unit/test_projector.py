@@ -1,7 +1,5 @@
 """The network: invariants that hold for any weights, and its first guess."""
 
-import warnings
-
 import gemmi
 import pytest
 import torch
@@ -131,26 +129,3 @@ def test_every_weight_learns():
     network = lively()
     network(rho, cond).pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
-
-
-def test_it_can_be_exported_and_runs_the_same_elsewhere_on_other_grids(tmp_path):
-    """ONNX: any batch, any grid, no code of ours."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    network = lively()
-    maps, cond = given((16, 16, 16))
-    batch, *axes = (torch.export.Dim(name, min=2) for name in "buvw")
-    sides = {i + 2: SMALL.stride * axis for i, axis in enumerate(axes)}
-    path = tmp_path / "projector.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own names
-        torch.onnx.export(
-            network, (maps, cond), path, dynamo=True, dynamic_shapes=({0: batch, **sides}, {0: batch}), verbose=False
-        )
-    session = onnxruntime.InferenceSession(path)
-    names = [i.name for i in session.get_inputs()]
-    for shape, n in (((16, 16, 16), 2), ((12, 20, 28), 3)):
-        maps, cond = given(shape, n)
-        (got,) = session.run(None, dict(zip(names, (maps.numpy(), cond.numpy()), strict=True)))
-        with torch.no_grad():
-            assert torch.allclose(torch.from_numpy(got), network(maps, cond), atol=1e-4)
