@@ -1,8 +1,8 @@
 """What is tried: crystals, seeds, engines, in an order that leaves something balanced whenever it stops.
 
 A full factorial of share, noise, resolution, size, holding and engine would be thousands of runs a crystal. Three
-slices through it share their common part: the share at three resolutions, the noise at the middle one of them, the size
-at the first two. Crystals have 1.0, 1.4, 1.8 A and 1.2, 1.6, 2.0 A in turn, so that a band of resolution holds every
+slices through it share their common part: the share at three resolutions, the noise at the middle one of them, and the
+size there. Crystals have 1.0, 1.4, 1.8 A and 1.2, 1.6, 2.0 A in turn, so that a band of resolution holds every
 crystal once.
 """
 
@@ -21,7 +21,7 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 D_MIN = ((1.0, 1.4, 1.8), (1.2, 1.6, 2.0))  # A, of crystals in turn
 BANDS = tuple((f"{a:.1f}-{b:.1f} A", (a, b)) for a, b in zip(*D_MIN, strict=True))
 NOISES, NOISE_SHARES, NOISE_D_MIN = (20.0, 40.0, 60.0), (0.1, 0.3, 1.0), BANDS[1][1]
-LARGE_SHARES, LARGE_D_MIN = (0.1, 0.3, 1.0), BANDS[0][1] + BANDS[1][1]
+LARGE_SHARES, LARGE_D_MIN = (0.1, 0.3), BANDS[1][1]
 SMALL = (("P1", 40), ("P21", 40), ("P212121", 30), ("P1", 60), ("P21", 30), ("P212121", 40))  # atoms of the asym. unit
 LARGE = (("P1", 120), ("P21", 100), ("P1", 160), ("P21", 120), ("P1", 200), ("P21", 100))
 FLAWS = 0.05  # mean sigma(I) / mean I

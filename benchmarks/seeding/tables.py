@@ -227,8 +227,8 @@ def own(rows: Sequence[Row], record: Row) -> str:
         f"{len(good)} crystals, dense peptides of held-out entries, 1.2-1.6 A, noise 5 %. {t:g} processor seconds from "
         f"random starts solved {at_once} (CC >= {SOLVED_CC}); the other {len(hard)} went on.",
         f"*no seeds*: {2 * t:g} s from random starts, a run of its own; *seeds*: the first {t:g} s, then {t:g} s with",
-        "the likeliest quadrants of their best map on so many of the reflections, by |E| x probability. All choose among",
-        "everything they found as the program does. Brackets: 95 % intervals (Wilson; bootstrap of the mean",
+        "the likeliest quadrants of their best map on so many of the reflections, by |E| x probability. All choose",
+        "among everything they found as the program does. Brackets: 95 % intervals (Wilson; bootstrap of the mean",
         f"difference). Weights {record['weights']['sha256'][:8]}, seed {s['seed']}, one thread.", "",
     ]  # fmt: skip
     if hard:
