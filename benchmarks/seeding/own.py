@@ -31,7 +31,7 @@ from ml_phaser.phasing.seeds import Seeds, quadrants, seeded, strongest
 from ml_phaser.plan import Plan
 
 D_MIN = (1.2, 1.4, 1.6)
-SHARES = (0.2, 0.5)
+SHARES = (0.2,)
 BINS, STEPS = 4, 30  # quadrants, and points in each for the integral
 OFFSET = 100  # added to the seed: other crystals than those of true seeds
 RANDOM = "no seeds"

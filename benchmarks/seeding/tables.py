@@ -72,7 +72,9 @@ def cells(rows: Sequence[Row]) -> list[Row]:
 
 
 def counted(rows: Iterable[Row]) -> str:
-    return share(*solved(rows))
+    """Solved of tried with its interval, and the median CC."""
+    mine = list(rows)
+    return f"{share(*solved(mine))} {number(float(np.median(ccs(mine))))}" if mine else "-"
 
 
 def brief(rows: Iterable[Row]) -> str:
@@ -139,15 +141,8 @@ def size_table(rows: Sequence[Row]) -> list[str]:
     return table(["", "seeds", "crystals", *map(percent, (0.0, *LARGE_SHARES))], body)
 
 
-def sign_test(one: int, other: int) -> float:
-    """Two-sided probability of a split as uneven as this, were both sides equally likely."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(one, one + other).pvalue) if one + other else 1.0
-
-
 def paired(rows: Sequence[Row], key: str, first: Any, second: Any, **wanted: Any) -> list[str]:
-    """The same runs but for ``key``: solved by both, by the first alone, by the second alone, by none; sign test."""
+    """The same runs but for ``key``: solved by both, by the first alone, by the second alone, by none."""
     others = [k for k in ("crystal", "size", "engine", "share", "noise", "held") if k != key]
 
     def table_of(value: Any) -> dict[tuple, bool]:
@@ -158,7 +153,7 @@ def paired(rows: Sequence[Row], key: str, first: Any, second: Any, **wanted: Any
     pairs = [(a[k], b[k]) for k in a if k in b]
     one, two = pairs.count((True, False)), pairs.count((False, True))
     both, none = pairs.count((True, True)), pairs.count((False, False))
-    return [str(len(pairs)), str(both), str(one), str(two), str(none), f"{sign_test(one, two):.1g}"]
+    return [str(len(pairs)), str(both), str(one), str(two), str(none)]
 
 
 def paired_table(rows: Sequence[Row]) -> list[str]:
@@ -174,14 +169,14 @@ def paired_table(rows: Sequence[Row]) -> list[str]:
         for name, d in bands:
             what = f"{HELD[held]}: learned, flipping"
             body.append([what, name, *paired(rows, "engine", ENGINES[1], ENGINES[0], held=held, d_min=d)])
-    return table(["pairs", "d_min", "n", "both", "first alone", "second alone", "none", "p"], body)
+    return table(["pairs", "d_min", "n", "both", "first alone", "second alone", "none"], body)
 
 
 ORACLE_HOW = (
     f"Solved: map CC >= {SOLVED_CC} with the truth, best over permitted origins and both hands. Brackets: 95 % Wilson "
-    "intervals. They count runs as independent; the same crystals come back at every resolution and share, so they are "
-    "too narrow where resolutions are pooled. *held*: seeds imposed for the first half of a start's cycles, then "
-    "released; *start only*: the phases of the first map. The first column has no seeds: random starts."
+    "intervals. They count runs as independent; the same crystals come back at three resolutions, so they are too "
+    "narrow where resolutions are pooled. The last number of a cell is the median CC. *held*: seeds imposed for the "
+    "first half of a start's cycles, then released; *start only*: the phases of the first map. 0%: random starts."
 )
 
 
@@ -212,7 +207,7 @@ def oracle(rows: Sequence[Row], record: Row) -> str:
 
 def sizes(rows: Sequence[Row], size: str) -> str:
     asu = sorted({r["point"]["asu"] for r in rows if r["size"] == size})
-    return f"{asu[0]}-{asu[-1]}" if asu else "none"
+    return "-".join(map(str, sorted({asu[0], asu[-1]}))) if asu else "none"
 
 
 def own(rows: Sequence[Row], record: Row) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from crystals import crystal
 from scipy.integrate import quad
-from scipy.stats import binomtest
 
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.phase_distributions import hendrickson_lattman
@@ -172,12 +171,11 @@ def test_counts_are_those_of_the_rows() -> None:
     assert all(c["n"] == 1 for c in cells if c["size"] == "small")
     line = tables.by_share(rows, True, ENGINES[0], (0.0, 0.1), size="small", noise=0.0)
     assert [x.split(" ")[0] for x in line] == ["0/6", "6/6"], "random starts stand beside seeds held and not"
-    n, both, held, start, none, p = tables.paired(rows, "held", True, False, engine=ENGINES[0], size="small", noise=0.0)
+    n, both, held, start, none = tables.paired(rows, "held", True, False, engine=ENGINES[0], size="small", noise=0.0)
     assert (n, both, held, start, none) == ("36", "0", "36", "0", "0")
-    assert float(p) == pytest.approx(binomtest(36, 36).pvalue, rel=0.5)
     assert tables.paired(rows, "engine", ENGINES[1], ENGINES[0], held=False, size="small")[2] == "54"
     text = tables.oracle(rows_of(), FACTS)
-    assert f"{len(rows)} runs: 2 small crystals (40-40 atoms" in text and "2 large (100-120)" in text
+    assert f"{len(rows)} runs: 2 small crystals (40 atoms" in text and "2 large (100-120)" in text
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
