@@ -1,0 +1,1 @@
+"""What phase seeds are worth: true ones, spoilt to measure, and the engine's own."""
