@@ -20,10 +20,12 @@ import torch
 
 from ml_phaser.atomic import atomic
 from ml_phaser.errors import UserError
-from ml_phaser.networks.config import CONDITIONS, MAPS, HandConfig, ProjectorConfig
+from ml_phaser.networks.config import CONDITIONS, MAPS, CrysFormerConfig, HandConfig, ProjectorConfig, UNetConfig
+from ml_phaser.networks.crysformer import CrysFormer
 from ml_phaser.networks.hand import HandJudge
 from ml_phaser.networks.projector import Projector
 from ml_phaser.networks.store import Card, config_from, configured, read_card
+from ml_phaser.networks.unet import UNet
 
 OPSET = 20  # ONNX Runtime 1.18 and later
 EXTERNAL = "weights"  # what graphs call the file that their weights are not read from
@@ -74,6 +76,26 @@ def _point_axes(config: HandConfig) -> tuple[dict[int, Any], ...]:
     return {0: batch}, *({0: batch, 1: points} for _ in range(4))
 
 
+def _of_patterson(config: UNetConfig | CrysFormerConfig) -> tuple[torch.Tensor, ...]:
+    side = 6 * config.stride
+    maps = torch.zeros((2, 1, side, side, side))
+    return maps, torch.zeros((2, config.parts, side, side, side)), maps.clone(), torch.full((2, 3), 10.0)
+
+
+def _patterson_axes(config: UNetConfig | CrysFormerConfig) -> tuple[dict[int, Any], ...]:
+    batch = torch.export.Dim("batch", min=1)
+    sides = (torch.export.Dim(name, min=2) for name in ("u", "v", "w"))
+    maps = {0: batch, **{2 + i: config.stride * side for i, side in enumerate(sides)}}
+    return maps, maps, maps, {0: batch}
+
+
+def _one_shot(kind: Callable[[Any], torch.nn.Module], configuration: type[Any]) -> Exportable:
+    return Exportable(
+        lambda values, where: kind(configured(configuration, values, where)),
+        ("patterson", "parts", "recycled", "lengths"), ("density",), _of_patterson, _patterson_axes,
+    )  # fmt: skip
+
+
 EXPORTABLE: dict[str, Exportable] = {
     "projector": Exportable(
         lambda values, where: Projector(config_from(values, where)),
@@ -83,6 +105,8 @@ EXPORTABLE: dict[str, Exportable] = {
         lambda values, where: _Evidence(configured(HandConfig, values, where)),
         ("d_min", "rho", "s", "v", "t"), ("evidence",), _of_points, _point_axes,
     ),
+    "unet": _one_shot(UNet, UNetConfig),
+    "crysformer": _one_shot(CrysFormer, CrysFormerConfig),
 }  # fmt: skip
 
 
