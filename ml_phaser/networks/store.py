@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR, LARGE = "projector-small", "projector-large"
 HAND_JUDGE = "hand-judge"
+DOMAIN = ("spacing", "d_best", "d_worst")  # of a configuration: for which data a network is, not what it is
 
 Weights = dict[str, NDArray[np.float32]]
 Config = TypeVar("Config")
@@ -167,12 +168,15 @@ def configured(kind: type[Config], values: dict[str, Any], where: str) -> Config
 
 def _graph_facts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The entry of the ONNX graph in a card that is to be replaced, where it is good for the new weights too: a graph
-    depends on the configuration alone."""
+    depends on the architecture alone."""
     try:
         old = json.loads(path.read_text())
-        same = old["config"] == json.loads(json.dumps(config))
-        return {"onnx": old["onnx"]} if same else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        before, now = (
+            {k: v for k, v in values.items() if k not in DOMAIN}
+            for values in (old["config"], json.loads(json.dumps(config)))
+        )
+        return {"onnx": old["onnx"]} if before == now else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
