@@ -105,7 +105,7 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
     from ml_phaser.training.record import Recorder
     from ml_phaser.training.workers import seed_of
 
-    out, batch, seed, device = options["out"], options["batch"], options["seed"], choose_device(options["device"])
+    out, batch, seed, device = options["out"], options["batch"], options["seed"], options["device"]
     kind, config, recipe = configure(
         options["network"], options["family"], options["resolution"], options["spacing"], parts=options["parts"],
         recycled=options["recycles"] > 0, width=options["width"], depth=options["depth"], patch=options["patch"],
@@ -139,6 +139,7 @@ def run(argv: list[str]) -> None:
     with reporter(options["quiet"]) as notify:
         if options["seconds"]:
             notify.stage("train")
+            options["device"] = choose_device(options["device"])
             library = load_library(options["data"], "train")
             with alone(options["out"]):
                 run_training(options, library, notify)

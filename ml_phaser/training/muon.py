@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-SMALLEST = 8  # rows and columns of a kernel's matrix worth orthogonalising
+SMALLEST = 9  # rows and columns of a kernel's matrix worth orthogonalising
 WIDE = 32  # of a linear layer's: what conditions a network has few columns
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz step, tuned by Jordan for speed: singular values of 0.7-1.2
 
@@ -64,7 +64,7 @@ class Both:
         matrices: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for weight in network.parameters():
-            least = {2: WIDE, 5: SMALLEST + 1}.get(weight.ndim)
+            least = {2: WIDE, 5: SMALLEST}.get(weight.ndim)
             wide = least is not None and min(len(weight), weight[0].numel()) >= least
             (matrices if wide else rest).append(weight)
         adam = torch.optim.AdamW(rest, lr=rate, weight_decay=weight_decay)
