@@ -12,14 +12,19 @@ from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from ml_phaser.networks.crysformer import CrysFormer
     from ml_phaser.networks.hand import HandConfig, HandJudge
     from ml_phaser.networks.projector import Projector, ProjectorConfig
+    from ml_phaser.networks.unet import UNet
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR, LARGE = "projector-small", "projector-large"
 HAND_JUDGE = "hand-judge"
+ONE_SHOT = ("unet", "crysformer")
+LARGEST = 25_000_000  # bytes of one weights file: what a package may bring along
 
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound="nn.Module")
@@ -68,6 +73,44 @@ def load_hand_judge(name: str = HAND_JUDGE, folder: Path = FOLDER) -> HandJudge:
     return _filled(HandJudge(configured(HandConfig, card.config, str(path))), weights, path)
 
 
+def bundled_one_shot(folder: Path = FOLDER) -> list[Card]:
+    """Model cards of the one-shot networks that come with the program, by name."""
+    names = sorted(path.stem for kind in ONE_SHOT for path in folder.glob(f"{kind}-*.json"))
+    return [read_card(name, folder) for name in names]
+
+
+def load_one_shot(name: str, folder: Path = FOLDER) -> UNet | CrysFormer:
+    """A one-shot network in evaluation mode; UserError if the weights are not those the card was written for."""
+    card, weights, path = _checked(name, folder)
+    return _filled(make_one_shot(card.facts.get("kind"), card.config, str(path)), weights, path)
+
+
+def make_one_shot(kind: object, values: dict[str, Any], where: str) -> UNet | CrysFormer:
+    """An untrained network of the ``kind`` and configuration a card (``where``) holds; UserError if it is not one this
+    program knows."""
+    from ml_phaser.networks.crysformer import CrysFormer, CrysFormerConfig
+    from ml_phaser.networks.unet import UNet, UNetConfig
+
+    if kind == "unet":
+        return UNet(configured(UNetConfig, values, where))
+    if kind == "crysformer":
+        return CrysFormer(configured(CrysFormerConfig, values, where))
+    raise UserError(f"unknown kind of network ({kind})", where, "update ml_phaser")
+
+
+def kind_of(values: dict[str, Any], where: str) -> str:
+    """Which of ONE_SHOT a checkpoint's configuration describes; UserError if none."""
+    from dataclasses import fields
+
+    from ml_phaser.networks.crysformer import CrysFormerConfig
+    from ml_phaser.networks.unet import UNetConfig
+
+    for kind, config in zip(ONE_SHOT, (UNetConfig, CrysFormerConfig), strict=True):
+        if values.keys() == {field.name for field in fields(config)}:
+            return kind
+    raise UserError("is not a one-shot network", where, "a checkpoint of ml_phaser train_one_shot")
+
+
 def _checked(name: str, folder: Path) -> tuple[Card, dict[str, Any], Path]:
     """Card, weights in single precision, and where they lie."""
     from safetensors.torch import load
@@ -108,15 +151,35 @@ def configured(kind: type[Config], values: dict[str, Any], where: str) -> Config
         raise UserError(f"unknown network configuration ({error})", where, "update ml_phaser") from None
 
 
+def shipped(value: torch.Tensor) -> torch.Tensor:
+    """A weight as it is shipped: kernels and matrices in half precision; biases, norms and counts, which are small and
+    may lie outside of its range, as they are."""
+    return value.half() if value.is_floating_point() and value.ndim > 1 else value
+
+
+def save_one_shot(
+    state: dict[str, Any], kind: str, config: Any, facts: dict[str, Any], name: str, folder: Path
+) -> Path:
+    """Write the weights of a one-shot network of a ``kind`` of ONE_SHOT and their card, found by ``bundled_one_shot``
+    where the ``name`` begins with the kind; returns the path of the card. Raises UserError, also for weights of more
+    than LARGEST bytes."""
+    return _save({k: shipped(v) for k, v in state.items()}, asdict(config), {"kind": kind, **facts}, name, folder)
+
+
 def save_projector(
     state: dict[str, Any], config: ProjectorConfig | HandConfig, facts: dict[str, Any], name: str, folder: Path
 ) -> Path:
-    """Write half-precision weights (of any network) and their card; returns the path of the card. Raises UserError.
+    """Write half-precision weights (of a projector or hand judge) and their card; returns the path of the card. Raises
+    UserError.
 
     Parameters
     ----------
     state : state dict; facts : of the card, beside name, hash and config
     """
+    return _save({k: v.half() for k, v in state.items()}, asdict(config), facts, name, folder)
+
+
+def _save(state: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], name: str, folder: Path) -> Path:
     try:
         from safetensors.torch import save
     except ImportError:
@@ -125,8 +188,11 @@ def save_projector(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    raw = save({k: v.detach().half().contiguous().cpu() for k, v in state.items()})
-    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": asdict(config), **facts}
+    raw = save({k: v.detach().contiguous().cpu() for k, v in state.items()})
+    if len(raw) > LARGEST:
+        what = f"the weights take {len(raw) / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB a package may bring along"
+        raise UserError(what, name, "a smaller width or depth")
+    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": config, **facts}
     path = folder / f"{name}.json"
     # The card last: weights without their card are not taken for another card's, the hash forbids it.
     with atomic(folder / f"{name}.safetensors") as tmp:
