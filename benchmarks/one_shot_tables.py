@@ -42,10 +42,10 @@ def race(rows: list[Row]) -> list[str]:
         "## Network alone, classical, both",
         "",
         "Measured amplitudes with the phases found, at the best origin and hand; the answer is chosen by what the",
-        "method can know, after the same processor seconds. *hand*: that of the truth. *reached*: crystals in which some",
-        f"start came to a map correlation of {SOLVED:g}, median seconds until it did (the network's included; over all",
-        "crystals), the number of that start, and the share of all starts that did. *to the network's CC*: median seconds",
-        "to the correlation of the network alone, named in brackets.",
+        "method can know, after the same processor seconds. *hand*: that of the truth. *reached*: crystals in which",
+        f"some start came to a map correlation of {SOLVED:g}, median seconds until it did (the network's included;",
+        "over all crystals), the number of that start, and the share of all starts that did. *to the network's CC*:",
+        "median seconds to the correlation of the network alone, named in brackets.",
         "",
     ]
     groups: dict[tuple[str, float, float], list[Row]] = defaultdict(list)

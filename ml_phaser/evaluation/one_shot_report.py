@@ -18,6 +18,7 @@ def cells(row: Row) -> list[str]:
 
 def line(name: str, values: list[str]) -> str:
     """Of a table."""
+    name = name.replace("|", "\\|")  # as in |F|
     return f"| {name} | " + " | ".join(values) + " |"
 
 
