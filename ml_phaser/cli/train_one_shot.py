@@ -11,7 +11,10 @@ from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
 if TYPE_CHECKING:
+    from ml_phaser.networks.crysformer import CrysFormer
+    from ml_phaser.networks.unet import UNet
     from ml_phaser.simulate.fragments import Library
+    from ml_phaser.simulate.one_shot import OneShotRecipe
 
 PROGRAM = "ml_phaser train_one_shot"
 FAMILIES = ("dialanine-1a", "dialanine-1b", "dipeptide-12", "dipeptide-minimal", "residues-15")
@@ -127,6 +130,74 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
     run_session(network, schedule, lessons, out, recorder, notify, session=options["session"], device=device)
 
 
+def averaged(path: Path) -> tuple[UNet | CrysFormer, str, dict[str, Any]]:
+    """The network of a checkpoint with averaged weights, rounded as they are shipped; its kind; the run's totals.
+
+    Raises
+    ------
+    UserError
+        where it is no checkpoint of a one-shot network
+    """
+    from ml_phaser.networks.store import kind_of, make_one_shot, shipped
+    from ml_phaser.training.loop import read_checkpoint
+
+    saved = read_checkpoint(path)
+    kind = kind_of(saved["config"], str(path))
+    network = make_one_shot(kind, saved["config"], str(path))
+    try:
+        network.load_state_dict({k: shipped(v).to(v.dtype) for k, v in saved["mean"].items()})
+    except RuntimeError:
+        raise UserError("the weights do not fit the network", str(path)) from None
+    return network.eval(), kind, {k: saved[k] for k in ("seconds", "steps", "samples") if k in saved}
+
+
+def recipe_of(config: Any) -> OneShotRecipe:
+    """The crystals a network was trained for."""
+    from ml_phaser.simulate.one_shot import OneShotRecipe
+
+    return OneShotRecipe(config.family, config.d_min, config.spacing, config.stride, config.parts > 0)
+
+
+def passes_of(record: dict[str, Any], recycled: bool) -> int:
+    """Most passes a network was trained with, by the record of its run."""
+    return 1 + int((record.get("lesson") or {}).get("recycles", 0)) if recycled else 1
+
+
+def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> Path:
+    """Judge the network on held-out crystals, write weights and card; returns the path of the card.
+
+    Raises
+    ------
+    UserError
+        where it is no better than the constant prediction, and the errors of ``save_one_shot``
+    """
+    from ml_phaser.evaluation.one_shot import MARGIN, Plan, evaluate
+    from ml_phaser.evaluation.one_shot_report import brief
+    from ml_phaser.networks.store import save_one_shot
+    from ml_phaser.training.loop import CHECKPOINT
+    from ml_phaser.training.one_shot_card import one_shot_card
+    from ml_phaser.training.record import read_record
+
+    out, name = options["out"], options["export"]
+    network, kind, totals = averaged(out / CHECKPOINT)
+    if not name.startswith(f"{kind}-"):
+        raise UserError("is not how such a network is looked for", f"export {name}", f"export {kind}-NAME")
+    record = totals | read_record(out)
+    passes = passes_of(record, network.config.recycled)
+    notify.stage(f"judge on {len(set(holdout.entry))} held-out entries")
+    report = evaluate(
+        network, holdout, recipe_of(network.config), Plan(crystals=options["crystals"]),
+        recycled=network.config.recycled, trained=passes, progress=lambda fraction: notify.progress(fraction, None),
+    )  # fmt: skip
+    led = f"ahead by {report.lead} of correlation, {report.lead_f} with measured amplitudes"
+    if not report.beats_blob:
+        what = f"does not beat the mean map of other molecules ({led}; {MARGIN:g} is wanted): it is not exported"
+        raise UserError(what, str(out), "more training, or more crystals to judge by")
+    notify.say(f"the mean map of other molecules is beaten: {led}")
+    facts = one_shot_card(kind, network.config, record, brief(report), passes)
+    return save_one_shot(network.state_dict(), kind, network.config, facts, name, options["weights"])
+
+
 def run(argv: list[str]) -> None:
     """Train, export, or both. Raises UserError."""
     options = check(parse(argv, TABLE))
@@ -144,12 +215,8 @@ def run(argv: list[str]) -> None:
             with alone(options["out"]):
                 run_training(options, library, notify)
         if options["export"]:
-            from ml_phaser.training.one_shot_networks import export
-
-            notify.stage("judge")
             holdout = load_library(options["holdout"] or options["data"], "holdout")
-            card = export(options["out"], holdout, options["crystals"], options["export"], options["weights"])
-            notify.say(f"exported: {card}")
+            notify.say(f"exported: {run_export(options, holdout, notify)}")
 
 
 def main(argv: list[str]) -> int:

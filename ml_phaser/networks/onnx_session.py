@@ -124,6 +124,6 @@ def onnx_hand_judge(name: str = HAND_JUDGE, folder: Path = FOLDER, threads: int 
 def onnx_one_shot(name: str, folder: Path = FOLDER, threads: int = 1) -> OnnxOneShot:
     """A one-shot network; UserError as for ``onnx_projector``."""
     card, weights, path = read_weights(name, folder)
-    config = one_shot_config(card, str(path))
+    config = one_shot_config(card.facts.get("kind"), card.config, str(path))
     used = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     return OnnxOneShot(config, Session(read_graph(card, folder), used, path, threads))

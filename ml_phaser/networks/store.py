@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.networks.config import CrysFormerConfig, HandConfig, ProjectorConfig, UNetConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ml_phaser.networks.crysformer import CrysFormer
@@ -28,6 +29,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR, LARGE = "projector-small", "projector-large"
 HAND_JUDGE = "hand-judge"
 DOMAIN = ("spacing", "d_best", "d_worst")  # of a configuration: for which data a network is, not what it is
+LARGEST = 25_000_000  # bytes of one weights file: what a package may bring along
 
 Weights = dict[str, NDArray[np.float32]]
 Config = TypeVar("Config")
@@ -86,23 +88,35 @@ def bundled_one_shot(folder: Path = FOLDER) -> list[Card]:
     return [read_card(name, folder) for name in names]
 
 
-def one_shot_config(card: Card, where: str) -> UNetConfig | CrysFormerConfig:
-    """Configuration of a one-shot network; UserError for a kind or a configuration that is not known."""
-    kind = card.facts.get("kind")
-    if kind not in ONE_SHOT:
+def one_shot_config(kind: object, values: dict[str, Any], where: str) -> UNetConfig | CrysFormerConfig:
+    """Configuration of a one-shot network of a card (``where``); UserError for a kind or a configuration that is not
+    known."""
+    if not isinstance(kind, str) or kind not in ONE_SHOT:
         raise UserError(f"unknown kind of network ({kind})", where, "update ml_phaser")
-    return configured(ONE_SHOT[kind], card.config, where)
+    return configured(ONE_SHOT[kind], values, where)
+
+
+def make_one_shot(kind: object, values: dict[str, Any], where: str) -> UNet | CrysFormer:
+    """An untrained network of the ``kind`` and configuration a card (``where``) holds; UserError as above."""
+    from ml_phaser.networks.crysformer import CrysFormer
+    from ml_phaser.networks.unet import UNet
+
+    config = one_shot_config(kind, values, where)
+    return UNet(config) if isinstance(config, UNetConfig) else CrysFormer(config)
 
 
 def load_one_shot(name: str, folder: Path = FOLDER) -> UNet | CrysFormer:
     """A one-shot network in evaluation mode; UserError if the weights are not those the card was written for."""
-    from ml_phaser.networks.crysformer import CrysFormer
-    from ml_phaser.networks.unet import UNet
-
     card, weights, path = read_weights(name, folder)
-    config = one_shot_config(card, str(path))
-    network = UNet(config) if isinstance(config, UNetConfig) else CrysFormer(config)
-    return _filled(network, weights, path)
+    return _filled(make_one_shot(card.facts.get("kind"), card.config, str(path)), weights, path)
+
+
+def kind_of(values: dict[str, Any], where: str) -> str:
+    """Which of ONE_SHOT a checkpoint's configuration describes; UserError if none."""
+    for kind, config in ONE_SHOT.items():
+        if values.keys() == {field.name for field in fields(config)}:
+            return kind
+    raise UserError("is not a one-shot network", where, "a checkpoint of ml_phaser train_one_shot")
 
 
 def read_weights(name: str, folder: Path = FOLDER) -> tuple[Card, Weights, Path]:
@@ -180,15 +194,35 @@ def _graph_facts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
+def shipped(value: torch.Tensor) -> torch.Tensor:
+    """A weight as it is shipped: kernels and matrices in half precision; biases, norms and counts, which are small and
+    may lie outside of its range, as they are."""
+    return value.half() if value.is_floating_point() and value.ndim > 1 else value
+
+
+def save_one_shot(
+    state: dict[str, Any], kind: str, config: Any, facts: dict[str, Any], name: str, folder: Path
+) -> Path:
+    """Write the weights of a one-shot network of a ``kind`` of ONE_SHOT and their card, found by ``bundled_one_shot``
+    where the ``name`` begins with the kind; returns the path of the card. Raises UserError, also for weights of more
+    than LARGEST bytes."""
+    return _save({k: shipped(v) for k, v in state.items()}, asdict(config), {"kind": kind, **facts}, name, folder)
+
+
 def save_projector(
     state: dict[str, Any], config: ProjectorConfig | HandConfig, facts: dict[str, Any], name: str, folder: Path
 ) -> Path:
-    """Write half-precision weights (of any network) and their card; returns the path of the card. Raises UserError.
+    """Write half-precision weights (of a projector or hand judge) and their card; returns the path of the card. Raises
+    UserError.
 
     Parameters
     ----------
     state : state dict; facts : of the card, beside name, hash and config
     """
+    return _save({k: v.half() for k, v in state.items()}, asdict(config), facts, name, folder)
+
+
+def _save(state: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], name: str, folder: Path) -> Path:
     try:
         from safetensors.torch import save
     except ImportError:
@@ -197,11 +231,13 @@ def save_projector(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    raw = save({k: v.detach().half().contiguous().cpu() for k, v in state.items()})
+    raw = save({k: v.detach().contiguous().cpu() for k, v in state.items()})
+    if len(raw) > LARGEST:
+        what = f"the weights take {len(raw) / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB a package may bring along"
+        raise UserError(what, name, "a smaller width or depth")
     path = folder / f"{name}.json"
-    values = asdict(config)
-    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": values}
-    card |= {**_graph_facts(path, values), **facts}
+    card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": config}
+    card |= {**_graph_facts(path, config), **facts}
     # The card last: weights without their card are not taken for another card's, the hash forbids it.
     with atomic(folder / f"{name}.safetensors") as tmp:
         tmp.write_bytes(raw)

@@ -266,7 +266,7 @@ def one_shot_batches(
             while sum(len(group[0]) for group in waiting[key]) >= size:
                 joined = [torch.cat(column) for column in zip(*waiting[key], strict=True)]
                 waiting[key] = [tuple(column[size:] for column in joined)]
-                yield _finished(*(column[:size] for column in joined), shape=key, recipe=recipe)
+                yield on_grid(*(column[:size] for column in joined), shape=key, recipe=recipe)
 
 
 def _celled(xyz: torch.Tensor, there: torch.Tensor, family: Family) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -282,10 +282,17 @@ def _celled(xyz: torch.Tensor, there: torch.Tensor, family: Family) -> tuple[tor
     return xyz, lengths, contacts(xyz, there, lengths).amin(1) >= SHORTEST_CONTACT
 
 
-def _finished(
+def on_grid(
     aa: torch.Tensor, xyz: torch.Tensor, element: torch.Tensor, lengths: torch.Tensor, *, shape: tuple[int, ...],
     recipe: OneShotRecipe,
 ) -> OneShotBatch:  # fmt: skip
+    """A batch of molecules in their cells.
+
+    Parameters
+    ----------
+    aa : (B, J) index into RESIDUES; xyz : (B, m, 3) in A from the cell's centre; element : (B, m) index into ELEMENTS,
+        NOTHING where there is no atom; lengths : (B, 3) edges in A; shape : of the grid
+    """
     u, v, w = shape
     half, truth = unit(
         structure_factors(xyz / lengths[:, None] + 0.5, element, lengths, (u, v, w), recipe.d_min), (u, v, w)
