@@ -174,7 +174,8 @@ class Outcome:
     ``given``: what became of phases the user gave; ``free_made``: label of free-R flags made, empty if none;
     ``next_steps``: programs that can go on from here, none where nothing was solved; ``then``: the one that did;
     ``held``: number of reflections kept out of the phasing; ``density``: spread of the values of the map written;
-    ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does.
+    ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does; ``predictor``: name
+    and hash of the network whose prediction the search began with, empty if there was none.
     """
 
     data: Amplitudes
@@ -198,6 +199,7 @@ class Outcome:
     density: Distribution | None = None
     pictures: tuple[Any, ...] = ()
     fragments: Fragments | None = None
+    predictor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def mean_fom(self) -> float:

@@ -85,9 +85,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "auto: pieces of peptide first, where they pay; then random phases",
+        "auto: a network's prediction and pieces of peptide, where they pay; then random phases",
         default="auto",
-        choices=("auto", "random", "fragments"),
+        choices=("auto", "random", "fragments", "network"),
         caption="Begin with",
         group="starts",
     ),

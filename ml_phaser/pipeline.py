@@ -54,7 +54,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         choices=(*data.notes, *(given.notes if given else ()), *normalised.notes, *plan.choices),
         weights=plan.weights, times=clock.times,
         device=plan.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
-        fragments=solution.fragments,
+        fragments=solution.fragments, predictor=plan.predictor,
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.normalise import Normalised
-from ml_phaser.crystal.phase_distributions import PhaseDistributions
+from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.errors import UserError
+from ml_phaser.networks.crysformer import CrysFormer
+from ml_phaser.networks.domain import Domain, outside
 from ml_phaser.networks.projector import Projector, condition
-from ml_phaser.networks.store import choose_projector, load_projector, read_card
+from ml_phaser.networks.store import bundled_one_shot, choose_projector, load_one_shot, load_projector, read_card
+from ml_phaser.networks.unet import UNet
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Projection, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
@@ -25,6 +28,7 @@ from ml_phaser.phasing.fragments.judge import Judge
 from ml_phaser.phasing.fragments.pieces import Piece, library
 from ml_phaser.phasing.fragments.road import ROOM, Road
 from ml_phaser.phasing.fragments.scene import Scene
+from ml_phaser.phasing.prediction import from_prediction, predict_phases
 from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 from ml_phaser.phasing.projections import restore, unit_variance
 from ml_phaser.phasing.search import Entrant
@@ -65,6 +69,7 @@ class Plan:
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
     log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
     all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
+    predictor : name and hash of the one-shot network whose prediction is begun with, empty if there is none
     """
 
     entrants: tuple[Entrant, ...]
@@ -80,6 +85,7 @@ class Plan:
     road: Road | None = None
     road_rows: NDArray[np.int64] | None = None
     road_finishers: tuple[Finisher, ...] = ()
+    predictor: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +111,10 @@ class Board:
         scale = np.exp((self.normalised.wilson_b - SEARCH_B) * (0.25 / self.data.d**2))
         return self._pose(rows, scale, spacing, multiple)
 
-    def smoothed(self, rows: NDArray[np.int64], spacing: float) -> Problem:
+    def smoothed(self, rows: NDArray[np.int64], spacing: float, multiple: int = 2) -> Problem:
         """The problem of density without negative ripples: an overall B of WRAP_B."""
-        return self._pose(rows, np.exp((self.normalised.wilson_b - WRAP_B) * (0.25 / self.data.d**2)), spacing, 2)
+        scale = np.exp((self.normalised.wilson_b - WRAP_B) * (0.25 / self.data.d**2))
+        return self._pose(rows, scale, spacing, multiple)
 
     def _pose(self, rows: NDArray[np.int64], scale: NDArray[np.float64], spacing: float, multiple: int) -> Problem:
         to_e = 1 / np.sqrt(self.normalised.expected)
@@ -175,14 +182,19 @@ def plan_phasing(
             "All starts come from the phases given: the first of each method is their best map, the others are drawn "
             "from their distributions. Their origin and hand are kept."
         )
+    predictor: dict[str, Any] = {}
+    if starts is None and seeds is None and not pieces:
+        first, predictor, said = predicted_entrants(board, entrants, options)
+        entrants = first + entrants
+        choices += said
     road, road_rows = None, None
-    if starts is None and seeds is None:
+    if starts is None and seeds is None and options.starts != "network":
         road, road_rows, said = fragment_road(board, network, learned, options, pieces)
         choices += said
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), board.device, count, starts,
-        road, road_rows, beyond,
+        road, road_rows, beyond, predictor,
     )  # fmt: skip
 
 
@@ -222,6 +234,42 @@ def fragment_road(
     road = Road(scene, judge, data.spacegroup, tuple(pieces) or tuple(library()), room, problem.d_min)
     what = "the piece given" if pieces else "pieces of strand and helix"
     return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network."]
+
+
+def predicted_entrants(
+    board: Board, entrants: Sequence[Entrant], options: Options
+) -> tuple[list[Entrant], dict[str, Any], list[str]]:
+    """Entrants that begin with the prediction of a bundled one-shot network, its name and hash, and what to say of it.
+
+    None where no network's domain covers the crystal. Raises UserError where one was asked for.
+    """
+    data, cell = board.data, board.data.cell.parameters
+    if options.starts not in ("auto", "network"):
+        return [], {}, []
+    reasons = []
+    for card in bundled_one_shot():
+        reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
+        if not reason:
+            known = predicted(board, load_one_shot(card.name))
+            chosen = [e for e in entrants if "shrink-wrap" not in e.method.name][:2]
+            said = f"Begins with the density that {card.name} predicts. To change: starts random."
+            return [from_prediction(e, known) for e in chosen], {"name": card.name, "sha256": card.sha256}, [said]
+        reasons.append(f"{card.name}: {reason}")
+    if options.starts == "network":
+        what = f"no bundled network knows such crystals ({'; '.join(reasons) or 'there is none'})"
+        raise UserError(what, "starts network", "starts auto")
+    return [], {}, [f"No network predicts a density to begin with ({'; '.join(reasons)})."] if reasons else []
+
+
+def predicted(board: Board, network: UNet | CrysFormer) -> PhaseDistributions:
+    """Phases of all reflections of a crystal in P1, as far as the network sees, by what it predicts."""
+    data, config = board.data, network.config
+    rows = board.beyond(config.d_min)
+    problem = board.smoothed(rows, config.spacing, config.stride)
+    found = predict_phases(network.to(board.device), problem, torch.zeros((1, config.parts, *problem.shape)))
+    hl = np.zeros((len(data), 4))
+    hl[rows] = hendrickson_lattman(found.phase, found.fom, data.centric[rows])
+    return PhaseDistributions(hl, np.zeros(len(data), dtype=complex))
 
 
 def in_turn(classical: list[Entrant], learned: list[Entrant], d_min: float) -> list[Entrant]:

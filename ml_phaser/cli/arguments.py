@@ -449,8 +449,10 @@ def _check_starts(options: Options) -> None:
     pieces = pieces if options.xyzin is None else f"xyzin {options.xyzin}"
     if pieces and options.phasein is not None:
         raise UserError("phases and pieces cannot both be begun with", pieces, f"leave it or {options.phasein} out")
-    if options.xyzin is not None and options.starts == "random":
-        raise UserError("nothing is placed with starts random", pieces, "starts fragments")
+    if options.xyzin is not None and options.starts in ("random", "network"):
+        raise UserError(f"nothing is placed with starts {options.starts}", pieces, "starts fragments")
+    if options.phasein is not None and options.starts == "network":
+        raise UserError("predicted and given phases cannot both be begun with", "starts network", "leave one out")
 
 
 def _output_files(options: Options) -> list[tuple[str, Path]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_phaser.cli.progress import Reporter
-from ml_phaser.cli.train import parse
+from ml_phaser.cli.training import parse
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_phaser.cli.arguments import NO, YES, convert, unknown
 from ml_phaser.cli.progress import Reporter
+from ml_phaser.cli.training import choose_device, option_lines, parse, reporter, run_command, run_session
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
@@ -77,42 +72,6 @@ def usage() -> str:
     )
 
 
-def option_lines(table: tuple[Parameter, ...]) -> list[str]:
-    """A line of help for each option."""
-    values = {"int": "N", "float": "X", "flag": "", "text": "TEXT"}
-    out = []
-    for p in table:
-        value = "|".join(p.choices) or values[p.kind]
-        unit = f" in {p.unit}" if p.unit else ""
-        default = f" [{p.default}]" if p.default not in (None, False) else ""
-        out.append(f"  {p.name + ' ' + value:<26}{p.help}{unit}{default}")
-    return out
-
-
-def parse(argv: list[str], table: tuple[Parameter, ...] = TABLE) -> dict[str, Any]:
-    """Checked values by name, defaults included, None where there is neither. Raises UserError."""
-    by_name = {p.name: p for p in table}
-    given: dict[str, Any] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        parameter = by_name.get(name.lstrip("-").lower())
-        if parameter is None:
-            raise unknown(word, by_name, "command line", "option")
-        if parameter.name in given:
-            raise UserError("given twice", parameter.name)
-        if not equals:
-            if parameter.kind == "flag":
-                value = words.pop(0) if words and words[0].lower() in YES + NO else "yes"
-            elif words:
-                value = words.pop(0)
-        if not value.strip():
-            raise UserError("has no value", parameter.name)
-        given[parameter.name] = convert(parameter, value)
-    return {p.name: given.get(p.name, p.default) for p in table}
-
-
 def parse_levels(channels: str, blocks: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Features and blocks of one or two levels: training grids can be halved twice. Raises UserError."""
 
@@ -132,56 +91,11 @@ def parse_levels(channels: str, blocks: str) -> tuple[tuple[int, ...], tuple[int
     return features, depths
 
 
-class PlainReporter(Reporter):
-    """The reporter without its bar, for machines that have no rich."""
-
-    def __enter__(self) -> PlainReporter:
-        return self
-
-
-def reporter(quiet: bool) -> Reporter:
-    """Bar and log, as far as this machine has them."""
-    return Reporter(quiet=quiet) if importlib.util.find_spec("rich") else PlainReporter(quiet=quiet)
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C (or termination request) is only noted: the function given says so. The next one
-    ends the program."""
-    asked = False
-
-    def note(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    previous = {}
-    with suppress(ValueError):  # not in the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def choose_device(wanted: str) -> str:
-    """ "cpu" or "cuda"; UserError where a GPU was asked for and there is none."""
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no usable CUDA device was found", "device cuda", "device cpu, or device auto")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def run_training(options: dict[str, Any], library: Library, notify: Reporter) -> None:
     """One session of training. Raises UserError; one that says how to go on where the user stopped it."""
     from ml_phaser.networks.projector import Projector, ProjectorConfig
     from ml_phaser.simulate.batches import Recipe
-    from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint, train, untrained
+    from ml_phaser.training.loop import Schedule, untrained
     from ml_phaser.training.projection import Repair, projection_lessons
     from ml_phaser.training.record import Recorder
     from ml_phaser.training.workers import stream
@@ -205,30 +119,15 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
         seed=seed,
         begin=origin,
     )
-    if (out / CHECKPOINT).exists():
-        earlier = read_checkpoint(out / CHECKPOINT)
-        recorder.begin(earlier["seconds"], earlier["steps"], earlier.get("samples", earlier["steps"] * batch))
     notify.say(
         f"training {options['channels']} on {device}: {len(library)} chains of {len(set(library.entry))} entries, "
         f"data sha256 {library.digest[:12]}"
     )
-    with stopping() as asked:
-        lessons = projection_lessons(
-            lambda steps: stream(library, batch, seed, steps, workers, recipe), repair, seed, device
-        )
-        state = train(
-            untrained(Projector, config, seed, begin), schedule, lessons, out, device=device,
-            session=math.inf if options["session"] is None else options["session"],
-            say=notify.say, progress=lambda fraction: notify.progress(fraction, None), saved=recorder, stop=asked,
-        )  # fmt: skip
-        stopped = asked()
-    if stopped:
-        raise UserError(
-            f"interrupted; step {state.steps} ({state.seconds:.0f} of {schedule.seconds:.0f} s) is safe in "
-            f"{out / CHECKPOINT}",
-            hint="the same command, which goes on from there",
-        )
-    notify.say(f"{state.steps} steps, {state.samples} samples, {state.seconds:.0f} s: {out / CHECKPOINT}")
+    lessons = projection_lessons(
+        lambda steps: stream(library, batch, seed, steps, workers, recipe), repair, seed, device
+    )
+    network = untrained(Projector, config, seed, begin)
+    run_session(network, schedule, lessons, out, recorder, notify, session=options["session"], device=device)
 
 
 def beginning(name: str | None, config: ProjectorConfig) -> tuple[Projector | None, dict[str, str] | None]:
@@ -336,7 +235,7 @@ def exported(options: dict[str, Any]) -> list[Path]:
 
 def run(argv: list[str]) -> None:
     """Train, export, or both. Raises UserError."""
-    options = check(parse(argv))
+    options = check(parse(argv, TABLE))
     import torch
 
     from ml_phaser.simulate.fragments import load_library
@@ -373,15 +272,11 @@ def pack(argv: list[str]) -> str:
 
 def main(argv: list[str]) -> int:
     """Entry point; argv without the program's and sub-command's names. Returns the exit status."""
-    if not argv or any(word in ("--help", "-h") for word in argv):
-        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 1
-    try:
-        if argv[0].lower() == "pack":
-            print(pack(argv[1:]))
+
+    def either(words: list[str]) -> None:
+        if words[0].lower() == "pack":
+            print(pack(words[1:]))
         else:
-            run(argv)
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
-    return 0
+            run(words)
+
+    return run_command(argv, PROGRAM, usage(), either)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_phaser.cli.progress import Reporter
-from ml_phaser.cli.train import parse, reporter, stopping
+from ml_phaser.cli.training import option_lines, parse, reporter, run_command, run_session
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
+
+if TYPE_CHECKING:
+    from ml_phaser.simulate.fragments import Library
 
 PROGRAM = "ml_phaser train_hand"
 TABLE = (
@@ -37,10 +39,7 @@ def usage() -> str:
             "Train the judge that tells a map of L-amino acids from its mirror image, on crystals made on the fly.",
             "A run that is stopped goes on with the same command. Names in any case, with or without --.",
             "",
-            *(
-                f"  {p.name:<12}{p.help}" + ("" if p.default is None or p.default is False else f" [{p.default:g}]")
-                for p in TABLE
-            ),
+            *option_lines(TABLE),
             "",
         ]
     )
@@ -73,12 +72,14 @@ def run(argv: list[str]) -> None:
     import torch
 
     from ml_phaser.simulate.fragments import load_library
+    from ml_phaser.training.alone import alone
 
     torch.set_num_threads(options["threads"])
     with reporter(options["quiet"]) as notify:
         notify.stage("train")
         library = load_library(options["data"], "train")
-        train(options, library, notify)
+        with alone(options["out"]):
+            train(options, library, notify)
         if options["export"] is not None:
             from ml_phaser.training.hand import export_hand
 
@@ -87,35 +88,27 @@ def run(argv: list[str]) -> None:
             notify.say(f"exported: {card}")
 
 
-def train(options: dict[str, Any], library: Any, notify: Reporter) -> None:
+def train(options: dict[str, Any], library: Library, notify: Reporter) -> None:
     """One session. Raises UserError; one that says how to go on where the user stopped it."""
-    import math
-
-    from ml_phaser.networks.hand import HandConfig
+    from ml_phaser.networks.hand import HandConfig, HandJudge
     from ml_phaser.networks.store import load_projector
-    from ml_phaser.training.alone import alone
-    from ml_phaser.training.hand import HandSchedule, train_hand
+    from ml_phaser.training.hand import RECIPE, Judging, TwoRates, hand_lessons, hand_schedule
+    from ml_phaser.training.loop import untrained
+    from ml_phaser.training.record import Recorder
 
-    schedule = HandSchedule(options["seconds"])
-    with alone(options["out"]), stopping() as asked:
-        state = train_hand(
-            HandConfig(), schedule, library, load_projector(), options["out"], seed=options["seed"],
-            session=math.inf if options["session"] is None else options["session"],
-            say=notify.say, progress=lambda fraction: notify.progress(fraction, None), stop=asked,
-        )  # fmt: skip
-        if asked():
-            where = f"interrupted; step {state.steps} ({state.seconds:.0f} s) is safe in {options['out']}"
-            raise UserError(where, hint="the same command, which goes on from there")
+    out, seed, config = options["out"], options["seed"], HandConfig()
+    schedule, judging = hand_schedule(options["seconds"]), Judging()
+    lessons = hand_lessons(library, schedule.batch, judging, load_projector(), seed)
+    recorder = Recorder(
+        out, config, schedule, library, RECIPE, judging, device="cpu", threads=options["threads"], workers=0, seed=seed,
+        program=PROGRAM,
+    )  # fmt: skip
+    run_session(
+        untrained(HandJudge, config, seed), schedule, lessons, out, recorder, notify, optimise=TwoRates,
+        session=options["session"],
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     """Entry point; argv without the program's and sub-command's names. Returns the exit status."""
-    if not argv or any(word in ("--help", "-h") for word in argv):
-        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 1
-    try:
-        run(argv)
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(argv, PROGRAM, usage(), run)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_phaser.cli.progress import Reporter
-from ml_phaser.cli.train import choose_device, option_lines, parse, reporter, stopping
+from ml_phaser.cli.training import choose_device, option_lines, parse, reporter, run_command, run_session
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
@@ -101,7 +99,7 @@ def check(options: dict[str, Any]) -> dict[str, Any]:
 def run_training(options: dict[str, Any], library: Library, notify: Reporter) -> None:
     """One session of training. Raises UserError; one that says how to go on where the user stopped it."""
     from ml_phaser.simulate.one_shot import one_shot_batches
-    from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint, train, untrained
+    from ml_phaser.training.loop import Schedule, untrained
     from ml_phaser.training.one_shot import Asked, one_shot_lessons
     from ml_phaser.training.one_shot_networks import configure
     from ml_phaser.training.record import Recorder
@@ -118,9 +116,6 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
         out, config, schedule, library, recipe, asked_for, device=device, threads=options["threads"], workers=0,
         seed=seed, program=PROGRAM,
     )  # fmt: skip
-    if (out / CHECKPOINT).exists():
-        earlier = read_checkpoint(out / CHECKPOINT)
-        recorder.begin(earlier["seconds"], earlier["steps"], earlier["samples"])
     network = untrained(kind, config, seed)
     count = sum(p.numel() for p in network.parameters())
     notify.say(
@@ -129,20 +124,7 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
     lessons = one_shot_lessons(
         lambda steps: one_shot_batches(library, batch, seed_of(seed, steps, 0), recipe, device), asked_for, seed
     )
-    with stopping() as asked:
-        state = train(
-            network, schedule, lessons, out, device=device,
-            session=math.inf if options["session"] is None else options["session"],
-            say=notify.say, progress=lambda fraction: notify.progress(fraction, None), saved=recorder, stop=asked,
-        )  # fmt: skip
-        stopped = asked()
-    if stopped:
-        raise UserError(
-            f"interrupted; step {state.steps} ({state.seconds:.0f} of {schedule.seconds:.0f} s) is safe in "
-            f"{out / CHECKPOINT}",
-            hint="the same command, which goes on from there",
-        )
-    notify.say(f"{state.steps} steps, {state.samples} samples, {state.seconds:.0f} s: {out / CHECKPOINT}")
+    run_session(network, schedule, lessons, out, recorder, notify, session=options["session"], device=device)
 
 
 def run(argv: list[str]) -> None:
@@ -172,12 +154,4 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry point; argv without the program's and sub-command's names. Returns the exit status."""
-    if not argv or any(word in ("--help", "-h") for word in argv):
-        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 1
-    try:
-        run(argv)
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(argv, PROGRAM, usage(), run)

@@ -14,8 +14,10 @@ from ml_phaser.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from ml_phaser.networks.crysformer import CrysFormer
     from ml_phaser.networks.hand import HandConfig, HandJudge
     from ml_phaser.networks.projector import Projector, ProjectorConfig
+    from ml_phaser.networks.unet import UNet
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 PROJECTOR, LARGE = "projector-small", "projector-large"
@@ -66,6 +68,29 @@ def load_hand_judge(name: str = HAND_JUDGE, folder: Path = FOLDER) -> HandJudge:
 
     card, weights, path = _checked(name, folder)
     return _filled(HandJudge(configured(HandConfig, card.config, str(path))), weights, path)
+
+
+ONE_SHOT = ("unet", "crysformer")
+
+
+def bundled_one_shot(folder: Path = FOLDER) -> list[Card]:
+    """Model cards of the one-shot networks that come with the program, by name."""
+    names = sorted(path.stem for kind in ONE_SHOT for path in folder.glob(f"{kind}-*.json"))
+    return [read_card(name, folder) for name in names]
+
+
+def load_one_shot(name: str, folder: Path = FOLDER) -> UNet | CrysFormer:
+    """A one-shot network in evaluation mode; UserError if the weights are not those the card was written for."""
+    from ml_phaser.networks.crysformer import CrysFormer, CrysFormerConfig
+    from ml_phaser.networks.unet import UNet, UNetConfig
+
+    card, weights, path = _checked(name, folder)
+    kind = card.facts.get("kind")
+    if kind == "unet":
+        return _filled(UNet(configured(UNetConfig, card.config, str(path))), weights, path)
+    if kind == "crysformer":
+        return _filled(CrysFormer(configured(CrysFormerConfig, card.config, str(path))), weights, path)
+    raise UserError(f"unknown kind of network ({kind})", str(path), "update ml_phaser")
 
 
 def _checked(name: str, folder: Path) -> tuple[Card, dict[str, Any], Path]:

@@ -5,11 +5,23 @@ A prediction with the measured amplitudes put back is shown to the network again
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ml_phaser.crystal.phase_distributions import PhaseDistributions
+from ml_phaser.phasing.dual_space import Method
+from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, has_bfloat16, inverse, unit_variance
+from ml_phaser.phasing.search import Entrant
+from ml_phaser.phasing.starts import GivenStarts
+
+PASSES = 8
+LAST = 4  # passes whose predictions are compared
+FEW = 4  # starts from a prediction at once
 
 
 class OneShot(Protocol):
@@ -69,3 +81,63 @@ def predict(
             found.append(one_pass(network, half, recycled, parts, lengths))
             recycled = corrected(found[-1], half)[:, None]
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a one-shot network makes of a crystal in P1.
+
+    phase : (n,) radians, of ``problem.hkl``; fom : (n,) how well the last passes agree on it, 0-1
+    """
+
+    phase: NDArray[np.float64]
+    fom: NDArray[np.float64]
+
+
+def predict_phases(network: OneShot, problem: Problem, parts: torch.Tensor) -> Prediction:
+    """Phases of a P1 problem that is posed as the network was trained; reflections held out are not shown to it.
+
+    ``parts`` : (1, J, u, v, w), J may be 0
+    """
+    device = problem.target.amplitude.device
+    lengths = torch.tensor([problem.cell.parameters[:3]], dtype=torch.float32, device=device)
+    imposed = problem.target.imposed
+    half = torch.complex(imposed, torch.zeros_like(imposed))
+    maps = predict(network, half, problem.shape, parts.to(device), lengths, PASSES)[-LAST:]
+    found = np.array([problem.gather_p1(forward(rho)[0]) for rho in maps])
+    phasors = found / np.maximum(np.abs(found), 1e-12)
+    mean = phasors.mean(axis=0)
+    first = np.unique(problem.expansion.asu, return_index=True)[1]  # in P1 every reflection is its own
+    sign = np.where((problem.expansion.hkl[first] == problem.hkl).all(axis=1), 1, -1)
+    return Prediction(np.angle(phasors[-1][first]) * sign, np.abs(mean[first]))
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A method under another name: where its starts come from."""
+
+    method: Method
+    name: str
+
+    def advance(self, x: torch.Tensor, cycles: int, done: int = 0) -> torch.Tensor:
+        return self.method.advance(x, cycles, done)
+
+    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+        return self.method.estimate(x)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedStarts:
+    """The predicted map first, then maps with phases drawn from the prediction's doubt; origin and hand are free."""
+
+    starts: GivenStarts
+
+    def random_starts(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return self.starts.make(count, generator)
+
+
+def from_prediction(entrant: Entrant, known: PhaseDistributions) -> Entrant:
+    """The entrant with its starts made of predicted phases ``known``, of all reflections; a few at a time."""
+    source = PredictedStarts(GivenStarts(entrant.problem, known.of(entrant.rows)))
+    name = f"{entrant.method.name}, from the prediction"
+    return replace(entrant, method=Named(entrant.method, name), origin=source, batch=min(entrant.batch, FEW))

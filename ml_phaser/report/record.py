@@ -208,6 +208,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "shells": outcome.shells,
         "trials": outcome.trials,
         "weights": outcome.weights,
+        "predictor": outcome.predictor,
         "times": outcome.times,
         "next": outcome.next_steps,
         "then": outcome.then,

@@ -1,23 +1,20 @@
-"""Training of the hand judge: crystals on the fly, budgeted by wall clock, resumable."""
+"""Lessons for the hand judge: maps of crystals made on the fly, and points at which their hand shows."""
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gemmi
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F
 
-from ml_phaser.atomic import atomic, cannot_write
 from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.errors import UserError
 from ml_phaser.networks.hand import ATOMS, HandConfig, HandJudge
@@ -26,15 +23,14 @@ from ml_phaser.networks.store import configured, save_projector
 from ml_phaser.phasing.problem import pose
 from ml_phaser.phasing.projections import forward, inverse, unit_variance, with_amplitudes
 from ml_phaser.plan import density_projection
-from ml_phaser.report.record import json_safe, write_json
+from ml_phaser.report.record import json_safe
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, resolution_profile
 from ml_phaser.simulate.crystals import Contents, wrapped_distances
 from ml_phaser.simulate.fragments import ELEMENTS, Library
-from ml_phaser.training.loop import CHECKPOINT, LOG, append_row
-from ml_phaser.training.record import LICENCE, RECORD, check_data, processor, read_record, versions
+from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint
+from ml_phaser.training.record import LICENCE, read_record
 
-LOG_EVERY = 200  # steps
 NEAR = 32  # points about alpha carbons the loss is taken at
 # Worse maps are no solutions; one use in HandSchedule.uses begins with such and goes through cycles of the engine.
 RECIPE = Recipe(quality=(0.4, 0.99), kinds=(("phase", 0.4), ("resolution", 0.2), ("additive", 0.4)))
@@ -42,34 +38,33 @@ RECIPE = Recipe(quality=(0.4, 0.99), kinds=(("phase", 0.4), ("resolution", 0.2),
 Crystal = tuple[Drawn, NDArray[np.complex128]]  # and its structure factors
 
 
-@dataclass(frozen=True)
-class HandSchedule:
-    """How to train.
+MUON = 0.02 / 3e-3  # learning rate of matrices over that of everything else
 
-    seconds : wall-clock budget over all sessions; the learning rates fall to zero as a cosine over it
-    batch : crystals a step; uses : batches of maps each crystal serves for, every time with other errors
+
+def hand_schedule(seconds: float, batch: int = 8) -> Schedule:
+    """How to train the hand judge in a wall-clock budget."""
+    return Schedule(seconds, batch=batch, rate=3e-3, weight_decay=0.0, average=0.995, clip=math.inf, save_every=120.0)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What the hand judge is taught with.
+
+    uses : batches of maps each crystal serves for, every time with other errors
     repeats : steps for each new batch of maps; kept : batches of maps that steps draw from
-    muon, adam : highest learning rates, of matrices and of everything else
-    average : decay of the moving average of the weights, which is what gets used
     share : of the grid points the loss is taken at, beside those about alpha carbons
     most_cycles : of the engine that one map in ``uses`` goes through, after a start of quality ``rough``, once a fifth
         of the budget is spent
     gain : largest factor on the map's scale, either way: how much solvent a cell holds is not known
     """
 
-    seconds: float
-    batch: int = 8
     uses: int = 4
     repeats: int = 8
     kept: int = 100
-    muon: float = 0.02
-    adam: float = 3e-3
-    average: float = 0.995
     share: float = 0.1
     most_cycles: int = 6
     rough: tuple[float, float] = (0.25, 0.6)
     gain: float = 1.5
-    save_every: float = 120.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +178,7 @@ def choose_points(drawn: Drawn, rng: np.random.Generator, share: float, reach: f
 
 def loss_of(
     judge: HandJudge, found: tuple[torch.Tensor, ...], chosen: Sequence[Points], volume: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss, and what to log of it.
 
     Logistic loss of the evidence at alpha carbons, of that elsewhere, of the whole maps, and of where alpha carbons
@@ -208,79 +203,41 @@ def loss_of(
     placing = there(F.softplus(-alpha[:, :NEAR])) + F.softplus(alpha[:, NEAR:]).mean()
     vectors = there((atoms[:, :NEAR] - to).pow(2).sum(dim=(2, 3)))
     loss = crystal + evidence + 0.5 * F.softplus(-away).mean() + 0.5 * placing + vectors
-    right = float((odds > 0).float().mean())
-    return loss, {
-        "right": right, "crystal": crystal.item(), "evidence": evidence.item(), "placing": placing.item(),
-        "vectors": vectors.item(),
-    }  # fmt: skip
+    logged = {"crystal": crystal, "evidence": evidence, "placing": placing, "vectors": vectors}
+    return loss, {"right": (odds > 0).float().mean(), **{name: value.detach() for name, value in logged.items()}}
 
 
-@dataclass
-class State:
-    """Everything a resumed run needs; mean: moving average of the weights; seconds, steps: over all sessions."""
+class TwoRates:
+    """Muon for maps between wide layers, AdamW for inputs of a few features and biases, each at a rate of its own."""
 
-    judge: HandJudge
-    mean: dict[str, torch.Tensor]
-    optimisers: tuple[torch.optim.Optimizer, ...]
-    seconds: float = 0.0
-    steps: int = 0
-
-    @classmethod
-    def new(cls, config: HandConfig, schedule: HandSchedule, seed: int) -> State:
-        """An untrained judge; the same seed gives the same one. Raises UserError where torch has no Muon."""
+    def __init__(self, judge: nn.Module, schedule: Schedule) -> None:
+        """Raises UserError where torch has no Muon."""
         if not hasattr(torch.optim, "Muon"):
             raise UserError("this torch has no Muon optimiser", torch.__version__, "torch 2.9 or later to train")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            judge = HandJudge(config)
-        # Muon is for maps between wide layers; inputs of a few features and biases are not.
         wide = [p for p in judge.parameters() if p.ndim == 2 and min(p.shape) > 16]
         others = [p for p in judge.parameters() if not any(p is w for w in wide)]
-        optimisers = (
-            torch.optim.Muon(wide, lr=schedule.muon, weight_decay=0.0),
-            torch.optim.AdamW(others, lr=schedule.adam, weight_decay=0.0),
+        self.optimisers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(wide, lr=MUON * schedule.rate, weight_decay=0.0),
+            torch.optim.AdamW(others, lr=schedule.rate, weight_decay=0.0),
         )
-        return cls(judge, {k: v.clone() for k, v in judge.state_dict().items()}, optimisers)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all. Raises UserError where it cannot be written."""
-        content = {
-            "network": self.judge.state_dict(), "mean": self.mean, "seconds": self.seconds, "steps": self.steps,
-            "optimisers": [o.state_dict() for o in self.optimisers], "config": asdict(self.judge.config),
-        }  # fmt: skip
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        with atomic(path) as tmp:
-            tmp.write_bytes(buffer.getbuffer())
+    def step(self, rate: float) -> None:
+        for optimiser, factor in zip(self.optimisers, (MUON, 1.0), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = factor * rate
+            optimiser.step()
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises UserError if it is damaged or of another network."""
-        saved = read_hand_checkpoint(path)
-        if configured(HandConfig, saved["config"], str(path)) != self.judge.config:
-            raise UserError("holds another network", str(path), "another out folder")
-        self.judge.load_state_dict(saved["network"])
-        self.mean, self.seconds, self.steps = saved["mean"], saved["seconds"], saved["steps"]
-        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimiser.state_dict() for optimiser in self.optimisers]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(state)
-
-
-def read_hand_checkpoint(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint: network, mean, optimisers, seconds, steps, config. Raises UserError."""
-    try:
-        saved = torch.load(path, weights_only=True)
-        if not {"network", "mean", "optimisers", "seconds", "steps", "config"} <= saved.keys():
-            raise ValueError("content")
-    except FileNotFoundError:
-        raise UserError("there is no checkpoint", str(path), "train first, or another out folder") from None
-    except (OSError, RuntimeError, EOFError, AttributeError, ValueError, pickle.UnpicklingError) as error:
-        what = f"is not a checkpoint of the hand judge ({type(error).__name__})"
-        raise UserError(what, str(path), "another out folder") from None
-    return dict(saved)
 
 
 def averaged(path: Path) -> HandJudge:
     """The judge of a checkpoint with averaged weights, rounded to the half precision it is shipped in."""
-    saved = read_hand_checkpoint(path)
+    saved = read_checkpoint(path)
     judge = HandJudge(configured(HandConfig, saved["config"], str(path)))
     judge.load_state_dict({k: v.half().float() for k, v in saved["mean"].items()})
     return judge.eval()
@@ -339,40 +296,18 @@ def export_hand(out: Path, library: Library, name: str, folder: Path, seed: int 
     return save_projector(judge.state_dict(), config, json_safe(facts), name, folder)
 
 
-class Record:
-    """Keeps ``run.json`` of a folder: what the run is, and each of its sessions. Raises UserError where the run in it
-    was trained on other data."""
-
-    def __init__(self, out: Path, config: HandConfig, schedule: HandSchedule, library: Library, seed: int) -> None:
-        earlier = read_record(out)
-        check_data(earlier, library, out)
-        self.path, self.earlier = out / RECORD, earlier.get("sessions", [])
-        self.run = {
-            "program": "ml_phaser train_hand", "config": config, "recipe": RECIPE,
-            "data": {"sha256": library.digest, "split": "train", "chains": len(library)},
-        }  # fmt: skip
-        self.session = {
-            "schedule": schedule, "seed": seed, "processor": processor("cpu"), "threads": torch.get_num_threads(),
-            "versions": versions(),
-        }  # fmt: skip
-
-    def __call__(self, state: State) -> None:
-        done = {"seconds": round(state.seconds, 1), "steps": state.steps}
-        sessions = [*self.earlier, {**self.session, "until": done}]
-        write_json(self.path, json_safe({**self.run, **done, "sessions": sessions}))
-
-
 @dataclass(eq=False)
 class Feed:
     """Batches of maps with their surroundings: the newest, or one of those kept, which cost nothing."""
 
     library: Library
-    schedule: HandSchedule
+    batch: int
+    judging: Judging
     projector: Projector
     rng: np.random.Generator
 
     def __post_init__(self) -> None:
-        self.source = crystals(self.library, self.schedule.batch, int(self.rng.integers(2**63)))
+        self.source = crystals(self.library, self.batch, int(self.rng.integers(2**63)))
         self.made = 0
         self.kept: list[tuple[list[Crystal], Maps, tuple[torch.Tensor, ...]]] = []
 
@@ -380,93 +315,44 @@ class Feed:
         """A batch; ``used`` of the budget (0-1), over which the maps become worse."""
         if not fresh and self.kept:
             return self.kept[self.rng.integers(len(self.kept))]
-        s = self.schedule
-        turn = self.made % s.uses
+        j = self.judging
+        turn = self.made % j.uses
         made = next(self.source) if turn == 0 else self.kept[-1][0]
         self.made += 1
-        if turn == s.uses - 1 and used > 0.2:
-            maps = maps_of(made, self.rng, replace(RECIPE, quality=s.rough), self.projector, s.most_cycles)
+        if turn == j.uses - 1 and used > 0.2:
+            maps = maps_of(made, self.rng, replace(RECIPE, quality=j.rough), self.projector, j.most_cycles)
         else:
             best = RECIPE.quality[1]
             maps = maps_of(made, self.rng, replace(RECIPE, quality=(max(RECIPE.quality[0], 0.95 - 2 * used), best)))
         self.kept.append((made, maps, judge.surroundings(maps.rho, maps.frac)))
-        del self.kept[: -s.kept]
+        del self.kept[: -j.kept]
         return self.kept[-1]
 
 
-def train_hand(
-    config: HandConfig,
-    schedule: HandSchedule,
-    library: Library,
-    projector: Projector,
-    out: Path,
-    *,
-    seed: int = 0,
-    session: float = math.inf,
-    say: Callable[[str], None] = lambda _: None,
-    progress: Callable[[float], None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> State:
-    """Train, or go on training, until the budget or this session's seconds are spent or ``stop`` says so.
+class HandLesson:
+    """One step: maps of one hand, and what the judge says of them at some of their points."""
 
-    ``out`` : folder of checkpoint.pt (resumed from if there), log.jsonl, run.json. Raises UserError for a checkpoint
-    that does not fit, a folder that cannot be written, a loss that is no longer a number.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    state = State.new(config, schedule, seed)
-    if (out / CHECKPOINT).exists():
-        state.load(out / CHECKPOINT)
-        say(f"resumed after {state.seconds:.0f} s, {state.steps} steps")
-    record = Record(out, config, schedule, library, seed)
-    judge = state.judge.train()
-    rng = np.random.default_rng([seed, state.steps])  # a resumed run sees other crystals
-    feed = Feed(library, schedule, projector, rng)
-    started = last_save = time.monotonic()
-    before = state.seconds
-    rows: list[dict[str, float]] = []
+    def __init__(
+        self, library: Library, batch: int, judging: Judging, projector: Projector, seed: Sequence[int]
+    ) -> None:
+        self.judging, self.steps = judging, 0
+        self.rng = np.random.default_rng(seed)
+        self.feed = Feed(library, batch, judging, projector, self.rng)
 
-    def save() -> None:
-        state.save(out / CHECKPOINT)
-        record(state)
-
-    while state.seconds < schedule.seconds and time.monotonic() - started < session and not stop():
-        used = state.seconds / schedule.seconds
-        share = min(1.0, used / 0.01) * 0.5 * (1 + math.cos(math.pi * used))
-        for optimiser, top in zip(state.optimisers, (schedule.muon, schedule.adam), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = top * share
-        made, maps, around = feed.next(judge, used, state.steps % schedule.repeats == 0)
-        chosen = [choose_points(drawn, rng, schedule.share) for drawn, _ in made]
-        gain = torch.from_numpy(schedule.gain ** rng.uniform(-1, 1, len(made))).float()
+    def step(self, network: nn.Module, used: float) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        judge = cast(HandJudge, network)
+        made, maps, around = self.feed.next(judge, used, self.steps % self.judging.repeats == 0)
+        self.steps += 1
+        chosen = [choose_points(drawn, self.rng, self.judging.share) for drawn, _ in made]
+        gain = torch.from_numpy(self.judging.gain ** self.rng.uniform(-1, 1, len(made))).float()
         at = torch.from_numpy(np.stack([c.at for c in chosen]))
         lines = torch.arange(len(at))[:, None]
         seen = [y[lines, at] * gain.view(-1, *[1] * (y.ndim - 1)) for y in around]
-        loss, facts = loss_of(judge, judge.local(maps.d_min, *seen), chosen, maps.volume)
-        if not math.isfinite(loss.item()):
-            raise UserError(f"the training diverged after {state.steps} steps", str(out), "another seed")
-        for optimiser in state.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser in state.optimisers:
-            optimiser.step()
-        state.steps += 1
-        decay = min(schedule.average, state.steps / (state.steps + 10))
-        for name, value in judge.state_dict().items():
-            state.mean[name].lerp_(value, 1 - decay)
-        state.seconds = before + time.monotonic() - started
-        rows.append({"loss": loss.item(), **facts})
-        if len(rows) == LOG_EVERY:
-            row = {"step": state.steps, "seconds": round(state.seconds, 1)}
-            row |= {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
-            append_row(out / LOG, row)
-            say(", ".join(f"{k} {v}" for k, v in row.items()))
-            rows.clear()
-        progress(state.seconds / schedule.seconds)
-        if time.monotonic() - last_save > schedule.save_every:
-            save()
-            last_save = time.monotonic()
-    save()
-    return state
+        return *loss_of(judge, judge.local(maps.d_min, *seen), chosen, maps.volume), len(made)
+
+
+def hand_lessons(
+    library: Library, batch: int, judging: Judging, projector: Projector, seed: int
+) -> Callable[[int], HandLesson]:
+    """For ``train``: given the number of steps done so far, lessons with crystals not met before."""
+    return lambda steps: HandLesson(library, batch, judging, projector, (seed, steps))

@@ -30,6 +30,7 @@ class Schedule:
     seconds : wall-clock budget over all sessions; the learning rate falls to zero as a cosine over it
     batch : crystals a step; rate : highest learning rate, reached after the share ``warmup`` of the budget
     average : decay of the moving average of the weights, which is what gets used
+    clip : largest norm of the gradient of all weights together
     """
 
     seconds: float
@@ -38,7 +39,16 @@ class Schedule:
     warmup: float = 0.01
     weight_decay: float = 1e-4
     average: float = 0.999
+    clip: float = 1.0
     save_every: float = 300.0
+
+
+class Optimiser(Protocol):
+    """What ``muon.Both`` is."""
+
+    def step(self, rate: float) -> None: ...
+    def state_dict(self) -> list[dict[str, Any]]: ...
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None: ...
 
 
 class Lesson(Protocol):
@@ -85,16 +95,19 @@ class State:
 
     network: nn.Module
     mean: dict[str, torch.Tensor]
-    optimiser: Both
+    optimiser: Optimiser
     seconds: float = 0.0
     steps: int = 0
     samples: int = 0
 
     @classmethod
-    def new(cls, network: nn.Module, schedule: Schedule, device: str) -> State:
-        """Before the first step."""
+    def new(
+        cls, network: nn.Module, schedule: Schedule, device: str,
+        optimise: Callable[[nn.Module, Schedule], Optimiser] | None = None,
+    ) -> State:  # fmt: skip
+        """Before the first step; ``optimise`` makes an optimiser other than ``muon.Both``."""
         network = network.to(device)
-        optimiser = Both(network, schedule.rate, schedule.weight_decay)
+        optimiser = (optimise or _both)(network, schedule)
         return cls(network, {k: v.clone() for k, v in network.state_dict().items()}, optimiser)
 
     def save(self, path: Path) -> None:
@@ -145,6 +158,10 @@ class State:
                 self.mean[name].copy_(value)
 
 
+def _both(network: nn.Module, schedule: Schedule) -> Optimiser:
+    return Both(network, schedule.rate, schedule.weight_decay)
+
+
 def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{k} {v}, not {getattr(b, k)}" for k, v in vars(a).items() if v != getattr(b, k))
 
@@ -179,6 +196,7 @@ def train(
     out: Path,
     *,
     device: str = "cpu",
+    optimise: Callable[[nn.Module, Schedule], Optimiser] | None = None,
     session: float = math.inf,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[float], None] = lambda _: None,
@@ -193,6 +211,7 @@ def train(
     lessons : given the number of steps done so far, what to teach from here on; a resumed run so asks for crystals it
         has not seen
     out : folder of checkpoint.pt (resumed from if there) and log.jsonl
+    optimise : makes the optimiser, where it is not ``muon.Both``
     session : seconds this call may take
     say, progress : told a line every LOG_EVERY steps, and the fraction of the budget spent
     saved : called after each checkpoint
@@ -209,7 +228,7 @@ def train(
     except OSError as error:
         raise cannot_write(out, error) from error
     checkpoint = out / CHECKPOINT
-    state = State.new(network, schedule, device)
+    state = State.new(network, schedule, device, optimise)
     if checkpoint.exists():
         state.load(checkpoint, device, schedule.batch)
         say(f"resumed after {state.seconds:.0f} s, {state.steps} steps")
@@ -231,7 +250,7 @@ def train(
         loss, facts, samples = lesson.step(network, used)
         network.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
         state.optimiser.step(learning_rate(schedule, used))
         state.steps += 1
         state.samples += samples

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gemmi
 import numpy as np
 import pytest
 import torch
 from crystals import CELLS, crystal
-from made_library import made_library, peptide_library
+from made_library import peptide_library
+from torch import nn
 
 from ml_phaser.crystal.agreement import hand_centre, move
 from ml_phaser.crystal.normalise import normalise
@@ -19,16 +22,17 @@ from ml_phaser.phasing.place import hand_is_fixed
 from ml_phaser.simulate.families import make
 from ml_phaser.simulate.simulated import amplitudes
 from ml_phaser.training.hand import (
-    CHECKPOINT,
-    LOG,
     RECIPE,
-    HandSchedule,
+    Judging,
+    TwoRates,
     averaged,
     backbone,
     crystals,
+    hand_lessons,
+    hand_schedule,
     maps_of,
-    train_hand,
 )
+from ml_phaser.training.loop import CHECKPOINT, LOG, train, untrained
 
 SMALL = HandConfig(radii=(1.2, 2.5, 4.0), hidden=32, products=16)
 CELL = gemmi.UnitCell(11.0, 9.5, 13.1, 84, 101, 96)
@@ -168,14 +172,16 @@ def test_cycles_of_the_engine_give_maps_of_the_measured_amplitudes() -> None:
 
 
 def test_training_resumes(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_phaser.training.hand.LOG_EVERY", 2)
-    schedule = HandSchedule(1000.0, batch=2, repeats=2)
+    monkeypatch.setattr("ml_phaser.training.loop.LOG_EVERY", 2)
+    schedule = replace(hand_schedule(1000.0), batch=2)
     library = peptide_library()
 
-    def steps(count: int) -> tuple[int, HandJudge]:
+    def steps(count: int, config: HandConfig = SMALL) -> tuple[int, nn.Module]:
         left = iter([False] * count + [True])
-        state = train_hand(SMALL, schedule, library, None, tmp_path, stop=lambda: next(left))  # type: ignore[arg-type]
-        return state.steps, state.judge
+        lessons = hand_lessons(library, 2, Judging(repeats=2), None, 0)  # type: ignore[arg-type]
+        judge = untrained(HandJudge, config, 0)
+        state = train(judge, schedule, lessons, tmp_path, optimise=TwoRates, stop=lambda: next(left))
+        return state.steps, state.network
 
     first, one = steps(2)
     kept = {k: v.clone() for k, v in one.state_dict().items()}
@@ -184,17 +190,28 @@ def test_training_resumes(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     third, three = steps(2)
     assert third == 4 and any(not torch.equal(v, kept[k]) for k, v in three.state_dict().items())
     assert len((tmp_path / LOG).read_text().splitlines()) == 2
-    assert len((tmp_path / "run.json").read_text()) > 100
     assert isinstance(averaged(tmp_path / CHECKPOINT), HandJudge)
-    with pytest.raises(UserError, match="other data"):
-        train_hand(SMALL, schedule, made_library(), None, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="another network"):
-        train_hand(HandConfig(), schedule, library, None, tmp_path)  # type: ignore[arg-type]
+        steps(0, HandConfig())
+
+
+def test_matrices_learn_faster_than_the_rest() -> None:
+    judge = HandJudge(SMALL)
+    before = {k: v.clone() for k, v in judge.state_dict().items()}
+    optimiser = TwoRates(judge, hand_schedule(1.0))
+    for weight in judge.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimiser.step(0.0)
+    assert all(torch.equal(v, before[k]) for k, v in judge.state_dict().items())
+    optimiser.step(1e-3)
+    assert all(not torch.equal(v, before[k]) for k, v in judge.state_dict().items())
+    assert optimiser.optimisers[0].param_groups[0]["lr"] == pytest.approx(0.02 / 3)
+    assert optimiser.optimisers[1].param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
 def test_a_damaged_checkpoint_is_the_users_to_mend(tmp_path) -> None:
     (tmp_path / CHECKPOINT).write_bytes(b"x")
-    with pytest.raises(UserError, match="not a checkpoint of the hand judge"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         averaged(tmp_path / CHECKPOINT)
 
 

@@ -1,0 +1,138 @@
+"""Starts from the prediction of a one-shot network: for which crystals, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ml_phaser import plan as planning
+from ml_phaser.crystal.normalise import normalise
+from ml_phaser.errors import UserError
+from ml_phaser.networks.domain import Domain, outside
+from ml_phaser.networks.store import Card
+from ml_phaser.networks.unet import UNet, UNetConfig
+from ml_phaser.parameters import Options
+from ml_phaser.phasing.prediction import PASSES
+from ml_phaser.simulate.families import make
+from ml_phaser.simulate.simulated import amplitudes
+
+CUBE = Domain("dialanine-1b", 2.0, (10.0,) * 3, (10.0,) * 3)
+BOXES = Domain("dipeptide-minimal", 1.5, (4.0,) * 3, (20.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("domain", "cell", "group", "d_min", "reason"),
+    [
+        (CUBE, (10, 10, 10, 90, 90, 90), "P 1", 2.0, ""),
+        (CUBE, (10.1, 9.9, 10, 90.5, 90, 90), "P 1", 1.2, ""),
+        (CUBE, (10, 10, 10, 90, 90, 90), "P 1 21 1", 2.0, "P 1 alone, not P 1 21 1"),
+        (CUBE, (10, 10, 10, 90, 95, 90), "P 1", 2.0, "right angles"),
+        (CUBE, (10.3, 10, 10, 90, 90, 90), "P 1", 2.0, "cells from 10 x 10 x 10"),
+        (CUBE, (10, 10, 9.7, 90, 90, 90), "P 1", 2.0, "cells from 10 x 10 x 10"),
+        (CUBE, (10, 10, 10, 90, 90, 90), "P 1", 2.1, "wants data to 2 A, these end at 2.10"),
+        (BOXES, (12, 9, 7, 90, 90, 90), "P 1", 1.5, ""),
+        (BOXES, (9, 12, 7, 90, 90, 90), "P 1", 1.5, "a longest"),
+    ],
+)
+def test_a_network_knows_its_domain(domain, cell, group, d_min, reason):
+    found = outside(domain, cell, group, d_min)
+    assert (found == "") if not reason else (reason in found)
+
+
+@pytest.fixture(scope="module")
+def crystal():
+    made = make("peptide", 5, None, sequence="GAS", spacegroup="P1", d_min=1.6, noise=0.02, waters=0)
+    return made, amplitudes(made)
+
+
+@pytest.fixture
+def bundled(crystal, monkeypatch):
+    """A network whose domain the crystal is in, and which predicts its density."""
+    made, data = crystal
+    cell = data.cell.parameters
+    config = UNetConfig(edge=8, features=8, blocks=1, d_min=1.7, spacing=0.6, longest=cell[:3], shortest=cell[:3])
+    card = Card("unet-test", "ab" * 32, {**vars(config)}, {"kind": "unet"})
+    monkeypatch.setattr(planning, "bundled_one_shot", lambda: [card])
+    monkeypatch.setattr(planning, "outside", lambda domain, cell, group, d_min: "")
+
+    class Known(UNet):
+        calls = 0
+
+        def forward(self, patterson, parts, recycled, lengths):
+            Known.calls += 1
+            assert bool((recycled == 0).all()) == (Known.calls == 1)
+            shape = tuple(patterson.shape[2:])
+            half = coefficients(made, shape)
+            return torch.fft.irfftn(half, s=shape, dim=(0, 1, 2))[None].to(patterson)
+
+    network = Known(config)
+    monkeypatch.setattr(planning, "load_one_shot", lambda name: network)
+    return network
+
+
+def coefficients(made, shape):
+    """The true coefficients on a grid, as crystal.grid places them."""
+    from ml_phaser.crystal.grid import HalfSphere
+
+    near = np.all(np.abs(made.hkl) <= (np.array(shape) - 1) // 2, axis=1)
+    return torch.from_numpy(HalfSphere.of(made.hkl[near], shape).scatter(made.f[near]))
+
+
+def options(**chosen) -> Options:
+    return replace(Options(Path("x.mtz"), mapout=Path("x.map"), hklout=Path("y.mtz"), jsonout=Path("x.json")), **chosen)
+
+
+def test_the_first_start_is_the_prediction(crystal, bundled):
+    made, data = crystal
+    normalised = normalise(data)
+    plan = planning.plan_phasing(data, normalised, options())
+    assert type(bundled).calls == PASSES
+    assert plan.predictor == {"name": "unet-test", "sha256": "ab" * 32}
+    assert any("unet-test predicts" in choice for choice in plan.choices)
+    first = plan.entrants[0]
+    assert first.method.name.endswith("from the prediction")
+    assert "from the prediction" not in plan.entrants[-1].method.name
+    generator = torch.Generator().manual_seed(0)
+    maps = first.starts(2, generator)
+    problem = first.problem
+    found = problem.gather_p1(torch.fft.rfftn(maps[0], norm="ortho"))
+    # The phases are the true ones to the resolution the network sees, and there are none beyond or where held out.
+    d = np.asarray(data.cell.calculate_d_array(problem.expansion.hkl))
+    seen = (np.abs(found) > 1e-6 * np.abs(found).max()) & (d > 1.71)
+    assert 0.7 < seen[d > 1.71].mean() <= 1
+    assert np.abs(found[d < 1.69]).max() < 1e-4 * np.abs(found).max()
+    truth = {tuple(h): f for h, f in zip(made.hkl.tolist(), made.f, strict=True)}
+    truth |= {tuple(h): f.conjugate() for h, f in zip((-made.hkl).tolist(), made.f, strict=True)}
+    both = [(f, truth[tuple(h)]) for h, f in zip(problem.expansion.hkl[seen].tolist(), found[seen], strict=True)]
+    own, right = np.array(both).T
+    assert np.cos(np.angle(own * right.conj())).min() > 0.999
+    # The second differs only by the doubt, of which there is none here.
+    assert float((maps[1] - maps[0]).abs().max()) < 0.2 * float(maps[0].abs().max())
+
+
+def test_random_starts_ask_no_network(crystal, bundled):
+    _, data = crystal
+    plan = planning.plan_phasing(data, normalise(data), options(starts="random"))
+    assert plan.predictor == {} and type(bundled).calls == 0
+    assert not any("from the prediction" in e.method.name for e in plan.entrants)
+
+
+def test_outside_of_the_domain_the_log_says_so(crystal, bundled, monkeypatch):
+    _, data = crystal
+    monkeypatch.setattr(planning, "outside", lambda *_: "it knows cats alone")
+    plan = planning.plan_phasing(data, normalise(data), options())
+    assert any("unet-test: it knows cats alone" in choice for choice in plan.choices)
+    assert plan.predictor == {}
+    with pytest.raises(UserError, match=r"no bundled network knows such crystals.*cats.*starts auto"):
+        planning.plan_phasing(data, normalise(data), options(starts="network"))
+
+
+def test_asked_for_and_none_bundled(crystal, monkeypatch):
+    _, data = crystal
+    monkeypatch.setattr(planning, "bundled_one_shot", list)
+    with pytest.raises(UserError, match="there is none"):
+        planning.plan_phasing(data, normalise(data), options(starts="network"))
