@@ -12,7 +12,7 @@ learned from and none is made for its result alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -31,11 +31,13 @@ class Asked:
 
     loss : "mse", "mse+pearson" or "free"; pearson : weight of 1 - correlation beside the squared error (but for "mse")
     recycles : most earlier predictions, each shown to the next pass
+    hidden : share of the batches whose maps of residues, if there are any, are not shown: a sequence may not be known
     """
 
     loss: str = "mse+pearson"
     pearson: float = 0.1
     recycles: int = 2
+    hidden: float = 0.25
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -90,6 +92,8 @@ class OneShotLesson:
         now = self.slots[turn]
         if now is None or now.left <= 0:
             batch = next(self.source)
+            if batch.parts.shape[1] and float(torch.rand((), generator=self.draw)) < self.asked.hidden:
+                batch = replace(batch, parts=torch.zeros_like(batch.parts))
             most = self.asked.recycles if network.config.recycled else 0  # type: ignore[union-attr]
             passes = 1 + int(torch.randint(most + 1, (), generator=self.draw))
             now = self.slots[turn] = UnderWay(batch, torch.zeros_like(batch.truth)[:, None], passes)

@@ -12,7 +12,7 @@ from ml_phaser.networks.crysformer import CrysFormer, CrysFormerConfig
 from ml_phaser.networks.unet import UNet, UNetConfig
 from ml_phaser.simulate.one_shot import FAMILIES, OneShotRecipe
 
-CUBE = (4.0, 20.0)  # A, edges of minimal cells
+CUBE = (3.0, 20.0)  # A, edges of minimal cells
 
 
 def _heads(dim: int) -> int:

@@ -364,3 +364,14 @@ def test_every_weight_is_learnt_by_one_optimiser(kind):
     assert {id(p) for p in network.parameters()} == wide | rest
     assert not any(is_wide for n, is_wide in names.items() if n.endswith("bias") or "norm" in n or "squeeze" in n)
     assert names["learn.0.first.0.weight" if kind == "unet" else "layers.0.parts_keys.weight"]
+
+
+def test_maps_of_residues_are_hidden_from_some_batches(batch):
+    shown = replace(batch, parts=torch.ones((len(batch.truth), 2, *batch.truth.shape[1:])))
+    network = Fake(lambda seen, _: seen[:, 0])
+    lesson = OneShotLesson(itertools.repeat(shown), Asked(recycles=0, hidden=0.5), 1)
+    for _ in range(60):
+        lesson.step(network, 0.0)
+    seen = [float(parts.mean()) for _, parts, _, _ in network.seen]
+    assert set(seen) == {0.0, 1.0} and 0.3 < sum(seen) / len(seen) < 0.7
+    assert float(shown.parts.min()) == 1.0
