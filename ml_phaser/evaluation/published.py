@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ml_phaser.crystal.amino_acids import THREE_LETTERS
+from ml_phaser.crystal.residues import ELEMENTS, RESIDUES
 from ml_phaser.errors import UserError
-from ml_phaser.simulate.fragments import ELEMENTS, RESIDUES, Library
+from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.one_shot import OneShotBatch, OneShotRecipe, grid, on_grid
 from ml_phaser.simulate.recipes import FIFTEEN_CELL, build_fifteen
 

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.grid import HalfSphere
+from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target, inverse, unit_variance
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
-from ml_phaser.simulate.fragments import ELEMENTS, Library
+from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.pools import Pool
 from ml_phaser.structure_factors.direct import structure_factors
 from ml_phaser.structure_factors.form_factors import Scatterer, form_factors

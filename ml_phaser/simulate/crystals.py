@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ml_phaser.crystal.maps import symmetric_shape
+from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.errors import UserError
-from ml_phaser.simulate.fragments import ELEMENTS, Library
+from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.recipes import needed
 from ml_phaser.simulate.simulated import Built

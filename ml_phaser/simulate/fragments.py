@@ -16,20 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.atomic import atomic
+from ml_phaser.crystal.residues import ATOMS, ELEMENTS, MOST_ATOMS, RESIDUES
 from ml_phaser.errors import UserError
 
-ELEMENTS = ("C", "N", "O", "S")
-RESIDUES = "ARNDCQEGHILKMFPSTWYV"
-_MOST_ATOMS = 14
-# Side-chain atoms of each residue, in the order in which the pack's bit mask counts them, after N CA C O.
-_SIDE = {
-    "G": "", "A": "CB", "S": "CB OG", "C": "CB SG", "T": "CB OG1 CG2", "V": "CB CG1 CG2", "P": "CB CG CD",
-    "L": "CB CG CD1 CD2", "I": "CB CG1 CG2 CD1", "N": "CB CG OD1 ND2", "D": "CB CG OD1 OD2",
-    "Q": "CB CG CD OE1 NE2", "E": "CB CG CD OE1 OE2", "K": "CB CG CD CE NZ", "R": "CB CG CD NE CZ NH1 NH2",
-    "M": "CB CG SD CE", "H": "CB CG ND1 CD2 CE1 NE2", "F": "CB CG CD1 CD2 CE1 CE2 CZ",
-    "Y": "CB CG CD1 CD2 CE1 CE2 CZ OH", "W": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
-}  # fmt: skip
-ATOMS = {letter: ("N", "CA", "C", "O", *side.split()) for letter, side in _SIDE.items()}
 BARRED = ("holdout", "similar_to_measured_set", "crysformer_test")  # flags of entries that are never trained on
 STRETCH = 20  # residues of identical sequence that no training chain shares with those
 LONGEST_BOND = 1.7  # A, C-N of residues that follow each other
@@ -57,11 +46,11 @@ class Residues:
     @property
     def present(self) -> NDArray[np.bool_]:
         """(residues, 14) which atoms are there."""
-        return (self.mask[:, None] >> np.arange(_MOST_ATOMS, dtype=np.uint16)) & 1 == 1
+        return (self.mask[:, None] >> np.arange(MOST_ATOMS, dtype=np.uint16)) & 1 == 1
 
     def elements(self) -> NDArray[np.int8]:
         """(n,) index into ELEMENTS of every atom."""
-        table = np.zeros((len(RESIDUES), _MOST_ATOMS), dtype=np.int8)
+        table = np.zeros((len(RESIDUES), MOST_ATOMS), dtype=np.int8)
         for i, residue in enumerate(RESIDUES):
             names = ATOMS[residue]
             table[i, : len(names)] = [ELEMENTS.index(name[0]) for name in names]
@@ -156,7 +145,7 @@ class Library:
         rows = slice(int(r.start[i]) + first, int(r.start[i]) + first + count)
         atoms = slice(int(r.first[rows.start]), int(r.first[rows.stop]))
         letters = [RESIDUES[k] for k in r.aa[rows]]
-        present = [(np.arange(_MOST_ATOMS), int(m)) for m in r.mask[rows]]
+        present = [(np.arange(MOST_ATOMS), int(m)) for m in r.mask[rows]]
         names = [
             tuple(ATOMS[x][k] for k in bits if m >> int(k) & 1) for x, (bits, m) in zip(letters, present, strict=True)
         ]

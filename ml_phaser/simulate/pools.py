@@ -11,10 +11,11 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.errors import UserError
 from ml_phaser.simulate.crystals import Contents, cut_box, random_cell, varied_b
 from ml_phaser.simulate.families import make
-from ml_phaser.simulate.fragments import ELEMENTS, Library
+from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.simulated import Simulated
 
 SIZE = 24  # crystals kept

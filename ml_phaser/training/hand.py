@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ml_phaser.crystal.grid import HalfSphere
+from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.errors import UserError
 from ml_phaser.learned import density_projection
 from ml_phaser.networks.hand import ATOMS, HandConfig, HandJudge
@@ -27,7 +28,7 @@ from ml_phaser.report.record import json_safe
 from ml_phaser.simulate import corrupt
 from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, resolution_profile
 from ml_phaser.simulate.crystals import Contents, wrapped_distances
-from ml_phaser.simulate.fragments import ELEMENTS, Library
+from ml_phaser.simulate.fragments import Library
 from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint
 from ml_phaser.training.record import LICENCE, read_record
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from ml_phaser.crystal.peptide import REGIONS, build
-from ml_phaser.simulate.fragments import ATOMS, ELEMENTS, RESIDUES, Residues, _library
+from ml_phaser.crystal.residues import ATOMS, ELEMENTS, RESIDUES
+from ml_phaser.simulate.fragments import Residues, _library
 from ml_phaser.simulate.peptides import _random_residue
 
 

@@ -14,28 +14,15 @@ from ml_phaser.crystal.amino_acids import THREE_LETTERS
 from ml_phaser.crystal.grid import HalfSphere, synthesise
 from ml_phaser.crystal.patterson import patterson_map
 from ml_phaser.crystal.reflections import Amplitudes, Source
+from ml_phaser.crystal.residues import ATOMS, ELEMENTS, RESIDUES
 from ml_phaser.errors import UserError
 from ml_phaser.phasing.prediction import patterson
 from ml_phaser.phasing.projections import inverse
 from ml_phaser.simulate import one_shot_cells
-from ml_phaser.simulate.fragments import ATOMS, ELEMENTS, RESIDUES
-from ml_phaser.simulate.one_shot import (
-    FAMILIES,
-    NOTHING,
-    Family,
-    Molecules,
-    OneShotRecipe,
-    grid,
-    maps_of_parts,
-    one_shot_batches,
-    rotations,
-    standard_residues,
-    structure_factors,
-    to_map,
-    unit,
-)
+from ml_phaser.simulate.one_shot import FAMILIES, Family, Molecules, OneShotRecipe, grid, one_shot_batches, rotations
 from ml_phaser.simulate.one_shot_cells import contacts, longest_first, minimal_cells
 from ml_phaser.simulate.recipes import centred, dialanine, minimal_cell, shortest_contact
+from ml_phaser.structure_factors.boxes import NOTHING, maps_of_parts, standard_residues, structure_factors, to_map, unit
 
 P1 = gemmi.SpaceGroup("P 1")
 

@@ -14,12 +14,13 @@ import pytest
 from made_library import peptide_library
 
 from ml_phaser.crystal.grid import HalfSphere
+from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.errors import UserError
 from ml_phaser.simulate import corrupt, fragments
 from ml_phaser.simulate.batches import Recipe, batches, calculate_together, draw, make_sample
 from ml_phaser.simulate.crystals import dense_box, random_cell, wrapped_distances
 from ml_phaser.simulate.families import make
-from ml_phaser.simulate.fragments import ELEMENTS, Library, load_library
+from ml_phaser.simulate.fragments import Library, load_library
 from ml_phaser.simulate.peptides import random_peptide
 from ml_phaser.simulate.pools import Pool, fits, surroundings, whole
 from ml_phaser.simulate.recipes import find_fragment
