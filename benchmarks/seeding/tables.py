@@ -220,7 +220,7 @@ def own(rows: Sequence[Row], record: Row) -> str:
     lines = [
         "# Seeds from the engine's own maps", "",
         f"{len(good)} crystals, dense peptides of held-out entries, 1.2-1.6 A, noise 5 %. {t:g} processor seconds from "
-        f"random starts solved {at_once} (CC >= {SOLVED_CC}); the other {len(hard)} went on.",
+        f"random starts solved {at_once} (CC >= {SOLVED_CC}); the other {len(hard)} went on.", "",
         f"*no seeds*: {2 * t:g} s from random starts, a run of its own; *seeds*: the first {t:g} s, then {t:g} s with",
         "the likeliest quadrants of their best map on so many of the reflections, by |E| x probability. All choose",
         "among everything they found as the program does. Brackets: 95 % intervals (Wilson; bootstrap of the mean",
@@ -239,10 +239,12 @@ def own(rows: Sequence[Row], record: Row) -> str:
             body.append([
                 name, share(n, len(hard)), f"{some}/{len(hard)}", number(float(np.median(cc))), better,
                 f"{np.mean(right):.0%}" if right else "-", f"{np.mean(error):.0f}" if error else "-",
+                number(max((r["arms"][name].get("probability", 0.0) for r in hard if r["arms"][name]["cc"] < SOLVED_CC),
+                           default=None)),
                 number(float(np.median([r["arms"][name]["seconds"] for r in hard])), 1),
             ])  # fmt: skip
         head = ["", "solved", "solved, were the best chosen", "median CC", "mean CC less no seeds",
-                "seeds within 45 deg", "mean error", "processor s"]  # fmt: skip
+                "seeds within 45 deg", "mean error", "highest P of an unsolved one", "processor s"]  # fmt: skip
         lines += [*table(head, body), ""]
     names = list(hard[0]["arms"]) if hard else []
     body = [
