@@ -12,18 +12,22 @@ from ml_phaser import arrays
 from ml_phaser.board import Board
 from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
+from ml_phaser.crystal.residues import RESIDUES
 from ml_phaser.errors import UserError
 from ml_phaser.learned import Network, conditions, there
 from ml_phaser.networks.config import CrysFormerConfig, UNetConfig
 from ml_phaser.networks.domain import Domain, outside
 from ml_phaser.networks.runtime import Runtime
-from ml_phaser.networks.store import bundled_one_shot, load_one_shot
+from ml_phaser.networks.store import Card, bundled_one_shot, load_one_shot
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library
 from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
+from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.search import Entrant
 
 if TYPE_CHECKING:
+    import torch
+
     from ml_phaser.phasing.fragments.road import Road
 
 FRAGMENTS_D_MIN = 1.2  # A: to here atoms are found one by one
@@ -85,11 +89,12 @@ def fragment_road(
 
 
 def predicted_entrants(
-    board: Board, runtime: Runtime, entrants: Sequence[Entrant], options: Options, threads: int = 1
+    board: Board, runtime: Runtime, entrants: Sequence[Entrant], options: Options, threads: int = 1, sequence: str = ""
 ) -> tuple[list[Entrant], dict[str, Any], list[str]]:
     """Entrants that begin with the prediction of a bundled one-shot network, its name and hash, and what to say of it.
 
-    None where no network's domain covers the crystal. Raises UserError where one was asked for.
+    None where no network's domain covers the crystal. ``sequence`` : one-letter codes, empty where it is not known.
+    Raises UserError where a prediction was asked for and cannot be.
     """
     data, cell = board.data, board.data.cell.parameters
     if options.starts not in ("auto", "network") or not runtime.networks:
@@ -98,9 +103,12 @@ def predicted_entrants(
     for card in bundled_one_shot():
         reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
         if not reason:
-            known = predicted(board, one_shot_network(card.name, runtime, threads))
+            network = one_shot_network(card.name, runtime, threads)
+            residues = sequence if shown(network.config.parts, runtime, sequence) else ""
+            known = predicted(board, network, card, residues)
             chosen = [e for e in entrants if "shrink-wrap" not in e.method.name][:2]
-            said = f"Begins with the density that {card.name} predicts. To change: starts random."
+            told = f", told that the residues are {residues}" if residues else ""
+            said = f"Begins with the density that {card.name} predicts{told}. To change: starts random."
             facts = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
             return [from_prediction(e, known) for e in chosen], facts, [said]
         reasons.append(f"{card.name}: {reason}")
@@ -126,13 +134,41 @@ def one_shot_network(name: str, runtime: Runtime, threads: int) -> OneShotNetwor
     return load_one_shot(name).to(runtime.place)
 
 
-def predicted(board: Board, network: OneShotNetwork) -> PhaseDistributions:
-    """Phases of all reflections of a crystal in P1, as far as the network sees, by what it predicts."""
+def shown(most: int, runtime: Runtime, sequence: str) -> bool:
+    """Whether a network that may see ``most`` residues by themselves is shown those of a sequence: if they are as many,
+    and such as it knows. Their maps are made with torch."""
+    return 0 < len(sequence) == most and set(sequence) <= set(RESIDUES) and runtime.networks == "torch"
+
+
+def predicted(board: Board, network: OneShotNetwork, card: Card, residues: str) -> PhaseDistributions:
+    """Phases of all reflections of a crystal in P1, as far as the network sees, by what it predicts.
+
+    Their figures of merit are the mean cosines that the card's judgement found where predictions agreed as well.
+    """
     data, config = board.data, network.config
     rows = board.beyond(config.d_min)
     problem = board.smoothed(rows, config.spacing, config.stride)
     parts = arrays.put(np.zeros((1, config.parts, *problem.shape), dtype=np.float32), board.place)
+    if residues:
+        parts = maps_of(residues, problem).to(board.place)
     found = predict_phases(network, problem, parts)
     hl = np.zeros((len(data), 4))
-    hl[rows] = hendrickson_lattman(found.phase, found.fom, data.centric[rows])
+    hl[rows] = hendrickson_lattman(found.phase, merit(found.agreement, card), data.centric[rows])
     return PhaseDistributions(hl, np.zeros(len(data), dtype=complex))
+
+
+def maps_of(residues: str, problem: Problem) -> torch.Tensor:
+    """Each residue by itself in the cell, (1, J, u, v, w), as in training."""
+    import torch
+
+    from ml_phaser.structure_factors.boxes import maps_of_parts
+
+    aa = torch.tensor([[RESIDUES.index(letter) for letter in residues]])
+    lengths = torch.tensor([problem.cell.parameters[:3]], dtype=torch.float32)
+    return maps_of_parts(aa, lengths, problem.shape, problem.d_min)
+
+
+def merit(agreement: NDArray[np.float64], card: Card) -> NDArray[np.float64]:
+    """Figures of merit (n,) of phases on which the last passes agree so well; the agreement itself is too sure."""
+    rows = card.facts["benchmark"]["reliability"]
+    return np.interp(agreement, [row["mean_agreement"] for row in rows], [row["cosine"] for row in rows])

@@ -157,12 +157,15 @@ def make_plan(
     piece: Piece | None = None, seeds: SeedsRead | None = None,
 ) -> Plan:  # fmt: skip
     """P1 expansion, held-out reflections, and the methods the resolution allows."""
+    from ml_phaser.exchange.sequence import read_sequence
     from ml_phaser.phasing.seeds import Seeds
     from ml_phaser.plan import plan_phasing
 
     starts = None if given is None else given.known
     held = None if seeds is None else Seeds(seeds.phase, seeds.given)
-    return plan_phasing(data, normalised, options, held, starts, () if piece is None else (piece,))
+    chains = () if options.seqin is None else read_sequence(options.seqin).chains
+    sequence = chains[0].letters if len(chains) == 1 else ""
+    return plan_phasing(data, normalised, options, held, starts, () if piece is None else (piece,), sequence)
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:

@@ -81,11 +81,12 @@ def plan_phasing(
     seeds: Seeds | None = None,
     starts: PhaseDistributions | None = None,
     pieces: Sequence[Piece] = (),
+    sequence: str = "",
 ) -> Plan:
     """Hold reflections out, choose the methods; UserError where the device asked for is not there.
 
     ``seeds``, on all reflections, are what every start begins with; ``starts``, on all reflections, what the starts are
-    drawn from; ``pieces`` those of the user to place.
+    drawn from; ``pieces`` those of the user to place; ``sequence``: one-letter codes of the one chain, where known.
     """
     runtime = choose_runtime(options.engine, options.device)
     board, whole, d_search = lay_out(data, normalised, options, runtime)
@@ -135,7 +136,7 @@ def plan_phasing(
         )
     predictor: dict[str, Any] = {}
     if starts is None and seeds is None and not pieces:
-        first, predictor, said = predicted_entrants(board, runtime, entrants, options, count)
+        first, predictor, said = predicted_entrants(board, runtime, entrants, options, count, sequence)
         entrants = first + entrants
         choices += said
     road, road_rows = None, None

@@ -88,11 +88,11 @@ def predict(
 class Prediction:
     """What a one-shot network makes of a crystal in P1.
 
-    phase : (n,) radians, of ``problem.hkl``; fom : (n,) how well the last passes agree on it, 0-1
+    phase : (n,) radians, of ``problem.hkl``; agreement : (n,) of the last passes on it, the mean resultant length, 0-1
     """
 
     phase: NDArray[np.float64]
-    fom: NDArray[np.float64]
+    agreement: NDArray[np.float64]
 
 
 def predict_phases(network: OneShot, problem: Problem, parts: Array) -> Prediction:

@@ -21,6 +21,7 @@ from ml_phaser.phasing.prediction import PASSES
 from ml_phaser.simulate.families import make
 from ml_phaser.simulate.simulated import amplitudes
 
+SURE = [{"mean_agreement": 0.5, "cosine": 0.2}, {"mean_agreement": 1.0, "cosine": 0.999}]
 CUBE = Domain("dialanine-1b", 2.0, (10.0,) * 3, (10.0,) * 3)
 BOXES = Domain("dipeptide-minimal", 1.5, (4.0,) * 3, (20.0,) * 3)
 
@@ -56,7 +57,7 @@ def bundled(crystal, monkeypatch):
     made, data = crystal
     cell = data.cell.parameters
     config = UNetConfig(edge=8, features=8, blocks=1, d_min=1.7, spacing=0.6, longest=cell[:3], shortest=cell[:3])
-    card = Card("unet-test", "ab" * 32, {**vars(config)}, {"kind": "unet"})
+    card = Card("unet-test", "ab" * 32, {**vars(config)}, {"kind": "unet", "benchmark": {"reliability": SURE}})
     monkeypatch.setattr(beginnings, "bundled_one_shot", lambda: [card])
     monkeypatch.setattr(beginnings, "outside", lambda domain, cell, group, d_min: "")
 
@@ -137,3 +138,33 @@ def test_asked_for_and_none_bundled(crystal, monkeypatch):
     monkeypatch.setattr(beginnings, "bundled_one_shot", list)
     with pytest.raises(UserError, match="there is none"):
         planning.plan_phasing(data, normalise(data), options(starts="network"))
+
+
+def test_agreement_of_the_passes_is_worth_what_it_was_found_to_be(bundled):
+    card = beginnings.bundled_one_shot()[0]
+    assert beginnings.merit(np.array([0.0, 0.5, 0.75, 1.0]), card) == pytest.approx([0.2, 0.2, 0.5995, 0.999])
+
+
+def test_residues_of_the_sequence_are_shown_to_a_network_that_knows_as_many(crystal, bundled):
+    _, data = crystal
+    bundled.config = replace(bundled.config, parts=3)
+    seen = []
+    forward = type(bundled).forward
+
+    def note(self, patterson, parts, recycled, lengths):
+        seen.append(parts)
+        return forward(self, patterson, parts, recycled, lengths)
+
+    type(bundled).forward = note
+    normalised = normalise(data)
+    for sequence in ("GAS", "GA", "GAX"):
+        type(bundled).calls = 0
+        plan = planning.plan_phasing(data, normalised, options(), sequence=sequence)
+        said = any("told that the residues are GAS" in choice for choice in plan.choices)
+        assert said == (sequence == "GAS") == bool(seen[-1].any())
+        assert seen[-1].shape[1] == 3
+    shown = seen[0][0]
+    assert shown.std(dim=(1, 2, 3)) == pytest.approx([1.0] * 3, abs=1e-3)
+    # Serine, the third, has more atoms than alanine, and all of them are near the middle of the cell.
+    middle = [n // 2 for n in shown.shape[1:]]
+    assert float(shown[2][tuple(middle)]) > 1 and not torch.allclose(shown[1], shown[2])
