@@ -90,15 +90,16 @@ def fragment_road(
 
 def predicted_entrants(
     board: Board, runtime: Runtime, entrants: Sequence[Entrant], options: Options, threads: int = 1, sequence: str = ""
-) -> tuple[list[Entrant], dict[str, Any], list[str]]:
-    """Entrants that begin with the prediction of a bundled one-shot network, its name and hash, and what to say of it.
+) -> tuple[list[Entrant], dict[str, Any], PhaseDistributions | None, list[str]]:
+    """Entrants that begin with the prediction of a bundled one-shot network, its name, hash and how often its hand is
+    right, the phases it predicts, and what to say of it.
 
     None where no network's domain covers the crystal. ``sequence`` : one-letter codes, empty where it is not known.
     Raises UserError where a prediction was asked for and cannot be.
     """
     data, cell = board.data, board.data.cell.parameters
     if options.starts not in ("auto", "network") or not runtime.networks:
-        return [], {}, []
+        return [], {}, None, []
     reasons = []
     for card in bundled_one_shot():
         reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
@@ -106,16 +107,18 @@ def predicted_entrants(
             network = one_shot_network(card.name, runtime, threads)
             residues = sequence if shown(network.config.parts, runtime, sequence) else ""
             known = predicted(board, network, card, residues)
-            chosen = [e for e in entrants if "shrink-wrap" not in e.method.name][:2]
+            wrapped = ["shrink-wrap" in e.method.name for e in entrants]
+            chosen = [entrants[wrapped.index(kind)] for kind in (True, False) if kind in wrapped]
             told = f", told that the residues are {residues}" if residues else ""
             said = f"Begins with the density that {card.name} predicts{told}. To change: starts random."
-            facts = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
-            return [from_prediction(e, known) for e in chosen], facts, [said]
+            facts: dict[str, Any] = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
+            facts["hand_right"] = hand_right(card)
+            return [from_prediction(e, known) for e in chosen], facts, known, [said]
         reasons.append(f"{card.name}: {reason}")
     if options.starts == "network":
         what = f"no bundled network knows such crystals ({'; '.join(reasons) or 'there is none'})"
         raise UserError(what, "starts network", "starts auto")
-    return [], {}, [f"No network predicts a density to begin with ({'; '.join(reasons)})."] if reasons else []
+    return [], {}, None, [f"No network predicts a density to begin with ({'; '.join(reasons)})."] if reasons else []
 
 
 class OneShotNetwork(OneShot, Protocol):
@@ -172,3 +175,8 @@ def merit(agreement: NDArray[np.float64], card: Card) -> NDArray[np.float64]:
     """Figures of merit (n,) of phases on which the last passes agree so well; the agreement itself is too sure."""
     rows = card.facts["benchmark"]["reliability"]
     return np.interp(agreement, [row["mean_agreement"] for row in rows], [row["cosine"] for row in rows])
+
+
+def hand_right(card: Card) -> float:
+    """Share of the predictions whose hand was right when the network was judged, 0-1."""
+    return float(card.facts["benchmark"]["rows"][f"pass {card.facts['passes']}, |F|"]["hand_right"][0])

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from ml_phaser import arrays
 from ml_phaser.arrays import Array
-from ml_phaser.crystal.agreement import hand_centre, move
+from ml_phaser.crystal.agreement import compare, hand_centre, move
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 from ml_phaser.networks.config import HandConfig
@@ -22,6 +23,8 @@ from ml_phaser.phasing.place import about_hand
 
 JUDGE_B = 11.0  # A^2: the overall B the judge's training crystals have
 DETERMINED = 0.9  # probability from which on a hand counts as determined
+CLEAR = 0.05  # of map correlation between hands: less tells nothing
+SUREST = 0.99
 MOST_POINTS = 4_000_000  # grid points: about 1 kB of memory each
 
 
@@ -70,6 +73,7 @@ def decide(
     keep: bool = False,
     solved: bool = True,
     networks: str = "torch",
+    evidence: float = 0.0,
 ) -> tuple[NDArray[np.complex128], Hand]:
     """The likelier of the solution ``f`` (n,) and its mirror image, as it stands where that cannot be told; and why.
 
@@ -79,6 +83,7 @@ def decide(
     solved : False for a map called not solved: some of those are right, so it is turned all the same, but what is said
         of its hand is said with that reserve
     networks : what the judge runs in, as in ``networks.runtime.Runtime``
+    evidence : log-odds for the hand of ``f`` from elsewhere
     """
     said = about_hand(data.spacegroup)
     if not data.spacegroup.is_sohncke() or not networks:
@@ -88,7 +93,7 @@ def decide(
         return f, Hand(said)
     scale = np.exp((normalised.wilson_b - JUDGE_B) * (0.25 / data.d**2))
     density = scale * normalised.f * np.exp(1j * np.angle(f))
-    odds = log_odds(bundled_judge(networks), data.hkl, density, data.cell, data.spacegroup)
+    odds = log_odds(bundled_judge(networks), data.hkl, density, data.cell, data.spacegroup) + evidence
     if (centre := hand_centre(data.spacegroup)) is None:
         return f, Hand(told_by_group(said, odds) if solved else said, odds)
     turned = odds < 0 and not keep
@@ -97,6 +102,23 @@ def decide(
     return f, Hand(
         in_words(odds, turned) if solved else f"should the map be right, {in_words(odds, turned)}", odds, turned
     )
+
+
+def predicted_hand(
+    data: Amplitudes, normalised: Normalised, f: NDArray[np.complex128], predicted: PhaseDistributions, right: float
+) -> float:
+    """Log-odds that a solution ``f`` (n,), not its mirror image, has the hand that a network predicted; 0 where it
+    agrees with both alike.
+
+    ``right`` : share of the predictions, 0-1, whose hand was right when the network was judged
+    """
+    phased = normalised.f * np.exp(1j * np.angle(f))
+    best = normalised.f * predicted.centroid()
+    margin = compare(data.hkl, phased, best, data.cell, data.spacegroup, repeats=0)
+    if abs(margin.hand_margin) < CLEAR:
+        return 0.0
+    right = min(right, SUREST)
+    return float(np.log(right / (1 - right))) * (-1 if margin.inverted else 1)
 
 
 def bundled_judge(networks: str) -> Judge:

@@ -85,7 +85,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "auto: a network's prediction and pieces of peptide, where they pay; then random phases",
+        "auto: a network's prediction or pieces of peptide, where they pay; then random phases",
         default="auto",
         choices=("auto", "random", "fragments", "network"),
         caption="Begin with",

@@ -244,7 +244,7 @@ def weigh(
     """Figures of merit from held-out reflections, Hendrickson-Lattman coefficients, verdict; the likelier hand."""
     import numpy as np
 
-    from ml_phaser.handedness import decide
+    from ml_phaser.handedness import decide, predicted_hand
     from ml_phaser.phasing import confidence
 
     verdict = confidence.judge(
@@ -256,9 +256,12 @@ def weigh(
     fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
     if plan.starts is not None:  # the phases given are worth what they were, whatever became of them
         fom = np.maximum(fom, np.abs(plan.starts.centroid()))
+    evidence = 0.0
+    if plan.predicted is not None:
+        evidence = predicted_hand(data, normalised, solution.f, plan.predicted, plan.predictor["hand_right"])
     f, hand = decide(
         data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved",
-        networks=plan.runtime.networks,
+        networks=plan.runtime.networks, evidence=evidence,
     )  # fmt: skip
     if solution.fragments is not None:
         hand = replace(hand, said="that of the pieces placed, which are of L-amino acids or as given")

@@ -55,7 +55,8 @@ class Plan:
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
     log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
     all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
-    predictor : name and hash of the one-shot network whose prediction is begun with, empty if there is none
+    predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
+    is right (empty if there is none); the phases it predicts, on all reflections
     """
 
     entrants: tuple[Entrant, ...]
@@ -72,6 +73,7 @@ class Plan:
     road_rows: NDArray[np.int64] | None = None
     road_finishers: tuple[Finisher, ...] = ()
     predictor: dict[str, Any] = field(default_factory=dict)
+    predicted: PhaseDistributions | None = None
 
 
 def plan_phasing(
@@ -135,18 +137,19 @@ def plan_phasing(
             "from their distributions. Their origin and hand are kept."
         )
     predictor: dict[str, Any] = {}
+    predicted: PhaseDistributions | None = None
     if starts is None and seeds is None and not pieces:
-        first, predictor, said = predicted_entrants(board, runtime, entrants, options, count, sequence)
+        first, predictor, predicted, said = predicted_entrants(board, runtime, entrants, options, count, sequence)
         entrants = first + entrants
         choices += said
     road, road_rows = None, None
-    if starts is None and seeds is None and options.starts != "network":
+    if starts is None and seeds is None and options.starts != "network" and not predictor:
         road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces)
         choices += said
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
-        road, road_rows, beyond, predictor,
+        road, road_rows, beyond, predictor, predicted,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ml_phaser import beginnings
 from ml_phaser import plan as planning
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.errors import UserError
+from ml_phaser.handedness import decide, predicted_hand
 from ml_phaser.networks.domain import Domain, outside
 from ml_phaser.networks.store import Card
 from ml_phaser.networks.unet import UNet, UNetConfig
@@ -22,6 +23,7 @@ from ml_phaser.simulate.families import make
 from ml_phaser.simulate.simulated import amplitudes
 
 SURE = [{"mean_agreement": 0.5, "cosine": 0.2}, {"mean_agreement": 1.0, "cosine": 0.999}]
+JUDGED = {"reliability": SURE, "rows": {"pass 2, |F|": {"hand_right": [0.9, 0.02]}}}
 CUBE = Domain("dialanine-1b", 2.0, (10.0,) * 3, (10.0,) * 3)
 BOXES = Domain("dipeptide-minimal", 1.5, (4.0,) * 3, (20.0,) * 3)
 
@@ -57,7 +59,7 @@ def bundled(crystal, monkeypatch):
     made, data = crystal
     cell = data.cell.parameters
     config = UNetConfig(edge=8, features=8, blocks=1, d_min=1.7, spacing=0.6, longest=cell[:3], shortest=cell[:3])
-    card = Card("unet-test", "ab" * 32, {**vars(config)}, {"kind": "unet", "benchmark": {"reliability": SURE}})
+    card = Card("unet-test", "ab" * 32, {**vars(config)}, {"kind": "unet", "benchmark": JUDGED, "passes": 2})
     monkeypatch.setattr(beginnings, "bundled_one_shot", lambda: [card])
     monkeypatch.setattr(beginnings, "outside", lambda domain, cell, group, d_min: "")
 
@@ -93,7 +95,7 @@ def test_the_first_start_is_the_prediction(crystal, bundled):
     normalised = normalise(data)
     plan = planning.plan_phasing(data, normalised, options())
     assert type(bundled).calls == PASSES
-    assert plan.predictor == {"name": "unet-test", "sha256": "ab" * 32, "runtime": "torch"}
+    assert plan.predictor == {"name": "unet-test", "sha256": "ab" * 32, "runtime": "torch", "hand_right": 0.9}
     assert any("unet-test predicts" in choice for choice in plan.choices)
     first = plan.entrants[0]
     assert first.method.name.endswith("from the prediction")
@@ -168,3 +170,18 @@ def test_residues_of_the_sequence_are_shown_to_a_network_that_knows_as_many(crys
     # Serine, the third, has more atoms than alanine, and all of them are near the middle of the cell.
     middle = [n // 2 for n in shown.shape[1:]]
     assert float(shown[2][tuple(middle)]) > 1 and not torch.allclose(shown[1], shown[2])
+
+
+def test_a_prediction_tells_the_hand(crystal, bundled):
+    made, data = crystal
+    normalised = normalise(data)
+    predicted = planning.plan_phasing(data, normalised, options()).predicted
+    truth = {tuple(h): f for h, f in zip(made.hkl.tolist(), made.f, strict=True)}
+    f = np.array([truth[tuple(h)] for h in data.hkl.tolist()])
+    odds = np.log(0.9 / 0.1)
+    assert predicted_hand(data, normalised, f, predicted, 0.9) == pytest.approx(odds)
+    assert predicted_hand(data, normalised, f.conj(), predicted, 0.9) == pytest.approx(-odds)
+    assert predicted_hand(data, normalised, np.abs(f) + 0j, predicted, 0.9) == 0  # agrees with both hands alike
+    assert predicted_hand(data, normalised, f, predicted, 1.0) == pytest.approx(np.log(99))
+    kept, hand = decide(data, normalised, f.conj(), evidence=-100.0)
+    assert hand.turned and np.cos(np.angle(kept * f.conj())).mean() > 0.99
