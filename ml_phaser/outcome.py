@@ -101,6 +101,16 @@ class ShellRow:
     cc_free: float  # held-out |E| correlation in the shell, NaN where too few
 
 
+@dataclass(frozen=True)
+class Promise:
+    """Figures of merit of one bin on crystals of known structure: number of reflections, their mean figure of merit and
+    the mean cosine of their phase errors (-1 to 1)."""
+
+    n: int
+    fom: float
+    cos: float
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """Atoms in place: names and elements (m,), residue (m,) number from 0, letters of the residues, xyz (m, 3) A."""
@@ -174,7 +184,8 @@ class Outcome:
     ``given``: what became of phases the user gave; ``free_made``: label of free-R flags made, empty if none;
     ``next_steps``: programs that can go on from here, none where nothing was solved; ``then``: the one that did;
     ``held``: number of reflections kept out of the phasing; ``density``: spread of the values of the map written;
-    ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does.
+    ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does; ``calibration``: what
+    figures of merit like these kept on crystals of known structure, empty where that is not known.
     """
 
     data: Amplitudes
@@ -198,6 +209,7 @@ class Outcome:
     density: Distribution | None = None
     pictures: tuple[Any, ...] = ()
     fragments: Fragments | None = None
+    calibration: tuple[Promise, ...] = ()
 
     @property
     def mean_fom(self) -> float:

@@ -206,6 +206,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "given_phases": outcome.given,
         "fragments": _fragments(outcome.fragments),
         "shells": outcome.shells,
+        "calibration": outcome.calibration,
         "trials": outcome.trials,
         "weights": outcome.weights,
         "times": outcome.times,
