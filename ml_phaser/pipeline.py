@@ -209,10 +209,13 @@ def weigh(
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
     mates = [s.f for s in others if s.cluster == solution.cluster and s.trial != solution.trial]
     phased = normalised.f * np.exp(1j * np.angle(solution.f))
+    unaided = confidence.judge(
+        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
+    )
     evidence = calibration.Evidence(
-        confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d), verdict.probability, normalised.e,
-        data.d, confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup),
-        given,
+        confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d), verdict.probability, solution.score,
+        normalised.e, data.d, confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup), given,
+        unaided.probability,
     )  # fmt: skip
     worth = calibration.read_calibration()
     fom = confidence.figures_of_merit(evidence, worth if worth.holds_for(plan.weights) else None)

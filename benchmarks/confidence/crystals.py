@@ -19,6 +19,7 @@ FAMILIES: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("dipeptide-12", 0.05, {}),
 )
 MOST_REFLECTIONS = 2500
+FINE = 1000  # number from which on crystals are small and diffract to 0.6-0.9 A, as small molecules do
 ATTEMPTS = 5
 
 
@@ -41,7 +42,8 @@ class Case:
 
 
 def cases(split: str, first: int, last: int) -> Iterator[Case]:
-    """Simulated crystals number ``first`` to ``last`` - 1 of a split; the same number is the same crystal."""
+    """Simulated crystals number ``first`` to ``last`` - 1 of a split; the same number is the same crystal. Beginning
+    with FINE their data are finer."""
     for number in range(first, last):
         rng = np.random.default_rng([zlib.crc32(split.encode()), number])
         weights = np.array([w for _, w, _ in FAMILIES])
@@ -50,6 +52,9 @@ def cases(split: str, first: int, last: int) -> Iterator[Case]:
             **settings,
             "d_min": float(np.round(rng.uniform(*((0.9, 1.4) if rng.random() < 0.6 else (1.4, 2.0))), 2)),
         }
+        if number >= FINE:
+            settings["d_min"] = float(np.round(rng.uniform(0.6, 0.9), 2))
+            settings |= {k: v for k, v in (("residues", (1.6, 2.4)), ("edge", (5.0, 6.5))) if k in settings}
         settings["noise"] = float(rng.choice([0.02, 0.05, 0.1]))
         if family in ("dialanine-1b", "dipeptide-12", "dipeptide-minimal"):
             settings["b"] = float(np.round(rng.uniform(8, 25), 1))

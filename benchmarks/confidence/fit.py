@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from benchmarks.confidence.measures import equal_width, summary
 from benchmarks.confidence.rows import Row, read_row
 from ml_phaser.outcome import Fragments
-from ml_phaser.phasing.calibration import HIGHEST, OTHERS, RISING, Calibration, Evidence
+from ml_phaser.phasing.calibration import HIGHEST, OTHERS, RISING, Calibration, Evidence, Table
 
 Floats = NDArray[np.float64]
 RIDGE = 1e-5
 BINS = 40  # of the evidence, before violators are pooled
 FOLDS = 8
+NAMES = (*OTHERS, *RISING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,8 @@ def judged(row: Row) -> Judged:
         given = np.abs(PhaseDistributions(row.given, expand(row.hkl, row.group).turn).centroid())
     phased = row.f_obs * np.exp(1j * np.angle(row.chosen))
     evidence = Evidence(
-        confidence.sim_weights(row.e, e_calc, row.centric, row.held, row.d), own["probability"], row.e, row.d,
-        confidence.agreement(row.hkl, phased, mates, row.cell, row.group), given,
+        confidence.sim_weights(row.e, e_calc, row.centric, row.held, row.d), own["probability"], own["score"],
+        row.e, row.d, confidence.agreement(row.hkl, phased, mates, row.cell, row.group), given,
     )  # fmt: skip
     used = np.isfinite(row.truth) & (np.abs(row.truth) > 0)
     about = {k: v for k, v in row.about.items() if k != "solutions"} | {"own": own}
@@ -84,8 +85,9 @@ def read_judged(store: Path, split: str) -> list[Judged]:
         if not ready.exists() or ready.stat().st_mtime < path.stat().st_mtime:
             ready.write_bytes(pickle.dumps(judged(read_row(path))))
         row: Judged = pickle.loads(ready.read_bytes())
-        solved = probability(row.about["own"], row.evidence.given)
-        out.append(replace(row, evidence=replace(row.evidence, solved=solved)))
+        own = row.about["own"]
+        solved, unaided = (probability(own, given) for given in (row.evidence.given, None))
+        out.append(replace(row, evidence=replace(row.evidence, solved=solved, unaided=unaided)))
     return out
 
 
@@ -105,38 +107,58 @@ def placed(own: dict[str, Any]) -> Fragments | None:
     return Fragments("", facts["fit"], facts["judged"], (), facts["merit"], facts["lead"])
 
 
+def of_kind(rows: Sequence[Judged], kind: str) -> list[Judged]:
+    """Those from phases that were put in ("given"), or the others ("found")."""
+    return [r for r in rows if (r.evidence.given is not None) == (kind == "given")]
+
+
 def pooled(rows: Sequence[Judged], names: Sequence[str]) -> tuple[Floats, Floats, Floats]:
     """Features (m, k), cosines and weights (m,) of all reflections: a crystal weighs as the root of their number."""
-    features = [np.stack([r.evidence.features()[n] for n in names], axis=1)[r.used] for r in rows]
-    weights = [np.full(int(r.used.sum()), float(r.used.sum()) ** -0.5) for r in rows]
-    return np.concatenate(features), np.concatenate([r.cos[r.used] for r in rows]), np.concatenate(weights)
+    features = []
+    for r in rows:
+        known = r.evidence.features()
+        features.append(np.stack([known[n] for n in names], axis=1)[r.used])
+    weights = np.concatenate([np.full(int(r.used.sum()), float(r.used.sum()) ** -0.5) for r in rows])
+    return np.concatenate(features), np.concatenate([r.cos[r.used] for r in rows]), weights / weights.sum()
 
 
-def calibrate(
-    rows: Sequence[Judged], weights: str, about: dict[str, Any], names: Sequence[str] = (*OTHERS, *RISING)
-) -> Calibration:
-    """Least squares for the strengths, rising evidence never negative, then pooled adjacent violators."""
+def fit_table(rows: Sequence[Judged], names: Sequence[str], floors: Sequence[Floats] | None = None) -> Table:
+    """Least squares for the strengths, rising evidence never negative, then pooled adjacent violators.
+
+    ``floors`` : (n,) of each run, what the evidence amounts to at least
+    """
     from scipy.optimize import isotonic_regression, minimize
 
     x, y, w = pooled(rows, names)
-    w = w / w.sum()
+    floor = (
+        np.zeros(len(y)) if floors is None else np.concatenate([f[r.used] for f, r in zip(floors, rows, strict=True)])
+    )
 
     def loss(b: Floats) -> tuple[float, Floats]:
         p = 1 / (1 + np.exp(-x @ b))
-        slope = 2 * w * (p - y) * p * (1 - p)
-        return float((w * (p - y) ** 2).sum() + RIDGE * (b**2).sum()), x.T @ slope + 2 * RIDGE * b
+        ours = p >= floor
+        miss = np.where(ours, p, floor) - y
+        slope = 2 * w * miss * p * (1 - p) * ours
+        return float((w * miss**2).sum() + RIDGE * (b**2).sum()), x.T @ slope + 2 * RIDGE * b
 
     bounds = [(0.0, None) if n in RISING else (None, None) for n in names]
     b = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B", bounds=bounds).x
-    raw = 1 / (1 + np.exp(-x @ b))
+    raw = np.maximum(1 / (1 + np.exp(-x @ b)), floor)
     parts = np.array_split(np.argsort(raw, kind="stable"), BINS)
     middle = np.array([np.average(raw[p], weights=w[p]) for p in parts])
     found = np.array([np.average(y[p], weights=w[p]) for p in parts])
     rising = isotonic_regression(found, weights=np.array([w[p].sum() for p in parts])).x
     keep = np.concatenate([[True], np.diff(middle) > 1e-6])
-    table = np.round(middle[keep], 5), np.round(np.clip(rising[keep], 0.0, HIGHEST), 4)
     strength = {n: round(float(v), 4) for n, v in zip(names, b, strict=True)}
-    return Calibration(weights, strength, *table, (), about)
+    return Table(strength, np.round(middle[keep], 5), np.round(np.clip(rising[keep], 0.0, HIGHEST), 4))
+
+
+def calibrate(rows: Sequence[Judged], weights: str, about: dict[str, Any], names: Sequence[str] = NAMES) -> Calibration:
+    """Fit runs without and with phases put in; of the latter, what the former say without them is known already."""
+    given = of_kind(rows, "given")
+    found = fit_table(of_kind(rows, "found"), [n for n in names if n != "fom"])
+    tables = {"found": found, "given": fit_table(given, names, [found.merits(r.evidence.forgetting()) for r in given])}
+    return Calibration(weights, tables, (), about)
 
 
 def assess(rows: Sequence[Judged], foms: Sequence[Floats]) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def assess(rows: Sequence[Judged], foms: Sequence[Floats]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def crossed(rows: Sequence[Judged], names: Sequence[str] = (*OTHERS, *RISING)) -> list[Floats]:
+def crossed(rows: Sequence[Judged], names: Sequence[str] = NAMES) -> list[Floats]:
     """Figures of merit of every run from a calibration that has not seen it."""
     order = np.random.default_rng(0).permutation(len(rows))
     out: list[Floats] = [np.zeros(0)] * len(rows)
@@ -170,8 +192,11 @@ def write(found: Calibration, tested: Sequence[Judged], path: Path) -> None:
     foms = np.concatenate([found.merits(r.evidence)[r.used] for r in tested])
     cos = np.concatenate([r.cos[r.used] for r in tested])
     facts = {
-        "about": {**found.about, "tested": len(tested)}, "weights": found.weights, "strength": found.strength,
-        "raw": found.raw.tolist(), "fom": found.fom.tolist(),
+        "about": {**found.about, "tested": len(tested)}, "weights": found.weights,
+        "tables": {
+            kind: {"strength": t.strength, "raw": t.raw.tolist(), "fom": t.fom.tolist()}
+            for kind, t in found.tables.items()
+        },
         "reliability": [[b.n, round(b.promised, 4), round(b.found, 4)] for b in equal_width(foms, cos)],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.confidence import verdict
 from benchmarks.confidence.fit import Judged, assess, crossed, read_judged
 from benchmarks.confidence.measures import Bin, largest_gap
+from ml_phaser.phasing import confidence
+from ml_phaser.phasing.calibration import Evidence
 
 Floats = NDArray[np.float64]
 GROUPS = (
@@ -33,7 +36,7 @@ def report(store: Path, out: Path, picture: Path) -> None:
     runs = {split: read_judged(store, split) for split in ("train", "holdout", "measured")}
     foms = {s: [worth.merits(r.evidence) for r in rows] for s, rows in runs.items()}
     foms["train"] = crossed(runs["train"])
-    before = {s: [figures_of_merit(r.evidence, None) for r in rows] for s, rows in runs.items()}
+    before = {s: [figures_of_merit(as_it_was(r), None) for r in rows] for s, rows in runs.items()}
     groups: list[dict[str, Any]] = []
     for name, split, given in GROUPS:
         chosen = [i for i, r in enumerate(runs[split]) if given is None or (r.evidence.given is not None) == given]
@@ -50,10 +53,37 @@ def report(store: Path, out: Path, picture: Path) -> None:
             }
         )  # fmt: skip
     kinds = {k: crossed_verdict(k, runs["train"]) for k in ("found", "pieces", "given")}
-    facts = {"weights": worth.weights, "about": worth.about, "groups": groups, "crossed_verdict": kinds}
+    sets = recorded(out.parent / "measured" / "results.json")
+    facts = {"weights": worth.weights, "about": worth.about, "groups": groups, "crossed_verdict": kinds, "sets": sets}
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1, default=plain) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text(groups, kinds, worth.weights), encoding="utf-8")
+    out.with_suffix(".md").write_text(text(groups, kinds, sets, worth.weights), encoding="utf-8")
     draw({g["name"]: g for g in groups if g["name"] in ("held-out simulated", "measured")}, picture)
+
+
+def as_it_was(row: Judged) -> Evidence:
+    """With the probability that figures of merit were multiplied by before they were calibrated."""
+    return dataclasses.replace(row.evidence, solved=row.about["own"]["probability"])
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """The words that the runs of ``benchmarks/measured.py`` would get now, from what they recorded: the search's
+    probability, which was the verdict's then, and the number of reflections, which decides how many were held out."""
+    found = []
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        if not row.get("agreement") or not row.get("verdict"):
+            continue
+        p, n = min(max(row["verdict"]["probability"], 1e-13), 1 - 1e-13), row["n_reflections"]
+        held = min(max(0.05 * n, 60), 3000, 0.15 * n)
+        slope = 1 / math.sqrt(1 + confidence.NOISE * confidence.PER_SCORE**2 / held)
+        found.append((row["set"], confidence.tempered(math.log(p / (1 - p)), slope), row["agreement"]["map_cc"]))
+    lost = [(name, cc) for name, p, cc in found if p <= confidence.NOT_SOLVED]
+    return {
+        "sets": len(found), "solved": sum(p >= confidence.SOLVED for _, p, _ in found), "not_solved": len(lost),
+        "solved_but_wrong": [f"{n} ({cc:.2f})" for n, p, cc in found if p >= confidence.SOLVED and cc < verdict.RIGHT],
+        "not_solved_but_good": [f"{name} ({cc:.2f})" for name, cc in lost if cc > verdict.PLAINLY],
+        "highest_of_not_solved": max(cc for _, cc in lost),
+        "uncertain": [f"{n} ({cc:.2f})" for n, p, cc in found if confidence.NOT_SOLVED < p < confidence.SOLVED],
+    }  # fmt: skip
 
 
 def crossed_verdict(kind: str, rows: Sequence[Judged]) -> dict[str, Any]:
@@ -69,7 +99,7 @@ def plain(value: Any) -> Any:
     return value.item()
 
 
-def text(groups: Sequence[dict[str, Any]], kinds: dict[str, Any], weights: str) -> str:
+def text(groups: Sequence[dict[str, Any]], kinds: dict[str, Any], sets: dict[str, Any], weights: str) -> str:
     """Markdown."""
     lines = [
         "# Confidence", "",
@@ -100,6 +130,13 @@ def text(groups: Sequence[dict[str, Any]], kinds: dict[str, Any], weights: str) 
         v = g["verdict"]
         wrong, lost = ", ".join(v["solved_but_wrong"]) or "none", ", ".join(v["not_solved_but_good"]) or "none"
         lines.append(f"- {g['name']}: solved below CC 0.5: {wrong}; not solved above CC 0.8: {lost}.")
+    wrong = ", ".join(sets["solved_but_wrong"]) or "none"
+    lines.append(
+        f"- all {sets['sets']} measured sets with a model, from what `benchmarks/measured.py` recorded: "
+        f"{sets['solved']} solved, {len(sets['uncertain'])} uncertain ({', '.join(sets['uncertain'])}), "
+        f"{sets['not_solved']} not solved; solved below CC 0.5: {wrong}; highest CC of those not solved: "
+        f"{sets['highest_of_not_solved']:.2f}."
+    )
     lines += ["", "By constants fitted without the run itself (training split):", ""]
     for kind, v in kinds.items():
         bins = "; ".join(f"{n} runs of {p:.2f}: {y:.2f}" for _, _, n, p, y in v["bins"])

@@ -10,7 +10,7 @@ found on, and hold for these alone. ``benchmarks/confidence`` makes them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from ml_phaser.outcome import Promise
 Floats = NDArray[np.float64]
 
 FILE = Path(__file__).resolve().parent.parent / "weights" / "confidence" / "calibration.json"
-RISING = ("sim", "solved", "agreement", "given_fom", "given_sim", "given_solved", "strong")  # more never means less
-OTHERS = ("one", "mates", "given", "fine")
+RISING = ("sim", "solved", "coarse", "score", "agreement", "fom", "strong")  # more of it never means less
+OTHERS = ("one", "mates", "fine")
+KINDS = ("found", "given")
 LEAST = 0.02  # of a figure of merit, where log-odds are taken; 1 - LEAST at most
-LEAST_SOLVED = 0.005  # the same of the verdict's probability
 HIGHEST = 0.99  # figure of merit; the phase distribution of 1 would be infinitely sharp
 
 
@@ -35,31 +35,37 @@ class Evidence:
     """What is known of n phases.
 
     sim : (n,) Sim's and Woolfson's weights, 0-1, as if the solution were right
-    solved : probability of the verdict, 0-1
+    solved : probability of the verdict, 0-1; score : correlation on the held-out reflections, -1 to 1
     e : (n,) measured |E|; d : (n,) A
     agreement : (n,) mean cosine between the phases of solutions that independent starts led to, None where there is one
     given : (n,) figures of merit, 0-1, of phases that were put in, None where there are none
+    unaided : probability of the verdict, 0-1, if one forgets that phases were put in
     """
 
     sim: Floats
     solved: float
+    score: float
     e: Floats
     d: Floats
     agreement: Floats | None = None
     given: Floats | None = None
+    unaided: float = 0.0
 
     def features(self) -> dict[str, Floats]:
         """Each part of it (n,), by the names of RISING and OTHERS."""
         one, zero = np.ones(len(self.sim)), np.zeros(len(self.sim))
-        sim, solved = log_odds(self.sim), one * float(log_odds(np.array(self.solved), LEAST_SOLVED))
-        mates, given = self.agreement is not None, self.given is not None
+        fine = (self.d.min() / self.d) ** 2
         return {
-            "one": one, "sim": zero if given else sim, "solved": zero if given else solved,
-            "mates": one * mates, "agreement": zero if self.agreement is None else log_odds(self.agreement),
-            "given": one * given, "given_fom": zero if self.given is None else log_odds(self.given),
-            "given_sim": sim * given, "given_solved": solved * given,
-            "strong": np.minimum(self.e, 3.0), "fine": (self.d.min() / self.d) ** 2,
+            "one": one, "sim": log_odds(self.sim), "solved": one * float(log_odds(np.array(self.solved))),
+            "score": one * max(self.score, 0.0), "mates": one * (self.agreement is not None),
+            "agreement": zero if self.agreement is None else log_odds(self.agreement),
+            "fom": zero if self.given is None else log_odds(self.given),
+            "strong": np.minimum(self.e, 3.0), "fine": fine, "coarse": (1 - fine**2) * self.solved,
         }  # fmt: skip
+
+    def forgetting(self) -> Evidence:
+        """As if no phases had been put in."""
+        return replace(self, given=None, solved=self.unaided)
 
 
 def log_odds(p: Floats, least: float = LEAST) -> Floats:
@@ -69,32 +75,43 @@ def log_odds(p: Floats, least: float = LEAST) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
+class Table:
+    """Evidence of one kind: the strength of each feature in log-odds; raw, fom : (k,) their sum as a probability, and
+    the figure of merit it is worth, both rising."""
+
+    strength: dict[str, float]
+    raw: Floats
+    fom: Floats
+
+    def merits(self, evidence: Evidence, least: Floats | float = 0.0) -> Floats:
+        """Figures of merit (n,), 0 to HIGHEST; ``least`` : 0-1, what the evidence amounts to at least."""
+        features = evidence.features()
+        total = sum(value * features[name] for name, value in self.strength.items())
+        raw = np.maximum(1 / (1 + np.exp(-total)), least)
+        return np.clip(np.interp(raw, self.raw, self.fom), 0.0, HIGHEST)
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """What evidence is worth.
 
     weights : sha256 of the network that the solutions behind it come from; those found without a network count, too
-    strength : of each feature, in log-odds
-    raw, fom : (k,) the sum of the evidence, as a probability, and the figure of merit it is worth, both rising
+    tables : by KINDS
     reliability : bins of the reflections of other crystals
     about : on what it was made, for the log and the report
     """
 
     weights: str
-    strength: dict[str, float]
-    raw: Floats
-    fom: Floats
+    tables: dict[str, Table]
     reliability: tuple[Promise, ...]
     about: dict[str, Any]
 
-    def sum_up(self, evidence: Evidence) -> Floats:
-        """All evidence together as a probability (n,), 0-1."""
-        features = evidence.features()
-        total = sum(value * features[name] for name, value in self.strength.items())
-        return np.asarray(1 / (1 + np.exp(-total)))
-
     def merits(self, evidence: Evidence) -> Floats:
-        """Figures of merit (n,), 0 to HIGHEST."""
-        return np.clip(np.interp(self.sum_up(evidence), self.raw, self.fom), 0.0, HIGHEST)
+        """Figures of merit (n,), 0 to HIGHEST. Where phases were put in, what is known besides may say more."""
+        found = self.tables["found"]
+        if evidence.given is None:
+            return found.merits(evidence)
+        return self.tables["given"].merits(evidence, found.merits(evidence.forgetting()))
 
     def holds_for(self, weights: dict[str, Any]) -> bool:
         """Whether it holds for solutions found with these weights (``Plan.weights``); none have no hash."""
@@ -113,11 +130,11 @@ def read_calibration(path: Path = FILE) -> Calibration:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         found = Calibration(
-            str(facts["weights"]), {k: float(v) for k, v in facts["strength"].items()},
-            np.array(facts["raw"], dtype=float), np.array(facts["fom"], dtype=float),
+            str(facts["weights"]), {kind: _table(facts["tables"][kind]) for kind in KINDS},
             tuple(Promise(int(n), float(fom), float(cos)) for n, fom, cos in facts["reliability"]), facts["about"],
         )  # fmt: skip
-        check(found)
+        for table in found.tables.values():
+            check(table)
     except FileNotFoundError:
         raise UserError(
             "the calibration of the figures of merit is missing", str(path), "reinstall ml_phaser"
@@ -128,17 +145,22 @@ def read_calibration(path: Path = FILE) -> Calibration:
     return found
 
 
-def check(found: Calibration) -> None:
-    """Raises ValueError for a calibration in which more evidence could mean less, or with names that are not known."""
-    if unknown := set(found.strength) - {*RISING, *OTHERS}:
+def _table(facts: dict[str, Any]) -> Table:
+    strength = {name: float(value) for name, value in facts["strength"].items()}
+    return Table(strength, np.array(facts["raw"], dtype=float), np.array(facts["fom"], dtype=float))
+
+
+def check(table: Table) -> None:
+    """Raises ValueError for a table in which more evidence could mean less, or with names that are not known."""
+    if unknown := set(table.strength) - {*RISING, *OTHERS}:
         raise ValueError(f"unknown evidence {', '.join(sorted(unknown))}")
-    if any(found.strength.get(name, 0.0) < 0 for name in RISING):
+    if any(table.strength.get(name, 0.0) < 0 for name in RISING):
         raise ValueError("evidence that counts against itself")
-    if len(found.raw) != len(found.fom) or len(found.raw) < 2:
+    if len(table.raw) != len(table.fom) or len(table.raw) < 2:
         raise ValueError("a table of unequal columns")
-    if np.any(np.diff(found.raw) <= 0) or np.any(np.diff(found.fom) < 0):
+    if np.any(np.diff(table.raw) <= 0) or np.any(np.diff(table.fom) < 0):
         raise ValueError("a table that falls")
-    if found.fom.min() < 0 or found.fom.max() > HIGHEST:
+    if table.fom.min() < 0 or table.fom.max() > HIGHEST:
         raise ValueError("figures of merit out of range")
 
 

@@ -22,8 +22,8 @@ Floats = NDArray[np.float64]
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 PIECES_BIAS, PER_MERIT = -6.6, 15.8  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
-NOISE, PIECES_SLOPE = 1.95, 0.57  # of the verdict below "solved"; docs/confidence.md says how they were fitted
-GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.70, 4.78, 1.01  # for phases put in; docs/confidence.md
+NOISE, PIECES_SLOPE = 2.34, 0.57  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.69, 5.28, 1.08  # for phases put in; docs/confidence.md
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
@@ -174,14 +174,22 @@ def probability_right(
 ) -> float:
     """Probability (0-1) of the verdict that the map correlates with the truth to at least 0.5.
 
-    From SOLVED on it is the search's. Below, the search is too strict, as what few held-out reflections fail to say is
-    no evidence against a map: the log-odds are drawn towards those of SOLVED, the more the fewer were held out
-    (docs/confidence.md). Parameters as in ``log_odds_solved`` and ``judge``.
+    Parameters as in ``log_odds_solved`` and ``judge``.
     """
-    odds, sure = log_odds_solved(score, held, symmetry, agreeing, d_min), math.log(SOLVED / (1 - SOLVED))
-    slope = 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4))
-    if placed is not None:
-        odds, slope = max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE
+    odds = log_odds_solved(score, held, symmetry, agreeing, d_min)
+    if placed is None:
+        return tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
+    return tempered(max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE)
+
+
+def tempered(odds: float, slope: float) -> float:
+    """Probability (0-1) of the verdict, of the search's log-odds.
+
+    From SOLVED on it is the search's. Below, the search is too strict, as what few held-out reflections fail to say is
+    no evidence against a map: the log-odds are drawn towards those of SOLVED, to ``slope`` times their distance
+    (docs/confidence.md).
+    """
+    sure = math.log(SOLVED / (1 - SOLVED))
     return _probability(odds if odds >= sure else sure + slope * (odds - sure))
 
 

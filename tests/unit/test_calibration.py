@@ -19,7 +19,6 @@ from ml_phaser.phasing.calibration import (
     HIGHEST,
     OTHERS,
     RISING,
-    Calibration,
     Evidence,
     check,
     describe,
@@ -34,8 +33,8 @@ BUNDLED = read_calibration()
 def evidence(seed: int = 0, *, mates: bool = True, given: bool = False, solved: float = 0.6) -> Evidence:
     rng = np.random.default_rng(seed)
     return Evidence(
-        rng.random(N), solved, rng.rayleigh(0.8, N), rng.uniform(1, 5, N),
-        rng.uniform(-1, 1, N) if mates else None, rng.random(N) if given else None,
+        rng.random(N), solved, 0.4, rng.rayleigh(0.8, N), rng.uniform(1, 5, N),
+        rng.uniform(-1, 1, N) if mates else None, rng.random(N) if given else None, 0.5 if given else 0.0,
     )  # fmt: skip
 
 
@@ -53,16 +52,15 @@ def test_figures_of_merit_stay_within_bounds(kind: dict[str, bool], solved: floa
 def test_more_of_any_evidence_never_lowers_a_figure_of_merit(kind: dict[str, bool]) -> None:
     before = evidence(**kind)
     fom = BUNDLED.merits(before)
-    more = {"sim": np.minimum(before.sim + 0.2, 1), "solved": 0.9, "e": before.e + 0.5}
+    more = {"sim": np.minimum(before.sim + 0.2, 1), "e": before.e + 0.5, "score": 0.7, "solved": 0.9}
     if before.agreement is not None:
         more["agreement"] = np.minimum(before.agreement + 0.3, 1)
     if before.given is not None:
-        more["given"] = np.minimum(before.given + 0.2, 1)
+        more |= {"given": np.minimum(before.given + 0.2, 1), "unaided": 0.8}
     for name, value in more.items():
         raised = BUNDLED.merits(replace(before, **{name: value}))
         assert np.all(raised >= fom - 1e-12), name
-        if name != "given":
-            assert raised.mean() > fom.mean(), name
+    assert BUNDLED.merits(replace(before, sim=before.sim**0.2, solved=0.9, unaided=0.9)).mean() > fom.mean()
 
 
 def test_solutions_that_agree_count() -> None:
@@ -96,6 +94,14 @@ def mean_cosine(hl: np.ndarray, phi: float, restricted: bool) -> float:
     return quad(lambda t: np.cos(t) * weight(t + phi), -np.pi, np.pi)[0] / total
 
 
+def test_phases_that_were_put_in_do_not_hide_what_is_known_without_them() -> None:
+    """A density that the held-out reflections vouch for is not doubted for the sake of poor phases put in."""
+    poor = replace(evidence(given=True, mates=False, solved=0.95), given=np.full(N, 0.05), unaided=0.99, score=0.9)
+    doubtful = replace(poor, unaided=0.05)
+    assert BUNDLED.merits(poor).mean() > BUNDLED.merits(doubtful).mean() + 0.1
+    assert BUNDLED.merits(poor.forgetting()).mean() > 0.4
+
+
 def test_it_belongs_to_the_bundled_weights() -> None:
     sha = read_card(PROJECTOR).sha256
     assert BUNDLED.holds_for({"name": PROJECTOR, "sha256": sha}) and BUNDLED.holds_for({})
@@ -126,24 +132,34 @@ def damaged(tmp_path: Path, **changes: object) -> Path:
 
 def test_the_file_is_read_as_it_stands(tmp_path: Path) -> None:
     found = read_calibration(damaged(tmp_path))
-    assert set(found.strength) <= {*RISING, *OTHERS}
-    assert np.array_equal(found.fom, BUNDLED.fom) and found.reliability == BUNDLED.reliability
+    for kind in ("found", "given"):
+        assert set(found.tables[kind].strength) <= {*RISING, *OTHERS}
+        assert np.array_equal(found.tables[kind].fom, BUNDLED.tables[kind].fom)
+    assert found.reliability == BUNDLED.reliability
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"fom": [0.9, 0.1], "raw": [0.1, 0.9]}, "falls"),
+        ({"fom": [0.1, 0.2], "raw": [0.9, 0.1]}, "falls"),
         ({"fom": [0.1, 1.2], "raw": [0.1, 0.9]}, "range"),
         ({"fom": [0.1]}, "unequal"),
         ({"strength": {"sim": -1}}, "against itself"),
         ({"strength": {"luck": 1}}, "luck"),
-        ({"weights": None, "raw": "x"}, "damaged"),
-        ({"reliability": [[1, 2]]}, "damaged"),
+        ({"raw": "x"}, "damaged"),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+@pytest.mark.parametrize("kind", ["found", "given"])
+def test_a_damaged_table_is_refused(tmp_path: Path, kind: str, changes: dict[str, object], said: str) -> None:
+    tables = json.loads(FILE.read_text())["tables"]
     with pytest.raises(UserError, match=said):
+        read_calibration(damaged(tmp_path, tables={**tables, kind: {**tables[kind], **changes}}))
+
+
+@pytest.mark.parametrize("changes", [{"reliability": [[1, 2]]}, {"tables": {}}, {"tables": None}], ids=str)
+def test_a_damaged_file_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="damaged"):
         read_calibration(damaged(tmp_path, **changes))
 
 
@@ -153,5 +169,6 @@ def test_a_missing_file_is_the_users_to_mend(tmp_path: Path) -> None:
 
 
 def test_the_bundled_one_is_sound() -> None:
-    check(BUNDLED)
-    assert isinstance(BUNDLED, Calibration) and BUNDLED.about["tested"] > 0
+    for table in BUNDLED.tables.values():
+        check(table)
+    assert BUNDLED.about["tested"] > 0 and sum(b.n for b in BUNDLED.reliability) > 1000

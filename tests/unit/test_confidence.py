@@ -83,14 +83,14 @@ def test_a_doubtful_solution_weighs_less() -> None:
     e_obs, e_calc, _ = pairs(0.9)
     held, d, centric = np.arange(N) % 10 == 0, np.linspace(5, 1, N), np.zeros(N, dtype=bool)
     sim = sim_weights(e_obs, e_calc, centric, held, d)
-    sure, half, never = (figures_of_merit(Evidence(sim, p, e_obs, d), None).mean() for p in (1.0, 0.5, 0.0))
+    sure, half, never = (figures_of_merit(Evidence(sim, p, 0.5, e_obs, d), None).mean() for p in (1.0, 0.5, 0.0))
     assert half == pytest.approx(0.5 * sure, rel=0.02)
     assert 0 < never < 0.1 * sure  # something is left to look at
 
 
 def test_phases_given_are_worth_what_they_were_where_nothing_is_calibrated() -> None:
     sim, ones = np.array([0.9, 0.1, 0.5]), np.ones(3)
-    fom = figures_of_merit(Evidence(sim, 0.5, ones, ones, given=np.array([0.2, 0.8, 1.0])), None)
+    fom = figures_of_merit(Evidence(sim, 0.5, 0.5, ones, ones, given=np.array([0.2, 0.8, 1.0])), None)
     assert fom == pytest.approx([0.45, 0.8, 0.99])
 
 
