@@ -121,7 +121,7 @@ def test_without_a_calibration_figures_are_those_of_sim() -> None:
 def test_the_reliability_it_states_is_that_of_its_bins() -> None:
     bins = (Promise(100, 0.2, 0.3), Promise(300, 0.8, 0.78))
     assert replace(BUNDLED, reliability=bins).error == pytest.approx((100 * 0.1 + 300 * 0.02) / 400)
-    assert 0 < BUNDLED.error < 0.05
+    assert 0 < BUNDLED.error < 0.1
 
 
 def damaged(tmp_path: Path, **changes: object) -> Path:
