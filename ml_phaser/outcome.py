@@ -144,6 +144,16 @@ class ShellRow:
     cc_free: float  # held-out |E| correlation in the shell, NaN where too few
 
 
+@dataclass(frozen=True)
+class Promise:
+    """Figures of merit of one bin on crystals of known structure: number of reflections, their mean figure of merit and
+    the mean cosine of their phase errors (-1 to 1)."""
+
+    n: int
+    fom: float
+    cos: float
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """Atoms in place: names and elements (m,), residue (m,) number from 0, letters of the residues, xyz (m, 3) A."""
@@ -219,7 +229,9 @@ class Outcome:
     ``held``: number of reflections kept out of the phasing; ``density``: spread of the values of the map written;
     ``pictures``: drawn for the report; ``fragments``: the pieces it comes from, where it does; ``predictor``: name
     and hash of the network whose prediction the search began with, empty if there was none; ``seeds``: phase seeds
-    chosen for the user, where asked for; ``seeds_given``: what became of phase seeds the user gave.
+    chosen for the user, where asked for; ``seeds_given``: what became of phase seeds the user gave;
+    ``calibration``: what figures of merit like these kept on crystals of known structure, empty where that is not
+    known.
     """
 
     data: Amplitudes
@@ -246,6 +258,7 @@ class Outcome:
     predictor: dict[str, Any] = field(default_factory=dict)
     seeds: PhaseSeeds | None = None
     seeds_given: SeedsGiven | None = None
+    calibration: tuple[Promise, ...] = ()
 
     @property
     def mean_fom(self) -> float:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_phaser.notify import Notify
-from ml_phaser.outcome import Hand, Outcome, Phases, PhaseSeeds, SeedsGiven, ShellRow, Verdict
+from ml_phaser.outcome import Hand, Outcome, Phases, PhaseSeeds, Promise, SeedsGiven, ShellRow, Verdict
 from ml_phaser.parameters import Options
 
 Part = Callable[[Path], Path]  # where to write what will become a file when all are complete
@@ -51,14 +51,15 @@ def run(options: Options, notify: Notify) -> Outcome:
         solution, agreement = choose(hunt, data, normalised, plan)
         solution, seeds_given = to_seeds(solution, data, normalised, seeds)
         keep = options.hand == "keep" or given is not None or seeds is not None or solution.fragments is not None
-        phases, shells, verdict, hand = weigh(data, normalised, plan, solution, keep_hand=keep)
+        phases, shells, verdict, hand = weigh(data, normalised, plan, solution, hunt.solutions, keep_hand=keep)
+        said, kept = how_calibrated(plan.weights)
     outcome = Outcome(
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(
             *data.notes, *(given.notes if given else ()), *(seeds.notes if seeds else ()), *normalised.notes,
-            *plan.choices,
+            *plan.choices, said,
         ),
-        weights=plan.weights, times=clock.times,
+        calibration=kept, weights=plan.weights, times=clock.times,
         device=plan.runtime.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
         fragments=solution.fragments, predictor=plan.predictor,
         seeds=pick_seeds(data, normalised, phases, options), seeds_given=seeds_given,
@@ -239,33 +240,63 @@ def pick_seeds(data: Amplitudes, normalised: Normalised, phases: Phases, options
 
 
 def weigh(
-    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, *, keep_hand: bool = False
-) -> tuple[Phases, tuple[ShellRow, ...], Verdict, Hand]:
-    """Figures of merit from held-out reflections, Hendrickson-Lattman coefficients, verdict; the likelier hand."""
+    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, others: Sequence[Solution] = (), *,
+    keep_hand: bool = False,
+) -> tuple[Phases, tuple[ShellRow, ...], Verdict, Hand]:  # fmt: skip
+    """Figures of merit from held-out reflections and from the ``others`` of the solution's cluster, calibrated;
+    Hendrickson-Lattman coefficients, verdict; the likelier hand."""
     import numpy as np
 
-    from ml_phaser.handedness import decide, predicted_hand
-    from ml_phaser.phasing import confidence
+    from ml_phaser.phasing import calibration, confidence
 
+    given = None if plan.starts is None else np.abs(plan.starts.centroid())
     verdict = confidence.judge(
-        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
-    )
+        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments,
+        None if given is None else float(given.mean()),
+    )  # fmt: skip
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
-    fom, shells = confidence.figures_of_merit(normalised.e, e_calc, data.centric, held, data.d, verdict.probability)
-    if plan.starts is not None:  # the phases given are worth what they were, whatever became of them
-        fom = np.maximum(fom, np.abs(plan.starts.centroid()))
+    mates = [s.f for s in others if s.cluster == solution.cluster and s.trial != solution.trial]
+    phased = normalised.f * np.exp(1j * np.angle(solution.f))
+    unaided = confidence.judge(
+        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
+    )
+    evidence = calibration.Evidence(
+        confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d), verdict.probability, solution.score,
+        normalised.e, data.d, confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup), given,
+        unaided.probability,
+    )  # fmt: skip
+    worth = calibration.read_calibration()
+    fom = confidence.figures_of_merit(evidence, worth if worth.holds_for(plan.weights) else None)
+    shells = confidence.shell_table(fom, normalised.e, e_calc, held, data.d)
+    f, hand = tell_hand(data, normalised, plan, solution, keep=keep_hand, solved=verdict.word != "not solved")
+    return confidence.weigh(f, fom, data.centric), shells, verdict, hand
+
+
+def how_calibrated(weights: dict[str, Any]) -> tuple[str, tuple[Promise, ...]]:
+    """How figures of merit of solutions found with these weights are calibrated: a sentence for the log, and what they
+    promised and kept on crystals of known structure, nothing where they are not."""
+    from ml_phaser.phasing.calibration import describe, read_calibration
+
+    worth = read_calibration()
+    return describe(worth, weights), worth.reliability if worth.holds_for(weights) else ()
+
+
+def tell_hand(
+    data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, *, keep: bool, solved: bool
+) -> tuple[NDArray[np.complex128], Hand]:
+    """The solution in its likelier hand, by the judge of hands and by what a network predicted."""
+    from ml_phaser.handedness import decide, predicted_hand
+
     evidence = 0.0
     if plan.predicted is not None:
         evidence = predicted_hand(data, normalised, solution.f, plan.predicted, plan.predictor["hand_right"])
-    f, hand = decide(
-        data, normalised, solution.f, keep=keep_hand, solved=verdict.word != "not solved",
-        networks=plan.runtime.networks, evidence=evidence,
-    )  # fmt: skip
+    networks = plan.runtime.networks
+    f, hand = decide(data, normalised, solution.f, keep=keep, solved=solved, networks=networks, evidence=evidence)
     if solution.fragments is not None:
         hand = replace(hand, said="that of the pieces placed, which are of L-amino acids or as given")
-    return confidence.weigh(f, fom, data.centric), shells, verdict, hand
+    return f, hand
 
 
 def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:

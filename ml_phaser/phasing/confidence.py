@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import gemmi
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import i0e, i1e
 
+from ml_phaser.crystal.agreement import compare, move
 from ml_phaser.crystal.phase_distributions import hendrickson_lattman
 from ml_phaser.outcome import Fragments, Phases, ShellRow, Verdict
+from ml_phaser.phasing.calibration import HIGHEST, LEAST, Calibration, Evidence
 
 Floats = NDArray[np.float64]
 
@@ -18,9 +22,10 @@ Floats = NDArray[np.float64]
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 PIECES_BIAS, PER_MERIT = -6.6, 15.8  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
+NOISE, PIECES_SLOPE = 2.34, 0.57  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.69, 5.28, 1.08  # for phases put in; docs/confidence.md
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
-HIGHEST = 0.99  # figure of merit; the phase distribution of 1 would be infinitely sharp
 SOLVED, NOT_SOLVED = 0.9, 0.25
 
 
@@ -37,26 +42,20 @@ def sigma_a(e_obs: Floats, e_calc: Floats) -> float:
     return math.sqrt(max(0.0, float(np.corrcoef(e_obs**2, e_calc**2)[0, 1])))
 
 
-def figures_of_merit(
-    e_obs: Floats,
-    e_calc: Floats,
-    centric: NDArray[np.bool_],
-    held: NDArray[np.bool_],
-    d: Floats,
-    probability: float,
-) -> tuple[Floats, tuple[ShellRow, ...]]:
-    """Figure of merit of each reflection and the table by shell.
+def sim_weights(
+    e_obs: Floats, e_calc: Floats, centric: NDArray[np.bool_], held: NDArray[np.bool_], d: Floats
+) -> Floats:
+    """Weight (n,), 0 to HIGHEST, of each phase if the solution is right up to noise.
 
     sigmaA comes from the held-out reflections alone, in overlapping groups along resolution, so that a map which
     merely fits the data it was made from gets no credit; I1(X)/I0(X) or tanh(X / 2) with
-    X = 2 sigmaA Eo Ec / (1 - sigmaA^2) (Sim 1960; Woolfson 1956), times the probability that the solution is right.
+    X = 2 sigmaA Eo Ec / (1 - sigmaA^2) (Sim 1960; Woolfson 1956).
 
     Parameters
     ----------
-    e_obs, e_calc : (n,) normalised moduli, measured and of the density; d : (n,) A; probability : 0-1
+    e_obs, e_calc : (n,) normalised moduli, measured and of the density; held : (n,) not used in phasing; d : (n,) A
     """
-    fom = np.zeros(len(d))
-    rows = []
+    weight = np.zeros(len(d))
     held_order = np.flatnonzero(held)[np.argsort(-d[held], kind="stable")]
     overall = sigma_a(e_obs[held], e_calc[held])
     for part in shell_edges(d):
@@ -69,12 +68,55 @@ def figures_of_merit(
         s = max(FAINTEST, min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98))
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
-        part_fom = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x)) * max(probability, FLOOR)
-        fom[part] = np.clip(part_fom, 0.0, HIGHEST)
+        weight[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x))
+    return np.clip(weight, 0.0, HIGHEST)
+
+
+def figures_of_merit(evidence: Evidence, calibration: Calibration | None) -> Floats:
+    """Figure of merit (n,), 0 to HIGHEST, of each reflection: what ``calibration`` says, else Sim's weight times the
+    probability that the solution is right, and no less than that of a phase that was given."""
+    if calibration is not None:
+        return calibration.merits(evidence)
+    fom = evidence.sim * max(evidence.solved, FLOOR)
+    if evidence.given is not None:  # phases given are worth what they were, whatever became of them
+        fom = np.maximum(fom, evidence.given)
+    return np.clip(fom, 0.0, HIGHEST)
+
+
+def shell_table(fom: Floats, e_obs: Floats, e_calc: Floats, held: NDArray[np.bool_], d: Floats) -> tuple[ShellRow, ...]:
+    """Mean figure of merit and correlation of the held-out |E| (NaN where fewer than eight) by resolution shell."""
+    rows = []
+    for part in shell_edges(d):
         inside = part[held[part]]
         cc = float(np.corrcoef(e_obs[inside], e_calc[inside])[0, 1]) if len(inside) >= 8 else float("nan")
         rows.append(ShellRow(float(d[part].max()), float(d[part].min()), len(part), float(fom[part].mean()), cc))
-    return fom, tuple(rows)
+    return tuple(rows)
+
+
+def agreement(
+    hkl: NDArray[np.int32],
+    f: NDArray[np.complex128],
+    others: Sequence[NDArray[np.complex128]],
+    cell: gemmi.UnitCell,
+    spacegroup: gemmi.SpaceGroup,
+) -> Floats | None:
+    """Mean cosine (n,), -1 to 1, of the phase differences between solutions, each brought to the origin and hand of the
+    first; None where there are no others.
+
+    Parameters
+    ----------
+    f : (n,) structure factors of the solution; others : those of solutions from other starts; amplitudes weight the
+        search for origin and hand, and nothing else
+    """
+    if not others:
+        return None
+    total = np.exp(1j * np.angle(f))
+    for other in others:
+        phased = np.abs(f) * np.exp(1j * np.angle(other))
+        found = compare(hkl, phased, f, cell, spacegroup, repeats=0)
+        total = total + np.exp(1j * np.angle(move(hkl, phased, found.origin_shift, found.inverted)))
+    m = len(others) + 1
+    return np.asarray((np.abs(total) ** 2 - m) / (m * (m - 1)))  # |sum|^2 has m ones and every pair twice
 
 
 def _rms(x: Floats) -> float:
@@ -87,8 +129,8 @@ def weigh(f: NDArray[np.complex128], fom: Floats, centric: NDArray[np.bool_]) ->
     return Phases(phase, fom, hendrickson_lattman(phase, fom, centric))
 
 
-def probability_solved(score: float, held: int, symmetry: float, agreeing: int, d_min: float) -> float:
-    """Probability (0-1) that the map is right.
+def log_odds_solved(score: float, held: int, symmetry: float, agreeing: int, d_min: float) -> float:
+    """ln p / (1 - p) that the map is right, of the search's own, strict reckoning.
 
     Parameters
     ----------
@@ -97,27 +139,84 @@ def probability_solved(score: float, held: int, symmetry: float, agreeing: int, 
     agreeing : other starts that led to the same solution; three say as much as any number
     d_min : resolution of the data in A
     """
-    cautious = score - 1.0 / math.sqrt(max(held, 4))
-    logit = BIAS + PER_SCORE * cautious + PER_AGREEING * min(agreeing, 3) + PER_ANGSTROM * max(0.0, d_min - ATOMIC)
+    odds = BIAS + PER_SCORE * _cautious(score, held) + PER_AGREEING * min(agreeing, 3)
+    odds += PER_ANGSTROM * max(0.0, d_min - ATOMIC)
     if math.isfinite(symmetry):
-        logit += PER_SYMMETRY * (4 * symmetry - 1)
-    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, logit))))
+        odds += PER_SYMMETRY * (4 * symmetry - 1)
+    return odds
+
+
+def _cautious(score: float, held: int) -> float:
+    return score - 1.0 / math.sqrt(max(held, 4))
+
+
+def _probability(odds: float) -> float:
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, odds))))
+
+
+def probability_solved(score: float, held: int, symmetry: float, agreeing: int, d_min: float) -> float:
+    """Probability (0-1) of ``log_odds_solved``: by it the search ranks solutions and stops."""
+    return _probability(log_odds_solved(score, held, symmetry, agreeing, d_min))
+
+
+def log_odds_of_pieces(merit: float) -> float:
+    """ln p / (1 - p) that a map that comes from placed pieces is right; ``merit`` as in ``Fragments``."""
+    return PIECES_BIAS + PER_MERIT * merit
 
 
 def probability_of_pieces(merit: float) -> float:
-    """Probability (0-1) that a map that comes from placed pieces is right; ``merit`` as in ``Fragments``."""
-    return 1.0 / (1.0 + math.exp(-(PIECES_BIAS + PER_MERIT * merit)))
+    """The same as a probability (0-1)."""
+    return _probability(log_odds_of_pieces(merit))
+
+
+def probability_right(
+    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None
+) -> float:
+    """Probability (0-1) of the verdict that the map correlates with the truth to at least 0.5.
+
+    Parameters as in ``log_odds_solved`` and ``judge``.
+    """
+    odds = log_odds_solved(score, held, symmetry, agreeing, d_min)
+    if placed is None:
+        return tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
+    return tempered(max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE)
+
+
+def tempered(odds: float, slope: float) -> float:
+    """Probability (0-1) of the verdict, of the search's log-odds.
+
+    From SOLVED on it is the search's. Below, the search is too strict, as what few held-out reflections fail to say is
+    no evidence against a map: the log-odds are drawn towards those of SOLVED, to ``slope`` times their distance
+    (docs/confidence.md).
+    """
+    sure = math.log(SOLVED / (1 - SOLVED))
+    return _probability(odds if odds >= sure else sure + slope * (odds - sure))
+
+
+def probability_of_given(score: float, held: int, fom: float) -> float:
+    """Probability (0-1) of the verdict where phases were put in, whose mean figure of merit over all reflections is
+    ``fom`` (0-1); ``score`` and ``held`` as in ``log_odds_solved``."""
+    fom = min(max(fom, LEAST), 1 - LEAST)
+    return _probability(
+        GIVEN_BIAS + GIVEN_PER_SCORE * _cautious(score, held) + GIVEN_PER_FOM * math.log(fom / (1 - fom))
+    )
 
 
 def judge(
-    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None
-) -> Verdict:
+    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None,
+    given: float | None = None,
+) -> Verdict:  # fmt: skip
     """The verdict in words. ``agreeing`` counts the other starts that led to the same solution; ``placed`` are the
-    pieces it comes from: their merit, or what decision 4 rests on, whichever says more."""
-    p = probability_solved(score, held, symmetry, agreeing, d_min)
+    pieces it comes from: their merit, or what decision 4 rests on, whichever says more; ``given`` is the mean figure of
+    merit of phases that were put in."""
+    if given is not None:
+        p = probability_of_given(score, held, given)
+    else:
+        p = probability_right(score, held, symmetry, agreeing, d_min, placed)
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
+    if given is not None:
+        facts += f", phases put in of mean figure of merit {given:.2f}"
     if placed is not None:
-        p = max(p, probability_of_pieces(placed.merit))
         facts += f", {placed.judged:.2f} of the amplitudes that the pieces let the network predict unseen"
         side = "above" if placed.lead >= 0 else "below"
         facts += f", together {abs(placed.lead):.2f} {side} pieces that lead elsewhere"

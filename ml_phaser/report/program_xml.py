@@ -12,6 +12,7 @@ from ml_phaser.atomic import atomic
 ROOT = "ml_phaser"
 ITEM = {
     "shells": "shell",
+    "calibration": "bin",
     "trials": "trial",
     "notes": "note",
     "choices": "choice",

@@ -225,6 +225,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "seeds": _seeds(outcome.seeds),
         "given_seeds": outcome.seeds_given,
         "shells": outcome.shells,
+        "calibration": outcome.calibration,
         "trials": outcome.trials,
         "weights": outcome.weights,
         "predictor": outcome.predictor,

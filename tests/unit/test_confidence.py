@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import gemmi
 import numpy as np
 import pytest
 
+from ml_phaser.crystal.agreement import hand_centre, move, permissible_origins
 from ml_phaser.crystal.phase_distributions import hendrickson_lattman
 from ml_phaser.outcome import Fragments
+from ml_phaser.phasing.calibration import Evidence
 from ml_phaser.phasing.confidence import (
     NOT_SOLVED,
     SOLVED,
+    agreement,
     figures_of_merit,
     judge,
+    probability_of_given,
     probability_of_pieces,
+    probability_right,
     probability_solved,
+    shell_table,
     sigma_a,
+    sim_weights,
     weigh,
 )
 
@@ -49,7 +57,8 @@ def test_figure_of_merit_is_the_mean_cosine(s: float) -> None:
     e_obs, e_calc, error = pairs(s)
     held = np.arange(N) % 10 == 0
     d = np.linspace(5, 1, N)
-    fom, rows = figures_of_merit(e_obs, e_calc, np.zeros(N, dtype=bool), held, d, 1.0)
+    fom = sim_weights(e_obs, e_calc, np.zeros(N, dtype=bool), held, d)
+    rows = shell_table(fom, e_obs, e_calc, held, d)
     for low, high in ((0, 0.3), (0.3, 0.6), (0.6, 0.9)):
         pick = (fom >= low) & (fom < high)
         if pick.sum() > 500:
@@ -65,17 +74,67 @@ def test_only_held_out_reflections_earn_merit() -> None:
     held = np.arange(N) % 10 == 0
     overfitted = np.where(held, wrong, e_obs)  # fits the work set perfectly, knows nothing of the rest
     d = np.linspace(5, 1, N)
-    fom, _ = figures_of_merit(e_obs, overfitted, np.zeros(N, dtype=bool), held, d, 1.0)
-    honest, _ = figures_of_merit(e_obs, e_calc, np.zeros(N, dtype=bool), held, d, 1.0)
+    fom = sim_weights(e_obs, overfitted, np.zeros(N, dtype=bool), held, d)
+    honest = sim_weights(e_obs, e_calc, np.zeros(N, dtype=bool), held, d)
     assert fom.mean() < 0.3 < 0.7 < honest.mean()
 
 
 def test_a_doubtful_solution_weighs_less() -> None:
     e_obs, e_calc, _ = pairs(0.9)
     held, d, centric = np.arange(N) % 10 == 0, np.linspace(5, 1, N), np.zeros(N, dtype=bool)
-    sure, half, never = (figures_of_merit(e_obs, e_calc, centric, held, d, p)[0].mean() for p in (1.0, 0.5, 0.0))
+    sim = sim_weights(e_obs, e_calc, centric, held, d)
+    sure, half, never = (figures_of_merit(Evidence(sim, p, 0.5, e_obs, d), None).mean() for p in (1.0, 0.5, 0.0))
     assert half == pytest.approx(0.5 * sure, rel=0.02)
     assert 0 < never < 0.1 * sure  # something is left to look at
+
+
+def test_phases_given_are_worth_what_they_were_where_nothing_is_calibrated() -> None:
+    sim, ones = np.array([0.9, 0.1, 0.5]), np.ones(3)
+    fom = figures_of_merit(Evidence(sim, 0.5, 0.5, ones, ones, given=np.array([0.2, 0.8, 1.0])), None)
+    assert fom == pytest.approx([0.45, 0.8, 0.99])
+
+
+def test_the_table_by_shell_is_that_of_the_figures_written() -> None:
+    e_obs, e_calc, _ = pairs(0.9)
+    held, d = np.arange(N) % 10 == 0, np.linspace(5, 1, N)
+    fom = np.linspace(0, 0.9, N)
+    rows = shell_table(fom, e_obs, e_calc, held, d)
+    assert sum(r.n for r in rows) == N
+    assert sum(r.n * r.fom for r in rows) / N == pytest.approx(fom.mean())
+    assert np.all(np.diff([r.fom for r in rows]) > 0) and rows[0].d_max == 5 and rows[-1].d_min == 1
+    assert rows[0].cc_free == pytest.approx(np.corrcoef(e_obs[:1000:10], e_calc[:1000:10])[0, 1])
+
+
+@pytest.mark.parametrize("group", ["P 1", "P 21 21 21", "P 1 21 1"])
+def test_solutions_agree_whatever_their_origin_and_hand(group: str) -> None:
+    spacegroup, cell = gemmi.SpaceGroup(group), gemmi.UnitCell(9, 11, 13, 90, 100 if group == "P 1 21 1" else 90, 90)
+    hkl = np.asarray(gemmi.make_miller_array(cell, spacegroup, 1.2), dtype=np.int32)
+    rng = np.random.default_rng(5)
+    ops = [(np.array(op.rot) / op.DEN, np.array(op.tran) / op.DEN) for op in spacegroup.operations()]
+    sites = rng.random((6, 3))
+    f = sum(np.exp(2j * np.pi * (hkl @ (sites @ r.T + t).T)).sum(1) for r, t in ops)
+    centre = hand_centre(spacegroup)
+    shift = permissible_origins(spacegroup).shifts[-1] + 0.3 * permissible_origins(spacegroup).directions.sum(0)
+    elsewhere = move(hkl, f, shift)
+    mirrored = move(hkl, f, centre + shift, inverted=True)
+    assert agreement(hkl, f, [elsewhere, mirrored], cell, spacegroup) == pytest.approx(np.ones(len(hkl)), abs=1e-3)
+    wrong = np.arange(len(hkl)) % 5 == 0  # a fifth of the phases are opposite in one of three solutions
+    spoilt = np.where(wrong, -1, 1) * mirrored
+    found = agreement(hkl, f, [elsewhere, spoilt], cell, spacegroup)
+    assert found is not None
+    assert found[~wrong].mean() > 0.95 and found[wrong] == pytest.approx(-1 / 3 * np.ones(wrong.sum()), abs=0.15)
+    assert agreement(hkl, f, [], cell, spacegroup) is None
+
+
+def test_the_mean_cosine_of_pairs_is_counted_over_all_pairs() -> None:
+    spacegroup, cell = gemmi.SpaceGroup("P 1"), gemmi.UnitCell(9, 11, 13, 80, 90, 100)
+    hkl = np.asarray(gemmi.make_miller_array(cell, spacegroup, 1.5), dtype=np.int32)
+    rng = np.random.default_rng(1)
+    f = rng.rayleigh(size=len(hkl)) * np.exp(2j * np.pi * rng.random(len(hkl)))
+    turns = 0.5 * rng.normal(size=(2, len(hkl)))
+    found = agreement(hkl, f, [f * np.exp(1j * t) for t in turns], cell, spacegroup)
+    pairs_of = (np.cos(turns[0]) + np.cos(turns[1]) + np.cos(turns[0] - turns[1])) / 3
+    assert found == pytest.approx(pairs_of, abs=0.1)
 
 
 @pytest.mark.parametrize("fom", [0.05, 0.4, 0.8, 0.97])
@@ -118,6 +177,28 @@ def test_the_verdict_follows_the_evidence() -> None:
     assert "2 other starts" in judge(0.7, 300, 0.5, 2, 1.0).reason
 
 
+def test_what_the_search_calls_solved_stays_as_sure() -> None:
+    for score in np.linspace(-0.2, 1.0, 61):
+        strict = probability_solved(score, 60, float("nan"), 0, 1.1)
+        said = probability_right(score, 60, float("nan"), 0, 1.1)
+        assert (said >= SOLVED) == (strict >= SOLVED)
+        assert said == pytest.approx(strict) if strict >= SOLVED else said > strict
+
+
+def test_few_held_out_reflections_say_little_against_a_map() -> None:
+    few, many = (probability_right(0.0, held, float("nan"), 0, 1.0) for held in (40, 3000))
+    assert many < 0.02 < few < 0.5
+
+
+def test_the_verdict_on_phases_given_rests_on_their_figures_of_merit_too() -> None:
+    p = [probability_of_given(0.3, 60, fom) for fom in np.linspace(0, 1, 21)]
+    assert p == sorted(p) and p[0] < 0.1 and p[-1] > 0.9 and all(0 < x < 1 for x in p)
+    assert probability_of_given(0.8, 60, 0.4) > probability_of_given(0.1, 60, 0.4)
+    assert probability_of_given(0.3, 600, 0.4) > probability_of_given(0.3, 20, 0.4)
+    verdict = judge(0.3, 60, float("nan"), 0, 1.0, given=0.41)
+    assert "0.41" in verdict.reason and verdict.probability == probability_of_given(0.3, 60, 0.41)
+
+
 def pieces(merit: float) -> Fragments:
     return Fragments("strand", 0.5, 0.42, (), merit, -0.03)
 
@@ -126,13 +207,15 @@ def test_the_verdict_on_pieces_rests_on_their_merit() -> None:
     merits = np.linspace(-0.3, 1.0, 27)
     p = [probability_of_pieces(m) for m in merits]
     assert p == sorted(p) and p[0] < 0.01 and p[-1] > 0.99
-    words = []
+    words, said = [], []
     for merit in merits:
         v = judge(0.2, 60, float("nan"), 0, 1.6, pieces(merit))
         word = "solved" if v.probability >= SOLVED else "uncertain" if v.probability > NOT_SOLVED else "not solved"
         assert v.word == word and v.probability >= probability_of_pieces(merit)
-        assert all(said in v.reason for said in ("0.42 of the amplitudes", "0.20 on 60", "0.03 below pieces"))
+        assert all(part in v.reason for part in ("0.42 of the amplitudes", "0.20 on 60", "0.03 below pieces"))
         words.append(v.word)
+        said.append(v.probability)
+    assert said == sorted(said)
     assert list(dict.fromkeys(words)) == ["not solved", "uncertain", "solved"]
     sure = judge(0.8, 200, float("nan"), 3, 1.4)
     assert judge(0.8, 200, float("nan"), 3, 1.4, pieces(0.1)).probability == sure.probability > SOLVED

@@ -10,7 +10,7 @@ from sample_outcome import amplitudes, options, outcome, structure_factors
 
 from ml_phaser.crystal.maps import density, distribution, symmetric_shape
 from ml_phaser.crystal.patterson import harker_sections, patterson_map
-from ml_phaser.outcome import ShellRow, Trial
+from ml_phaser.outcome import Promise, ShellRow, Trial
 from ml_phaser.report import pictures
 from ml_phaser.report.record import run_record
 
@@ -123,6 +123,14 @@ def drawn():
     rho = density(data.hkl, f, data.cell, data.spacegroup, symmetric_shape(data.cell, data.spacegroup, 1.2, 0.4))
     result = run_record(outcome(data, held=40, density=distribution(rho)), options())
     return pictures.draw(result, rho, patterson_map(data, data.f**2, origin_removed=True))
+
+
+def test_how_figures_of_merit_were_calibrated_is_drawn_where_it_is_known():
+    bins = (Promise(100, 0.2, 0.3), Promise(300, 0.8, 0.78))
+    known, unknown = (pictures.draw(facts(calibration=found)) for found in (bins, ()))
+    assert len(known) == len(unknown) + 1
+    (one,) = [p for p in known if "reliability" in p.svg]
+    assert "400 reflections" in one.caption and "mean difference 0.040" in one.caption and "0.04" in one.alt
 
 
 def test_every_picture_is_there_and_says_what_it_shows(drawn):

@@ -1,0 +1,1 @@
+"""Are figures of merit and verdicts to be believed? Simulated and measured crystals phased and compared."""
