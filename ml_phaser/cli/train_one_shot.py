@@ -173,7 +173,7 @@ def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> P
     """
     from ml_phaser.evaluation.one_shot import MARGIN, Plan, evaluate
     from ml_phaser.evaluation.one_shot_report import brief
-    from ml_phaser.networks.store import save_one_shot
+    from ml_phaser.networks.store import check_size, save_one_shot, shipped
     from ml_phaser.training.loop import CHECKPOINT
     from ml_phaser.training.one_shot_card import one_shot_card
     from ml_phaser.training.record import read_record
@@ -182,6 +182,7 @@ def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> P
     network, kind, totals = averaged(out / CHECKPOINT)
     if not name.startswith(f"{kind}-"):
         raise UserError("is not how such a network is looked for", f"export {name}", f"export {kind}-NAME")
+    check_size({k: shipped(v) for k, v in network.state_dict().items()}, name)  # before minutes of judging
     record = totals | read_record(out)
     passes = passes_of(record, network.config.recycled)
     notify.stage(f"judge on {len(set(holdout.entry))} held-out entries")

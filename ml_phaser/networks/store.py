@@ -200,6 +200,14 @@ def shipped(value: torch.Tensor) -> torch.Tensor:
     return value.half() if value.is_floating_point() and value.ndim > 1 else value
 
 
+def check_size(state: dict[str, Any], name: str) -> None:
+    """UserError for weights, as they are to be written, of more than LARGEST bytes."""
+    size = sum(v.numel() * v.element_size() for v in state.values())
+    if size > LARGEST:
+        what = f"the weights take {size / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB a package may bring along"
+        raise UserError(what, name, "a network of smaller width or depth")
+
+
 def save_one_shot(
     state: dict[str, Any], kind: str, config: Any, facts: dict[str, Any], name: str, folder: Path
 ) -> Path:
@@ -231,10 +239,8 @@ def _save(state: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+    check_size(state, name)
     raw = save({k: v.detach().contiguous().cpu() for k, v in state.items()})
-    if len(raw) > LARGEST:
-        what = f"the weights take {len(raw) / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB a package may bring along"
-        raise UserError(what, name, "a smaller width or depth")
     path = folder / f"{name}.json"
     card = {"name": name, "sha256": hashlib.sha256(raw).hexdigest(), "config": config}
     card |= {**_graph_facts(path, config), **facts}

@@ -390,7 +390,7 @@ def copy_of_package(tmp_path_factory):
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated weights", "no weights", "no card", "card cut short"])
 def test_damaged_weights(copy_of_package, damage):
     package, env = copy_of_package
-    weights = next((package / "weights").glob("*.safetensors"))
+    weights = next((package / "weights").glob("projector-*.safetensors"))
     card = weights.with_suffix(".json")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1

@@ -227,8 +227,11 @@ def test_what_is_not_known_is_refused(change, what, tmp_path):
         kind_of({"channels": (8,)}, "there")
 
 
-def test_weights_too_large_for_a_package_are_refused(tmp_path, monkeypatch):
+def test_weights_too_large_for_a_package_are_refused(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "LARGEST", 10_000)
+    monkeypatch.setattr(one_shot, "evaluate", None)  # it is told before the network is judged
+    assert train_one_shot.main([*trained[0], "export", "crysformer-x", "weights", str(tmp_path)]) == 1
+    assert "MB a package may bring along" in capsys.readouterr().err
     with pytest.raises(UserError, match="MB a package may bring along"):
         save_one_shot(UNet(TINY["unet"]).state_dict(), "unet", TINY["unet"], {}, "unet-x", tmp_path)
     assert not list(tmp_path.iterdir())

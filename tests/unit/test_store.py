@@ -11,9 +11,11 @@ from ml_phaser.networks.store import (
     FOLDER,
     HAND_JUDGE,
     LARGE,
+    ONE_SHOT,
     PROJECTOR,
     choose_projector,
     load_hand_judge,
+    load_one_shot,
     load_projector,
     read_card,
     save_projector,
@@ -117,6 +119,10 @@ def test_the_large_network_is_for_gpus_and_only_if_it_is_there(network, tmp_path
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda p: p.stem)
 def test_bundled_networks_load(path):
-    network = load_hand_judge() if path.stem == HAND_JUDGE else load_projector(path.stem)
+    if path.stem.split("-")[0] in ONE_SHOT:
+        network = load_one_shot(path.stem)
+        assert network.config.d_min < min(network.config.shortest)
+    else:
+        network = load_hand_judge() if path.stem == HAND_JUDGE else load_projector(path.stem)
+        assert network.config.d_best < network.config.d_worst
     assert all(torch.isfinite(v).all() for v in network.state_dict().values())
-    assert network.config.d_best < network.config.d_worst
