@@ -101,7 +101,7 @@ def predicted_entrants(
     if options.starts not in ("auto", "network") or not runtime.networks:
         return [], {}, None, []
     reasons = []
-    for card in bundled_one_shot():
+    for card in sorted(bundled_one_shot(), key=lambda card: -judged(card)["cc"][0]):
         reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
         if not reason:
             network = one_shot_network(card.name, runtime, threads)
@@ -112,7 +112,7 @@ def predicted_entrants(
             told = f", told that the residues are {residues}" if residues else ""
             said = f"Begins with the density that {card.name} predicts{told}. To change: starts random."
             facts: dict[str, Any] = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
-            facts["hand_right"] = hand_right(card)
+            facts["hand_right"] = judged(card)["hand_right"][0]
             return [from_prediction(e, known) for e in chosen], facts, known, [said]
         reasons.append(f"{card.name}: {reason}")
     if options.starts == "network":
@@ -177,6 +177,8 @@ def merit(agreement: NDArray[np.float64], card: Card) -> NDArray[np.float64]:
     return np.interp(agreement, [row["mean_agreement"] for row in rows], [row["cosine"] for row in rows])
 
 
-def hand_right(card: Card) -> float:
-    """Share of the predictions whose hand was right when the network was judged, 0-1."""
-    return float(card.facts["benchmark"]["rows"][f"pass {card.facts['passes']}, |F|"]["hand_right"][0])
+def judged(card: Card) -> dict[str, list[float]]:
+    """How the network did when it was judged, after its last pass, with measured amplitudes put back: for each figure
+    the mean and half its 95 % interval."""
+    row: dict[str, list[float]] = card.facts["benchmark"]["rows"][f"pass {card.facts['passes']}, |F|"]
+    return row

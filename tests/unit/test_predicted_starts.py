@@ -23,7 +23,7 @@ from ml_phaser.simulate.families import make
 from ml_phaser.simulate.simulated import amplitudes
 
 SURE = [{"mean_agreement": 0.5, "cosine": 0.2}, {"mean_agreement": 1.0, "cosine": 0.999}]
-JUDGED = {"reliability": SURE, "rows": {"pass 2, |F|": {"hand_right": [0.9, 0.02]}}}
+JUDGED = {"reliability": SURE, "rows": {"pass 2, |F|": {"hand_right": [0.9, 0.02], "cc": [0.8, 0.01]}}}
 CUBE = Domain("dialanine-1b", 2.0, (10.0,) * 3, (10.0,) * 3)
 BOXES = Domain("dipeptide-minimal", 1.5, (4.0,) * 3, (20.0,) * 3)
 
@@ -185,3 +185,14 @@ def test_a_prediction_tells_the_hand(crystal, bundled):
     assert predicted_hand(data, normalised, f, predicted, 1.0) == pytest.approx(np.log(99))
     kept, hand = decide(data, normalised, f.conj(), evidence=-100.0)
     assert hand.turned and np.cos(np.angle(kept * f.conj())).mean() > 0.99
+
+
+def test_the_network_that_was_judged_best_is_taken(crystal, bundled, monkeypatch):
+    _, data = crystal
+    good = beginnings.bundled_one_shot()[0]
+    row = {**JUDGED["rows"]["pass 2, |F|"], "cc": [0.7, 0.01]}
+    worse = replace(
+        good, name="unet-first", facts={**good.facts, "benchmark": {**JUDGED, "rows": {"pass 2, |F|": row}}}
+    )
+    monkeypatch.setattr(beginnings, "bundled_one_shot", lambda: [worse, good])
+    assert planning.plan_phasing(data, normalise(data), options()).predictor["name"] == "unet-test"
