@@ -79,6 +79,7 @@ def test_wheel_holds_code_weights_and_licence(wheel):
     weights = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.safetensors", name)}
     cards = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.json", name)}
     assert weights and weights == cards
+    assert "ml_phaser/weights/confidence/calibration.json" in names
     templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ml_phaser" / "report" / "templates").iterdir()}
     assert templates and templates <= names
     strangers = [n for n in names if not n.startswith("ml_phaser/") and ".dist-info/" not in n]
