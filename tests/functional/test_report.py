@@ -178,7 +178,7 @@ def test_page_of_a_measured_oblique_crystal(browser, shared_data, tmp_path):
     done = run(tmp_path, "run", "timelimit", "20", hklin=data)
     page = opened(browser, done.page, tmp_path)
     assert page.console == [] and page.requests == [] and done.page.stat().st_size < MOST_BYTES
-    assert "Solved" in page.text and "the group has no Harker sections" in page.text and page.figures == 7
+    assert "Solved" in page.text and "the group has no Harker sections" in page.text and page.figures == 8
     assert "the data carry no free-R flags" in page.text
 
 
