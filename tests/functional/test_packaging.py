@@ -81,6 +81,7 @@ def test_wheel_holds_code_weights_and_licence(wheel):
     cards = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.json", name)}
     graphs = {Path(name).stem for name in names if re.fullmatch(r"ml_phaser/weights/[^/]+\.onnx", name)}
     assert weights and weights == cards == graphs
+    assert "ml_phaser/weights/confidence/calibration.json" in names
     templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ml_phaser" / "report" / "templates").iterdir()}
     assert templates and templates <= names
     strangers = [n for n in names if not n.startswith("ml_phaser/") and ".dist-info/" not in n]

@@ -129,14 +129,15 @@ def test_the_browser_tells_of_errors_and_requests(browser, tmp_path):
     assert seen.requests == ["http://127.0.0.1:9/a.png"] and any("missing" in line for line in seen.console)
 
 
-@pytest.mark.parametrize("kind", ["solved", "not solved"])
-def test_page_of_a_finished_run_says_what_the_record_says(browser, tmp_path, kind):
-    if kind == "solved":
+@pytest.mark.parametrize("right", [True, False], ids=["a crystal", "noise"])
+def test_page_of_a_finished_run_says_what_the_record_says(browser, tmp_path, right):
+    if right:
         done = run(tmp_path, "run", "trials", "4", "timelimit", "60")
     else:
         done = run(tmp_path, "run", "trials", "2", "timelimit", "5", hklin=noise(tmp_path / "noise.mtz"))
     record, page = done.record, opened(browser, done.page, tmp_path)
-    assert done.code == 0 and record["verdict"]["word"] == kind
+    kind = record["verdict"]["word"]  # of noise with 30 reflections held out it may be "uncertain"
+    assert done.code == 0 and (kind == "solved") == right
     assert page.console == [] and page.requests == []
     assert done.page.stat().st_size < MOST_BYTES
     verdict, best = record["verdict"], record["trials"][record["best_trial"]]
@@ -155,8 +156,8 @@ def test_page_of_a_finished_run_says_what_the_record_says(browser, tmp_path, kin
     for fact in facts:
         assert squeezed(fact) in page.text, fact
     assert page.text.index(kind.capitalize()) < page.text.index("Key numbers")
-    harker = 1 if kind == "solved" else 3
-    assert page.figures == len(page.labels) == 2 + harker + 1 + 3 and all(page.labels)
+    harker = 1 if right else 3
+    assert page.figures == len(page.labels) == 2 + harker + 1 + 4 and all(page.labels)
 
 
 def test_page_of_a_failed_run_says_why(browser, tmp_path):
@@ -177,7 +178,7 @@ def test_page_of_a_measured_oblique_crystal(browser, shared_data, tmp_path):
     done = run(tmp_path, "run", "timelimit", "20", hklin=data)
     page = opened(browser, done.page, tmp_path)
     assert page.console == [] and page.requests == [] and done.page.stat().st_size < MOST_BYTES
-    assert "Solved" in page.text and "the group has no Harker sections" in page.text and page.figures == 7
+    assert "Solved" in page.text and "the group has no Harker sections" in page.text and page.figures == 8
     assert "the data carry no free-R flags" in page.text
 
 
@@ -238,5 +239,5 @@ def test_program_xml_of_a_run_that_is_going_on(tmp_path):
     assert len({progress for progress, _ in seen}) >= 3 and 0 < seen[-1][0] <= 1
     assert len(versions) <= 5 + 6 + 2  # a version for each stage and each second
     root = ET.parse(path).getroot()
-    assert root.findtext("status") == "finished" and root.findtext("verdict/word") == "not solved"
+    assert root.findtext("status") == "finished" and root.findtext("verdict/word") in ("uncertain", "not solved")
     assert len(root.findall("trials/trial")) >= seen[-1][1] and root.find("density/histogram/counts/count") is not None
