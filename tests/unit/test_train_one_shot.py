@@ -163,7 +163,7 @@ def test_the_run_record_tells_all(data, library, tmp_path):
     assert (run["data"]["split"], run["data"]["chains"], run["data"]["clusters"]) == ("train", 4, 4)
     assert run["config"]["family"] == run["recipe"]["family"] == "dialanine-1b"
     assert run["config"]["longest"] == [10, 10, 10]
-    assert run["lesson"] == {"loss": "mse+pearson", "pearson": 0.1, "recycles": 2}
+    assert run["lesson"] == {"loss": "mse+pearson", "pearson": 0.1, "recycles": 2, "hidden": 0.25}
     assert run["begun_with"] is None
     session = run["sessions"][0]
     assert session["seed"] == 5
