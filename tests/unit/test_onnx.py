@@ -20,16 +20,19 @@ from ml_phaser.networks.store import (
     FOLDER,
     HAND_JUDGE,
     PROJECTOR,
+    bundled_one_shot,
     load_hand_judge,
+    load_one_shot,
     load_projector,
     read_card,
     read_weights,
     save_projector,
 )
+from ml_phaser.phasing.prediction import predict
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from ml_phaser.networks.onnx_session import onnx_hand_judge, onnx_projector  # noqa: E402
+from ml_phaser.networks.onnx_session import onnx_hand_judge, onnx_one_shot, onnx_projector  # noqa: E402
 
 SHAPES = (((16, 16, 16), 1), ((8, 12, 20), 2), ((24, 4, 28), 3))
 CELL = gemmi.UnitCell(11.0, 9.5, 13.1, 84, 101, 96)
@@ -68,6 +71,36 @@ def test_the_bundled_hand_judge_is_that_of_torch(shape: tuple[int, int, int]) ->
     mean, volume = np.array([0.3, -0.02], dtype=np.float32), np.array([900.0, 1500.0], dtype=np.float32)
     theirs = judge.log_odds(torch.from_numpy(mean), torch.from_numpy(volume)).detach().numpy()
     np.testing.assert_allclose(session.log_odds(mean, volume), theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [card.name for card in bundled_one_shot()])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_bundled_one_shot_network_is_that_of_torch(name: str, count: int) -> None:
+    network, session = load_one_shot(name), onnx_one_shot(name)
+    side = network.config.stride * 4
+    rng = np.random.default_rng(1)
+    patterson, recycled = (rng.normal(size=(count, 1, side, side, side)).astype(np.float32) for _ in range(2))
+    parts = np.zeros((count, network.config.parts, side, side, side), dtype=np.float32)
+    lengths = np.full((count, 3), 10, dtype=np.float32)
+    given = (patterson, parts, recycled, lengths)
+    with torch.no_grad():
+        wanted = network(*map(torch.from_numpy, given)).numpy()
+    assert wanted.std() > 1e-3
+    np.testing.assert_allclose(session(*given), wanted, atol=1e-4)
+
+
+def test_predictions_recycle_alike_in_numpy_and_torch() -> None:
+    name = bundled_one_shot()[0].name
+    shape = (12, 12, 12)
+    half = np.fft.rfftn(np.random.default_rng(2).normal(size=(1, *shape)), axes=(1, 2, 3), norm="ortho")
+    half = half.astype(np.complex64)
+    parts, lengths = np.zeros((1, 0, *shape), dtype=np.float32), np.full((1, 3), 10, dtype=np.float32)
+    tensors = (torch.from_numpy(x) for x in (parts, lengths))
+    theirs = predict(load_one_shot(name), torch.from_numpy(half), shape, *tensors, 2)
+    ours = predict(onnx_one_shot(name), half, shape, parts, lengths, 2)
+    # Torch multiplies in bfloat16 where the processor has it.
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == (1, *shape) and np.corrcoef(a.ravel(), b.numpy().ravel())[0, 1] > 0.99
 
 
 def test_both_judges_say_the_same_of_a_solution() -> None:
