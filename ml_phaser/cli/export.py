@@ -50,8 +50,9 @@ def parse(words: Sequence[str]) -> Request:
     known = sorted(p.stem for p in folder.glob("*.json"))
     if not known:
         raise UserError("holds no networks", f"folder {folder}", "a folder of model cards (.json) and weights")
-    name = options.get("network", "").lower()
-    if name and name not in known:
+    asked = options.get("network", "").lower()
+    name = next((n for n in known if n.lower() == asked), "")
+    if asked and not name:
         raise UserError("no such network", f"network {options['network']}", f"one of {' '.join(known)}")
     names = (name,) if name else tuple(known)
     if form == "graphs":

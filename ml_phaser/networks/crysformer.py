@@ -57,7 +57,7 @@ def positions(shape: tuple[int, int, int], lengths: torch.Tensor) -> torch.Tenso
     frac = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3).to(lengths.dtype)  # (S, 3)
     orders = torch.arange(1, HARMONICS + 1, device=lengths.device)
     turn = (2 * torch.pi * frac[..., None] * orders).flatten(1)  # (S, 3 HARMONICS)
-    periodic = torch.cat([turn.cos(), turn.sin()], dim=-1).expand(len(lengths), -1, -1)
+    periodic = torch.cat([turn.cos(), turn.sin()], dim=-1).expand(lengths.shape[0], -1, -1)
     from_centre = (frac - 0.5) * lengths[:, None]  # (B, S, 3)
     waves = 2 * torch.pi / torch.tensor(WAVELENGTHS, device=lengths.device)
     phase = (from_centre[..., None] * waves).flatten(2)

@@ -272,3 +272,9 @@ def test_graphs_of_ones_own_network(tmp_path: Path, capsys) -> None:
         (tmp_path / f"projector-own{end}").rename(tmp_path / f"crystal-ball{end}")
     with pytest.raises(UserError, match="networks of this kind cannot be exported"):
         main(["graphs", "folder", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["crysformer-dialanine-2A", "CRYSFORMER-dialanine-2a"])
+def test_a_network_is_named_in_any_case(name: str, tmp_path: Path) -> None:
+    assert main(["onnx", "network", name, "out", str(tmp_path / "x.onnx")]) == 0
+    assert (tmp_path / "x.onnx").stat().st_size > 1_000_000
