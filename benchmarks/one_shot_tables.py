@@ -59,35 +59,44 @@ def race(rows: list[Row]) -> list[str]:
             "| to the network's CC |",
             "|---" * 11 + "|",
         ]
-        own = {(r["network"], r["crystal"]): r["cc"] for r in some if r["way"] == "alone"}
-        networks = list(dict.fromkeys(r["network"] for r in some if r["way"] == "alone"))
+        own: dict[str, dict[str, float]] = defaultdict(dict)
+        for r in some:
+            if r["way"] == "alone":
+                own[r["network"]][r["crystal"]] = r["cc"]
+        networks = list(own)
         for network in networks:
             mine = [r for r in some if r.get("network") == network and r["way"] == "alone"]
-            lines.append(line(f"{network}, alone", mine, limit, [1.0] * len(mine), ""))
+            lines.append(line(f"{network}, alone", mine, limit, {}))
         for method in METHODS:
-            for way, network in [("random", n) for n in networks] + [("from the prediction", n) for n in networks]:
-                mine = [
-                    r for r in some
-                    if (r["way"], r["method"]) == (way, method) and r.get("network", network) == network
-                    and (network, r["crystal"]) in own
-                ]  # fmt: skip
+            every = [r for r in some if (r["way"], r["method"]) == ("random", method)]
+            if every:
+                lines.append(line(f"{method}, from random phases", every, limit, own))
+            for network in networks:
+                of = ("from the prediction", method, network)
+                mine = [r for r in some if (r["way"], r["method"], r.get("network")) == of]
                 if mine:
-                    title = f"{method}, from random phases" if way == "random" else f"{method}, {way} of {network}"
-                    lines.append(line(title, mine, limit, [own[network, r["crystal"]] for r in mine], network))
+                    lines.append(
+                        line(f"{method}, from the prediction of {network}", mine, limit, {network: own[network]})
+                    )
         lines.append("")
     return lines
 
 
-def line(title: str, rows: list[Row], limit: float, wanted: list[float], network: str) -> str:
-    """One entrant."""
-    s = summary(rows, limit, wanted)
+def line(title: str, rows: list[Row], limit: float, own: dict[str, dict[str, float]]) -> str:
+    """One entrant. ``own`` : of each network it is compared with, the correlation it reached alone in each crystal."""
+    s = summary(rows, limit, [1.0] * len(rows))
+    to = []
+    for network, reached_alone in own.items():
+        shared = [r for r in rows if r["crystal"] in reached_alone]
+        if shared:
+            median = summary(shared, limit, [reached_alone[r["crystal"]] for r in shared])["to_network"]
+            to.append(f"{number(median, 3)} ({network})")
     reached = "-" if s["reached"] is None else f"{s['reached']:.0%}"
     share = "-" if s["starts_solved"] is None else f"{s['starts_solved']:.0%}"
-    to = f"{number(s['to_network'], 3)} ({network})" if network else "-"
     cells = [
         str(s["n"]), f"{s['cc'][0]:.3f} ± {s['cc'][1]:.3f}", f"{s['error'][0]:.1f} ± {s['error'][1]:.1f}",
         f"{s['hand']:.0%}", number(s["seconds"], 3), reached, number(s["to_solved"], 3), number(s["first"], 0),
-        share, to,
+        share, "; ".join(to) or "-",
     ]  # fmt: skip
     return f"| {title} | {' | '.join(cells)} |"
 
