@@ -174,7 +174,7 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
     ``now`` in seconds."""
     from ml_phaser.phasing.search import Hunt, search
 
-    hunt, began = Hunt(plan.whole), now()
+    hunt, began = Hunt(plan.whole, plan.rows), now()
     if plan.road is not None and plan.road_rows is not None:
         from ml_phaser.phasing.fragments.solutions import from_fragments
 

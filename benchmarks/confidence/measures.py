@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import i0e
+
+from ml_phaser.crystal.phase_distributions import bin_of, bin_probabilities
 
 Floats = NDArray[np.float64]
-STEPS = 64  # of a quadrant, in the integral over it
 LEAST = 30  # reflections of a bin that is judged
 
 
@@ -59,16 +59,10 @@ def quadrant(hl: Floats, centric: NDArray[np.bool_], turn: Floats) -> tuple[Floa
 
     hl : (n, 4) with C = D = 0; turn : (n,) true less best phase in radians
     """
-    best = np.arctan2(hl[:, 1], hl[:, 0]) % (2 * np.pi)
-    x = np.hypot(hl[:, 0], hl[:, 1])
-    first = np.floor(best / (np.pi / 2)) * (np.pi / 2)
-    angles = first[:, None] + (np.arange(STEPS) + 0.5) * (np.pi / 2 / STEPS)
-    weight = np.exp(x[:, None] * (np.cos(angles - best[:, None]) - 1)).mean(axis=1)
-    p = weight / 4 / i0e(x)
-    true = (best + turn) % (2 * np.pi)
-    right = (true >= first) & (true < first + np.pi / 2)
-    p = np.where(centric, (1 + np.tanh(x)) / 2, p)
-    return np.asarray(p), np.where(centric, np.cos(turn) > 0, right).astype(float)
+    best = np.arctan2(hl[:, 1], hl[:, 0])
+    p = bin_probabilities(hl, centric, 4)
+    right = bin_of(best + turn, 4) == p.argmax(axis=1)
+    return p.max(axis=1), np.where(centric, np.cos(turn) > 0, right).astype(float)
 
 
 def summary(

@@ -92,7 +92,7 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     """The main job's search; ``share`` of the strongest reflections seeded with the quadrant of their true phases."""
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.confidence import SOLVED
-    from ml_phaser.phasing.search import search
+    from ml_phaser.phasing.search import Hunt, search
     from ml_phaser.pipeline import weigh
     from ml_phaser.plan import plan_phasing
 
@@ -102,7 +102,7 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     plan = plan_phasing(data, normalised, options(seconds, seed, kind), seeds)
     hunt = search(
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=max(0.1, seconds - clock()), most_trials=None,
-        seed=seed, progress=lambda *_: None, now=time.process_time,
+        seed=seed, progress=lambda *_: None, now=time.process_time, hunt=Hunt(plan.whole, plan.rows),
     )  # fmt: skip
     best = max(hunt.solutions, key=lambda s: s.probability)
     said = f"{hunt.trials[best.trial].method}; {'no network' if not plan.weights else plan.weights['name']}"

@@ -51,7 +51,7 @@ def phased(crystal: Crystal, seconds: float, seed: int, *, treatment: Treatment)
 
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.confidence import SOLVED
-    from ml_phaser.phasing.search import search
+    from ml_phaser.phasing.search import Hunt, search
     from ml_phaser.plan import plan_phasing
 
     clock, data = Clock(), crystal.data
@@ -64,7 +64,7 @@ def phased(crystal: Crystal, seconds: float, seed: int, *, treatment: Treatment)
         entrants = [given(e, seeds, treatment.held) for e in entrants]
     hunt = search(
         entrants, plan.finishers, plan.whole, plan.n, seconds=max(0.1, seconds - clock()), most_trials=None, seed=seed,
-        progress=lambda *_: None, now=time.process_time,
+        progress=lambda *_: None, now=time.process_time, hunt=Hunt(plan.whole, plan.rows),
     )  # fmt: skip
     best = max(hunt.solutions, key=lambda s: s.probability)
     return Answer(best.f, len(hunt.trials), best.score, best.probability >= SOLVED, said=entrants[0].method.name)

@@ -24,6 +24,7 @@ from benchmarks.seeding.design import FLAWS, SMALL
 from benchmarks.seeding.oracle import brief
 from ml_phaser.crystal.agreement import compare, move
 from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.phase_distributions import bin_probabilities
 from ml_phaser.outcome import Phases
 from ml_phaser.phasing.finish import Solution
 from ml_phaser.phasing.search import Hunt
@@ -32,7 +33,7 @@ from ml_phaser.plan import Plan
 
 D_MIN = (1.2, 1.4, 1.6)
 SHARES = (0.2,)
-BINS, STEPS = 4, 30  # quadrants, and points in each for the integral
+BINS = 4  # quadrants
 OFFSET = 100  # added to the seed: other crystals than those of true seeds
 RANDOM = "no seeds"
 Row = dict[str, Any]
@@ -46,24 +47,6 @@ def recipes(crystals: int, seed: int) -> list[Recipe]:
         point = (D_MIN[(i + i // len(D_MIN)) % len(D_MIN)], asu * ORDERS[group], group, FLAWS)
         found += dense([(point, OFFSET + i)], 0.0, seed, "own seeds")
     return found
-
-
-def bin_probabilities(hl: NDArray[np.float64], centric: NDArray[np.bool_], bins: int) -> NDArray[np.float64]:
-    """Probability (n, bins) of each phase to lie in each of ``bins`` equal parts of the circle, from 0 radians on.
-
-    hl : (n, 4) Hendrickson-Lattman coefficients; centric : (n,) bool, where two values, opposite ones, are possible
-    """
-    angles = (np.arange(bins * STEPS) + 0.5) * (2 * np.pi / (bins * STEPS))
-    log = hl @ np.stack([np.cos(angles), np.sin(angles), np.cos(2 * angles), np.sin(2 * angles)])
-    weight = np.exp(log - log.max(axis=1, keepdims=True)).reshape(len(hl), bins, STEPS).sum(axis=2)
-    out = weight / weight.sum(axis=1, keepdims=True)
-    known = hl[:, 0] + 1j * hl[:, 1]
-    rows = np.flatnonzero(centric)
-    out[rows] = 0
-    for turn in (0.0, np.pi):
-        where = np.floor((np.angle(known[rows]) + turn) % (2 * np.pi) / (2 * np.pi) * bins).astype(int) % bins
-        out[rows, where] += 1 / (1 + np.exp(-2 * np.cos(turn) * np.abs(known[rows])))
-    return np.asarray(out)
 
 
 def seeds_of(phases: Phases, e: NDArray[np.float64], crystal: Crystal, share: float) -> Seeds:
@@ -89,7 +72,7 @@ def hunted(
     crystal: Crystal, normalised: Normalised, seconds: float, seed: int, luck: int, seeds: Seeds | None = None
 ) -> Found:
     """The engine for so many processor seconds. ``seed`` of the reflections held out, ``luck`` of the starts."""
-    from ml_phaser.phasing.search import search
+    from ml_phaser.phasing.search import Hunt, search
     from ml_phaser.plan import plan_phasing
 
     clock = Clock()
@@ -99,7 +82,7 @@ def hunted(
         entrants = [seeded(e, seeds) for e in entrants]
     hunt = search(
         entrants, plan.finishers, plan.whole, plan.n, seconds=max(0.1, seconds - clock()), most_trials=None, seed=luck,
-        progress=lambda *_: None, now=time.process_time,
+        progress=lambda *_: None, now=time.process_time, hunt=Hunt(plan.whole, plan.rows),
     )  # fmt: skip
     return Found(plan, hunt, clock())
 

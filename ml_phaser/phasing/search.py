@@ -79,9 +79,13 @@ class Entrant:
 
 @dataclass(eq=False)
 class Hunt:
-    """The state of a search: trials so far and the best solutions, best first."""
+    """The state of a search: trials so far and the best solutions, best first.
+
+    ``rows`` : of the problem's reflections among all that solutions have, where they are not all
+    """
 
     problem: Problem
+    rows: NDArray[np.int64] | None = None
     finishing: float = 0.0  # seconds
     trials: list[Trial] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
@@ -133,7 +137,8 @@ class Hunt:
         if min(a.score, b.score) < COMPARABLE:
             return False
         p = self.problem
-        return compare(p.hkl, a.f, b.f, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
+        first, second = (s.f if self.rows is None else s.f[self.rows] for s in (a, b))
+        return compare(p.hkl, first, second, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
     @property
     def best(self) -> Trial | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crystals import crystal
-from scipy.integrate import quad
 
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.phase_distributions import hendrickson_lattman
@@ -97,22 +96,6 @@ def test_true_seeds_are_phased(engine: str) -> None:
     assert answer.f is not None and len(answer.f) == len(c.f)
     assert judged(c, answer.f, False, False, 0)["cc"] > 0.75
     assert answer.said.startswith("charge flipping" if engine == ENGINES[0] else oracle.LEARNED)
-
-
-def test_probabilities_of_quadrants_are_integrals() -> None:
-    hl = np.array([[1.0, 0.5, -0.3, 0.8], [0, 0, 0, 0], [3.0, -2.0, 0, 0], [-1.0, 0.0, 0, 0]])
-    centric = np.array([False, False, False, True])
-    found = own.bin_probabilities(hl, centric, 4)
-    for i in range(3):
-        a, b, c, d = hl[i]
-
-        def p(x: float, a: float = a, b: float = b, c: float = c, d: float = d) -> float:
-            return float(np.exp(a * np.cos(x) + b * np.sin(x) + c * np.cos(2 * x) + d * np.sin(2 * x)))
-
-        parts = [quad(p, k * np.pi / 2, (k + 1) * np.pi / 2)[0] for k in range(4)]
-        assert found[i] == pytest.approx(np.array(parts) / sum(parts), abs=1e-3)
-    up = np.exp(1) / (np.exp(1) + np.exp(-1))
-    assert found[3] == pytest.approx([1 - up, 0, up, 0])  # 180 degrees, and 0
 
 
 def test_own_seeds_of_the_true_phases_are_right_and_of_random_ones_are_not() -> None:

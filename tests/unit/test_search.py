@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -83,6 +83,19 @@ def test_equal_solutions_are_counted_up_to_origin_and_hand() -> None:
     assert [s.trial for s in hunt.solutions] == [2, 0, 1]
     assert [s.agreeing for s in hunt.solutions] == [1, 1, 0]
     assert hunt.solutions[0].cluster == hunt.solutions[1].cluster != hunt.solutions[2].cluster
+
+
+def test_solutions_are_compared_where_reflections_are_left_out_of_the_search() -> None:
+    c = crystal("P 21 21 21", atoms=6, d_min=1.0)
+    rows = np.delete(np.arange(len(c.hkl)), [3, 40])
+    whole = problem_of(c)
+    hunt = Hunt(replace(whole, hkl=c.hkl[rows]), rows)
+    hunt.trials = list(hunt_for(c, trials=4, cycles=50).trials)
+    spoilt = c.f.copy()
+    spoilt[[3, 40]] *= -1e6  # what is left out does not count
+    for trial, f in enumerate((c.f, spoilt)):
+        hunt.add(Solution(f, 0.6, 0.3, 0.9, 100, trial, 0.4, 1.0))
+    assert [s.agreeing for s in hunt.solutions] == [1, 1]
 
 
 def test_a_start_that_diverges_stops_nothing() -> None:
