@@ -85,7 +85,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "auto: a network's prediction or pieces of peptide, where they pay; then random phases",
+        "auto: prediction or pieces of peptide, where they pay; then random phases",
         default="auto",
         choices=("auto", "random", "fragments", "network"),
         caption="Begin with",
@@ -106,7 +106,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         group="output",
     ),
     Parameter(
-        "seedin", "input", "phase seeds to begin with, held at first: MTZ, .phs, .phi, CSV, PHAS cards [none]",
+        "seedin", "input", "phase seeds to begin with, held at first: MTZ, .phs, .phi, CSV, PHAS [none]",
         caption="Phase seeds to begin with", group="starts", expert=True,
     ),
     Parameter(
@@ -159,7 +159,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         caption="Phases for SHELXE", group="next", expert=True,
     ),
     Parameter(
-        "seedout", "output", "phase seeds for other programs: the strong reflections, in a few bins [not written]",
+        "seedout", "output", "phase seeds for other programs: strong reflections in a few bins [not written]",
         caption="Phase seeds", group="next", expert=True,
     ),
     Parameter(

@@ -22,8 +22,9 @@ Floats = NDArray[np.float64]
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 PIECES_BIAS, PER_MERIT = -6.6, 15.8  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
-NOISE, PIECES_SLOPE = 2.34, 0.57  # of the verdict below "solved"; docs/confidence.md says how they were fitted
-GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.69, 5.28, 1.08  # for phases put in; docs/confidence.md
+NOISE, PIECES_SLOPE = 2.91, 0.67  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.77, 5.57, 1.08  # for phases put in; docs/confidence.md
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
@@ -177,9 +178,11 @@ def probability_right(
     Parameters as in ``log_odds_solved`` and ``judge``.
     """
     odds = log_odds_solved(score, held, symmetry, agreeing, d_min)
-    if placed is None:
-        return tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
-    return tempered(max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE)
+    if placed is not None:
+        return tempered(max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE)
+    if d_min > FITTED_TO:
+        return _probability(odds)
+    return tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
 
 
 def tempered(odds: float, slope: float) -> float:
