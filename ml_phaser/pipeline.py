@@ -62,7 +62,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         calibration=kept, weights=plan.weights, times=clock.times,
         device=plan.runtime.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
         fragments=solution.fragments, predictor=plan.predictor,
-        seeds=pick_seeds(data, normalised, phases, options), seeds_given=seeds_given,
+        seeds=pick_seeds(data, normalised, phases, plan, options), seeds_given=seeds_given,
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)
@@ -226,16 +226,21 @@ def to_seeds(
     return replace(solution, f=f, symmetry=math.nan, agreeing=0), found
 
 
-def pick_seeds(data: Amplitudes, normalised: Normalised, phases: Phases, options: Options) -> PhaseSeeds | None:
+def pick_seeds(
+    data: Amplitudes, normalised: Normalised, phases: Phases, plan: Plan, options: Options
+) -> PhaseSeeds | None:
     """Phase seeds for other programs, where they are asked for; improbably strong reflections make none."""
     if options.seedout is None:
         return None
+    from ml_phaser.phasing.calibration import read_calibration
     from ml_phaser.phasing.seed_choice import choose_seeds, seeds_wanted
 
+    worth = read_calibration()
     most = seeds_wanted(len(data), options.seedfraction, options.seedcount)
     return choose_seeds(
         phases, normalised.e, data.hkl, data.spacegroup, bins=options.seedbins, most=most,
         least=options.seedmin or 0.0, usable=~normalised.outlier,
+        worth=worth if worth.holds_for(plan.weights) else None,
     )  # fmt: skip
 
 

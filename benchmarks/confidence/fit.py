@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.confidence.measures import equal_width, summary
+from benchmarks.confidence.measures import equal_width, quadrant, summary
 from benchmarks.confidence.rows import Row, read_row
 from ml_phaser.outcome import Fragments
-from ml_phaser.phasing.calibration import HIGHEST, OTHERS, RISING, Calibration, Evidence, Table
+from ml_phaser.phasing.calibration import CENTRIC, HIGHEST, OTHERS, PARTS, RISING, Calibration, Evidence, Table
 
 Floats = NDArray[np.float64]
 RIDGE = 1e-5
@@ -160,11 +160,33 @@ def calibrate(rows: Sequence[Judged], weights: str, about: dict[str, Any], names
     # Errors of phases put in depend on E here and on much else in practice: their own figures of merit must say so.
     own = [n for n in names if n != "strong"]
     tables = {"found": found, "given": fit_table(given, own, [found.merits(r.evidence.forgetting()) for r in given])}
-    return Calibration(weights, tables, (), about)
+    bare = Calibration(weights, tables, {}, (), about)
+    return replace(bare, seeds=fit_seeds(rows, [bare.merits(r.evidence) for r in rows]))
 
 
-def assess(rows: Sequence[Judged], foms: Sequence[Floats]) -> dict[str, Any]:
-    """What ``measures.summary`` says of the reflections of all runs."""
+def fit_seeds(rows: Sequence[Judged], foms: Sequence[Floats]) -> dict[str, tuple[Floats, Floats]]:
+    """What probabilities of parts of the circle are worth, by pooled adjacent violators, every reflection alike."""
+    from scipy.optimize import isotonic_regression
+
+    from ml_phaser.crystal.phase_distributions import hendrickson_lattman
+
+    hl = np.concatenate([hendrickson_lattman(r.best, f, r.centric)[r.used] for r, f in zip(rows, foms, strict=True)])
+    centric = np.concatenate([r.centric[r.used] for r in rows])
+    turn = np.concatenate([r.turn[r.used] for r in rows])
+    out = {}
+    for parts in PARTS:
+        some = centric if parts == CENTRIC else ~centric
+        p, right = quadrant(hl[some], centric[some], turn[some], bins=4 if parts == CENTRIC else int(parts))
+        groups = np.array_split(np.argsort(p, kind="stable"), BINS)
+        middle, found = (np.array([v[g].mean() for g in groups]) for v in (p, right))
+        keep = np.concatenate([[True], np.diff(middle) > 1e-6])
+        rising = isotonic_regression(found[keep]).x
+        out[parts] = np.round(middle[keep], 5), np.round(rising, 4)
+    return out
+
+
+def assess(rows: Sequence[Judged], foms: Sequence[Floats], worth: Calibration | None = None) -> dict[str, Any]:
+    """What ``measures.summary`` says of the reflections of all runs; ``worth`` : of probabilities of quadrants."""
     from ml_phaser.crystal.phase_distributions import hendrickson_lattman
 
     def gather(values: Sequence[Floats]) -> Floats:
@@ -174,6 +196,7 @@ def assess(rows: Sequence[Judged], foms: Sequence[Floats]) -> dict[str, Any]:
     return summary(
         gather(foms), gather(hl), gather([r.centric for r in rows]), gather([r.turn for r in rows]),
         gather([r.evidence.d for r in rows]), gather([r.rank for r in rows]),
+        worth,
     )  # fmt: skip
 
 
@@ -199,6 +222,7 @@ def write(found: Calibration, tested: Sequence[Judged], path: Path) -> None:
             kind: {"strength": t.strength, "raw": t.raw.tolist(), "fom": t.fom.tolist()}
             for kind, t in found.tables.items()
         },
+        "seeds": {parts: {"raw": p.tolist(), "right": right.tolist()} for parts, (p, right) in found.seeds.items()},
         "reliability": [[b.n, round(b.promised, 4), round(b.found, 4)] for b in equal_width(foms, cos)],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

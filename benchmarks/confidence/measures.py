@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.phase_distributions import bin_of, bin_probabilities
+from ml_phaser.phasing.calibration import Calibration
 
 Floats = NDArray[np.float64]
 LEAST = 30  # reflections of a bin that is judged
@@ -53,25 +54,35 @@ def largest_gap(bins: list[Bin]) -> float:
     return max((abs(b.gap) for b in bins if b.n >= LEAST), default=float("nan"))
 
 
-def quadrant(hl: Floats, centric: NDArray[np.bool_], turn: Floats) -> tuple[Floats, Floats]:
+def quadrant(
+    hl: Floats, centric: NDArray[np.bool_], turn: Floats, worth: Calibration | None = None, bins: int = 4
+) -> tuple[Floats, Floats]:
     """Of each reflection the probability of its likeliest quadrant (of its likelier value, where centric) and whether
     the true phase lies there.
 
-    hl : (n, 4) with C = D = 0; turn : (n,) true less best phase in radians
+    hl : (n, 4) with C = D = 0; turn : (n,) true less best phase in radians; worth : what such probabilities are worth;
+    bins : parts of the circle, if not quadrants
     """
     best = np.arctan2(hl[:, 1], hl[:, 0])
-    p = bin_probabilities(hl, centric, 4)
-    right = bin_of(best + turn, 4) == p.argmax(axis=1)
-    return p.max(axis=1), np.where(centric, np.cos(turn) > 0, right).astype(float)
+    p = bin_probabilities(hl, centric, bins)
+    right = bin_of(best + turn, bins) == p.argmax(axis=1)
+    best_p = p.max(axis=1) if worth is None else worth.right(p.max(axis=1), centric, bins)
+    return best_p, np.where(centric, np.cos(turn) > 0, right).astype(float)
 
 
 def summary(
-    fom: Floats, hl: Floats, centric: NDArray[np.bool_], turn: Floats, d: Floats, rank: Floats
+    fom: Floats,
+    hl: Floats,
+    centric: NDArray[np.bool_],
+    turn: Floats,
+    d: Floats,
+    rank: Floats,
+    worth: Calibration | None = None,
 ) -> dict[str, Any]:
     """All of it for a set of reflections; ``rank``: 0-1, place among those of its crystal, low resolution first."""
     cos = np.cos(turn)
     bins = equal_width(fom, cos)
-    p, right = quadrant(hl, centric, turn)
+    p, right = quadrant(hl, centric, turn, worth)
     return {
         "n": len(fom), "mean_fom": float(fom.mean()), "mean_cos": float(cos.mean()), "ece": expected_error(bins),
         "bins": bins, "shells": equal_count(-d, fom, cos), "ranks": equal_count(rank, fom, cos),

@@ -16,7 +16,7 @@ from benchmarks.confidence import verdict
 from benchmarks.confidence.fit import Judged, assess, crossed, read_judged
 from benchmarks.confidence.measures import Bin, largest_gap
 from ml_phaser.phasing import confidence
-from ml_phaser.phasing.calibration import Evidence
+from ml_phaser.phasing.calibration import Evidence, read_calibration
 
 Floats = NDArray[np.float64]
 GROUPS = (
@@ -29,7 +29,6 @@ GROUPS = (
 
 def report(store: Path, out: Path, picture: Path) -> None:
     """Write OUT.json, OUT.md and the picture."""
-    from ml_phaser.phasing.calibration import read_calibration
     from ml_phaser.phasing.confidence import figures_of_merit
 
     worth = read_calibration()
@@ -46,7 +45,7 @@ def report(store: Path, out: Path, picture: Path) -> None:
         groups.append(
             {
                 "name": name, "split": split, "runs": len(rows),
-                "calibrated": assess(rows, [foms[split][i] for i in chosen]),
+                "calibrated": assess(rows, [foms[split][i] for i in chosen], read_calibration()),
                 "uncalibrated": assess(rows, [before[split][i] for i in chosen]),
                 "verdict": verdict.words(np.array([r.evidence.solved for r in rows]), rows),
                 "search": verdict.words(np.array([r.about["own"]["probability"] for r in rows]), rows),

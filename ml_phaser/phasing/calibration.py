@@ -26,6 +26,8 @@ FILE = Path(__file__).resolve().parent.parent / "weights" / "confidence" / "cali
 RISING = ("sim", "solved", "coarse", "score", "agreement", "fom", "strong")  # more of it never means less
 OTHERS = ("one", "mates", "fine")
 KINDS = ("found", "given")
+CENTRIC = "centric"
+PARTS = (*(str(bins) for bins in range(3, 9)), CENTRIC)
 LEAST = 0.02  # of a figure of merit, where log-odds are taken; 1 - LEAST at most
 HIGHEST = 0.99  # figure of merit; the phase distribution of 1 would be infinitely sharp
 
@@ -97,12 +99,15 @@ class Calibration:
 
     weights : sha256 of the network that the solutions behind it come from; those found without a network count, too
     tables : by KINDS
+    seeds : what the probability of the likeliest part of the circle is worth, by the number of parts ("3" to "8") and
+        for restricted phases (CENTRIC): probabilities as the figure of merit has them, and as found, both rising
     reliability : bins of the reflections of other crystals
     about : on what it was made, for the log and the report
     """
 
     weights: str
     tables: dict[str, Table]
+    seeds: dict[str, tuple[Floats, Floats]]
     reliability: tuple[Promise, ...]
     about: dict[str, Any]
 
@@ -112,6 +117,16 @@ class Calibration:
         if evidence.given is None:
             return found.merits(evidence)
         return self.tables["given"].merits(evidence, found.merits(evidence.forgetting()))
+
+    def right(self, p: Floats, centric: NDArray[np.bool_], bins: int) -> Floats:
+        """Probability (n,) that a phase lies in its likeliest of ``bins`` parts of the circle, or has its likelier
+        value where ``centric``; ``p`` : (n,) the same by a distribution with the phase's figure of merit.
+
+        A map is often right or wrong altogether, and its phase errors sharper at once and wider than any von Mises
+        distribution.
+        """
+        free, two = self.seeds[str(bins)], self.seeds[CENTRIC]
+        return np.where(centric, np.interp(p, *two), np.interp(p, *free))
 
     def holds_for(self, weights: dict[str, Any]) -> bool:
         """Whether it holds for solutions found with these weights (``Plan.weights``); none have no hash."""
@@ -131,6 +146,7 @@ def read_calibration(path: Path = FILE) -> Calibration:
         facts = json.loads(path.read_text(encoding="utf-8"))
         found = Calibration(
             str(facts["weights"]), {kind: _table(facts["tables"][kind]) for kind in KINDS},
+            {parts: _pair(facts["seeds"][parts]) for parts in PARTS},
             tuple(Promise(int(n), float(fom), float(cos)) for n, fom, cos in facts["reliability"]), facts["about"],
         )  # fmt: skip
         for table in found.tables.values():
@@ -148,6 +164,13 @@ def read_calibration(path: Path = FILE) -> Calibration:
 def _table(facts: dict[str, Any]) -> Table:
     strength = {name: float(value) for name, value in facts["strength"].items()}
     return Table(strength, np.array(facts["raw"], dtype=float), np.array(facts["fom"], dtype=float))
+
+
+def _pair(facts: dict[str, Any]) -> tuple[Floats, Floats]:
+    raw, right = np.array(facts["raw"], dtype=float), np.array(facts["right"], dtype=float)
+    if len(raw) != len(right) or np.any(np.diff(raw) <= 0) or np.any(np.diff(right) < 0):
+        raise ValueError("a table of seeds that falls")
+    return raw, right
 
 
 def check(table: Table) -> None:

@@ -18,6 +18,7 @@ from ml_phaser.crystal.phase_distributions import bin_of, bin_probabilities
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 from ml_phaser.outcome import Phases, PhaseSeeds, SeedsGiven
+from ml_phaser.phasing.calibration import Calibration
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +41,7 @@ def choose_seeds(
     most: int,
     least: float = 0.0,
     usable: NDArray[np.bool_] | None = None,
+    worth: Calibration | None = None,
 ) -> PhaseSeeds:
     """The ``most`` reflections with the largest E times bin probability.
 
@@ -48,6 +50,7 @@ def choose_seeds(
     phases : of the reflections ``hkl`` (n, 3), at an origin of the group; those not finite are left out
     e : (n,) normalised moduli; bins : parts of the circle; least : probability (0-1) that a seed must reach
     usable : (n,) bool, reflections to choose from, all if None
+    worth : what such probabilities were found to be worth, None where that is not known
     """
     turn = expand(hkl, spacegroup).turn
     centric = turn != 0
@@ -55,7 +58,7 @@ def choose_seeds(
     if usable is not None:
         known &= usable
     table = bin_probabilities(np.where(known[:, None], phases.hl, 0.0), centric, bins)
-    probability = table.max(axis=1)
+    probability = table.max(axis=1) if worth is None else worth.right(table.max(axis=1), centric, bins)
     rows = np.flatnonzero(known & (probability >= least))
     rows = rows[np.argsort(-(e * probability)[rows], kind="stable")[:most]]
     phase = np.mod(phases.phase[rows], 2 * np.pi)

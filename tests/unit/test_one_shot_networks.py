@@ -461,7 +461,7 @@ def test_configurations_fit_their_crystals(network, family):
     assert recipe.parts
     assert recipe.multiple == config.stride == (2 if network == "unet" else 4)
     edges = FAMILIES[family].edges
-    assert (config.shortest, config.longest) == ((edges, edges) if edges else ((4.0,) * 3, (20.0,) * 3))
+    assert (config.shortest, config.longest) == ((edges, edges) if edges else ((3.0,) * 3, (20.0,) * 3))
     assert isinstance(kind(config), UNet if network == "unet" else CrysFormer)
     plain = configure(network, family, 1.8, 0.5, parts=False, recycled=False)
     assert (plain[1].parts, plain[1].recycled, plain[2].parts, plain[2].spacing) == (0, False, False, 0.5)

@@ -12,6 +12,7 @@ from sample_outcome import amplitudes, structure_factors
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.phase_distributions import PhaseDistributions, concentration, hendrickson_lattman
 from ml_phaser.crystal.symmetry import expand
+from ml_phaser.networks.runtime import Runtime
 from ml_phaser.phasing.calibration import read_calibration
 from ml_phaser.phasing.confidence import shell_edges
 from ml_phaser.phasing.finish import Solution
@@ -29,7 +30,14 @@ def plan(given: np.ndarray | None = None, weights: dict[str, str] = WEIGHTS) -> 
         hl = hendrickson_lattman(np.angle(TRUE), given, DATA.centric)
         starts = PhaseDistributions(hl, expand(DATA.hkl, DATA.spacegroup).turn)
     held = np.arange(len(DATA)) % 8 == 0
-    return SimpleNamespace(starts=starts, rows=np.arange(len(DATA)), whole=SimpleNamespace(held=held), weights=weights)
+    return SimpleNamespace(
+        starts=starts,
+        rows=np.arange(len(DATA)),
+        whole=SimpleNamespace(held=held),
+        weights=weights,
+        predicted=None,
+        runtime=Runtime(),
+    )
 
 
 def solution(error: float, trial: int = 0, seed: int = 0) -> Solution:
