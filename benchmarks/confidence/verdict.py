@@ -88,7 +88,8 @@ def words(p: Floats, rows: Sequence[Judged]) -> dict[str, Any]:
     """How many of each word, the false ones by name, Brier score and log loss."""
     cc = np.array([r.cc for r in rows])
     y = (cc >= RIGHT).astype(float)
-    solved, lost = p >= confidence.SOLVED, p <= confidence.NOT_SOLVED
+    sure = np.array([confidence.SOLVED if r.evidence.given is None else confidence.SOLVED_GIVEN for r in rows])
+    solved, lost = p >= sure, p <= confidence.NOT_SOLVED
 
     def names(which: NDArray[np.bool_]) -> list[str]:
         return [f"{rows[i].name} ({cc[i]:.2f})" for i in np.flatnonzero(which)]

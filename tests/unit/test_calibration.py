@@ -172,3 +172,22 @@ def test_the_bundled_one_is_sound() -> None:
     for table in BUNDLED.tables.values():
         check(table)
     assert BUNDLED.about["tested"] > 0 and sum(b.n for b in BUNDLED.reliability) > 1000
+
+
+@pytest.mark.parametrize("bins", [3, 4, 6, 8])
+def test_probabilities_of_seeds_rise_and_keep_their_kind(bins: int) -> None:
+    p = np.linspace(1 / bins, 1, 50)
+    free = BUNDLED.right(p, np.zeros(50, dtype=bool), bins)
+    two = BUNDLED.right(p, np.ones(50, dtype=bool), bins)
+    assert np.all(np.diff(free) >= 0) and np.all(np.diff(two) >= 0)
+    assert 0.7 / bins < free[0] < 1.6 / bins and free[-1] > 0.8
+    assert 0.4 < two[0] < 0.65 and two[-1] > 0.9  # the likelier of two values
+    mixed = BUNDLED.right(p, np.arange(50) % 2 == 0, bins)
+    assert np.array_equal(mixed[::2], two[::2]) and np.array_equal(mixed[1::2], free[1::2])
+
+
+@pytest.mark.parametrize("changes", [{"right": [0.5, 0.4]}, {"raw": [0.5, 0.5]}, {"right": [0.5]}], ids=str)
+def test_a_damaged_table_of_seeds_is_refused(tmp_path, changes) -> None:
+    seeds = {**json.loads(FILE.read_text())["seeds"], "4": {"raw": [0.3, 0.6], "right": [0.3, 0.7], **changes}}
+    with pytest.raises(UserError, match="damaged calibration"):
+        read_calibration(damaged(tmp_path, seeds=seeds))

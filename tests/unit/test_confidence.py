@@ -226,3 +226,17 @@ def test_pieces_as_in_5e5z_are_not_called_wrong_and_no_wrong_ones_solved() -> No
     best wrong ones of measured sets."""
     assert probability_of_pieces(0.40) > NOT_SOLVED
     assert probability_of_pieces(0.262) <= NOT_SOLVED and probability_of_pieces(0.47) < SOLVED
+
+
+def test_the_strict_reckoning_stands_where_nothing_was_fitted() -> None:
+    score, held, none = 0.1, 20, float("nan")
+    strict = [probability_solved(score, held, none, 0, d) for d in (2.1, 2.3)]
+    said = [probability_right(score, held, none, 0, d) for d in (2.1, 2.3)]
+    assert said[0] > 2 * strict[0] and said[1] == strict[1]
+
+
+def test_phases_put_in_must_say_more_to_be_called_solved() -> None:
+    found = [judge(s, 60, float("nan"), 0, 1.2, None, 0.6) for s in np.linspace(0, 0.9, 91)]
+    between = [v for v in found if 0.9 <= v.probability < 0.96]
+    assert between and all(v.word == "uncertain" for v in between)
+    assert found[-1].word == "solved" and found[-1].probability >= 0.96
