@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,6 +107,8 @@ def finish(
     )
     if placed[0].symmetry < RIVALS_FROM:
         placed = placed[:1]
+    if entrant.seeded:
+        placed = [replace(p, symmetry=math.nan) for p in placed]
     return _finish_placed(placed, entrant, finishers, n, trial)
 
 

@@ -50,6 +50,7 @@ class Entrant:
     home : finisher at the method's own resolution, before those of the full data
     origin : whose random starts are taken, where it is not ``problem``: the problem with seeds, or a quicker method
     given : starts from phases that were given; their origin is that of the group, and is kept
+    seeded : its starts have phases of seeds, which obey the group: that solutions do is no evidence
     finishers : of this entrant's solutions, where they are not those of all
     bar : held-out correlation a start must reach to be finished; a start of an entrant whose bar is above PROMISING
         is not finished below it only because nothing else is
@@ -68,6 +69,7 @@ class Entrant:
     given: Starts | None = None
     finishers: tuple[Finisher, ...] = ()
     bar: float = PROMISING
+    seeded: bool = False
 
     def starts(self, count: int, generator: Generator) -> Array:
         """Maps (count, u, v, w) to begin with."""

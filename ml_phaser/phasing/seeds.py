@@ -90,4 +90,4 @@ def seeded(entrant: Entrant, seeds: Seeds) -> Entrant:
     problem = imposing(entrant.problem, seeds.of(entrant.rows))
     bound: Any = replace(entrant.method, problem=problem)  # type: ignore[type-var]
     method = Held(bound, entrant.method, round(HELD_SHARE * entrant.cycles))
-    return replace(entrant, method=method, origin=problem)
+    return replace(entrant, method=method, origin=problem, seeded=True)

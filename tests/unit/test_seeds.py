@@ -9,6 +9,7 @@ import torch
 from crystals import agreement, crystal, problem_of
 
 from ml_phaser.phasing.dual_space import ChargeFlipping, Relaxed, ShrinkWrap, sparse
+from ml_phaser.phasing.finish import Finisher, finish
 from ml_phaser.phasing.projections import forward, impose_amplitudes
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Held, Seeds, imposing, quadrants, seeded, strongest
@@ -105,3 +106,15 @@ def test_true_quadrants_of_the_strong_lead_where_random_phases_take_longer() -> 
 def test_the_group_of_quadrants_may_be_any() -> None:
     hkl = np.zeros((0, 3), dtype=np.int32)
     assert quadrants(hkl, np.zeros(0), gemmi.SpaceGroup("P 2 3")).shape == (0,)
+
+
+def test_that_seeded_solutions_obey_the_group_is_no_evidence() -> None:
+    c = crystal("P 21 21 21", atoms=8, d_min=1.2)
+    p, rows = problem_of(c), np.arange(len(c.hkl))
+    home = Finisher(p, rows, (("sparse", sparse(0.06)),), 5)
+    plain = Entrant(ChargeFlipping(p), p, rows, 1, 20, 10, sparse(0.02), home=home)
+    given = seeded(plain, Seeds(np.angle(c.f), np.ones(len(c.f), dtype=bool)))
+    true = p.expansion.spread(c.f)
+    free, bound = (finish(true, entrant, (home,), len(c.f), 0) for entrant in (plain, given))
+    assert free.symmetry > 0.9 and np.isnan(bound.symmetry)
+    assert agreement(c, bound.f) > 0.9 and bound.probability < free.probability
