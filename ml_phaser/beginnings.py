@@ -98,9 +98,11 @@ def predicted_entrants(
     Raises UserError where a prediction was asked for and cannot be.
     """
     data, cell = board.data, board.data.cell.parameters
+    if options.starts == "network" and not runtime.networks:
+        raise UserError("needs PyTorch or ONNX Runtime", "starts network", "pip install onnxruntime, or starts auto")
     if options.starts not in ("auto", "network") or not runtime.networks:
         return [], {}, None, []
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for card in sorted(bundled_one_shot(), key=lambda card: -judged(card)["cc"][0]):
         reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
         if not reason:
@@ -114,11 +116,12 @@ def predicted_entrants(
             facts: dict[str, Any] = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
             facts["hand_right"] = judged(card)["hand_right"][0]
             return [from_prediction(e, known) for e in chosen], facts, known, [said]
-        reasons.append(f"{card.name}: {reason}")
+        reasons.setdefault(reason, []).append(card.name)
+    why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     if options.starts == "network":
-        what = f"no bundled network knows such crystals ({'; '.join(reasons) or 'there is none'})"
+        what = f"no bundled network knows such crystals ({why or 'there is none'})"
         raise UserError(what, "starts network", "starts auto")
-    return [], {}, None, [f"No network predicts a density to begin with ({'; '.join(reasons)})."] if reasons else []
+    return [], {}, None, [f"No network predicts a density to begin with ({why})."] if reasons else []
 
 
 class OneShotNetwork(OneShot, Protocol):

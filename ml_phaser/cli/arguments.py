@@ -460,8 +460,11 @@ def _check_starts(options: Options) -> None:
         raise UserError("phases and pieces cannot both be begun with", pieces, f"leave it or {options.phasein} out")
     if options.xyzin is not None and options.starts in ("random", "network"):
         raise UserError(f"nothing is placed with starts {options.starts}", pieces, "starts fragments")
-    if options.phasein is not None and options.starts == "network":
-        raise UserError("predicted and given phases cannot both be begun with", "starts network", "leave one out")
+    for name, path in (("phasein", options.phasein), ("seedin", options.seedin)):
+        if path is not None and options.starts == "network":
+            raise UserError(
+                "predicted and given phases cannot both be begun with", "starts network", f"leave it or {name} out"
+            )
 
 
 def _output_files(options: Options) -> list[tuple[str, Path]]:

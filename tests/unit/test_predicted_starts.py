@@ -11,10 +11,13 @@ import torch
 
 from ml_phaser import beginnings
 from ml_phaser import plan as planning
+from ml_phaser.arrays import NUMPY
+from ml_phaser.cli import arguments
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.errors import UserError
 from ml_phaser.handedness import decide, predicted_hand
 from ml_phaser.networks.domain import Domain, outside
+from ml_phaser.networks.runtime import Runtime
 from ml_phaser.networks.store import Card
 from ml_phaser.networks.unet import UNet, UNetConfig
 from ml_phaser.parameters import Options
@@ -196,3 +199,19 @@ def test_the_network_that_was_judged_best_is_taken(crystal, bundled, monkeypatch
     )
     monkeypatch.setattr(beginnings, "bundled_one_shot", lambda: [worse, good])
     assert planning.plan_phasing(data, normalise(data), options()).predictor["name"] == "unet-test"
+
+
+def test_a_prediction_without_a_runtime_is_refused(crystal, bundled, monkeypatch):
+    _, data = crystal
+    monkeypatch.setattr(planning, "choose_runtime", lambda engine, device: Runtime(NUMPY, ""))
+    with pytest.raises(UserError, match="starts network.*needs PyTorch or ONNX Runtime"):
+        planning.plan_phasing(data, normalise(data), options(starts="network"))
+
+
+@pytest.mark.parametrize("name", ["phasein", "seedin"])
+def test_predictions_and_given_phases_are_not_mixed(name, tmp_path):
+    for file in ("data.mtz", "given.mtz"):
+        (tmp_path / file).write_bytes(b"x")
+    chosen = options(hklin=tmp_path / "data.mtz", starts="network", **{name: tmp_path / "given.mtz"})
+    with pytest.raises(UserError, match=f"starts network.*cannot both.*leave it or {name} out"):
+        arguments._check_starts(chosen)
