@@ -204,7 +204,7 @@ def test_the_network_that_was_judged_best_is_taken(crystal, bundled, monkeypatch
 def test_a_prediction_without_a_runtime_is_refused(crystal, bundled, monkeypatch):
     _, data = crystal
     monkeypatch.setattr(planning, "choose_runtime", lambda engine, device: Runtime(NUMPY, ""))
-    with pytest.raises(UserError, match="starts network.*needs PyTorch or ONNX Runtime"):
+    with pytest.raises(UserError, match=r"starts network.*needs PyTorch or ONNX Runtime"):
         planning.plan_phasing(data, normalise(data), options(starts="network"))
 
 
