@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_phaser.cli.progress import Reporter
-from ml_phaser.cli.training import choose_device, option_lines, parse, reporter, run_command, run_session
+from ml_phaser.cli.training import check_asked, choose_device, option_lines, parse, reporter, run_command, run_session
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
@@ -47,7 +46,7 @@ PACK = (
     Parameter("split", "choice", "which entries", default="train", choices=("train", "holdout")),
     Parameter("overwrite", "flag", "replace the file if it exists", default=False),
 )
-ONLY_EXPORT = ("weights", "holdout", "crystals", "benchout")
+ONLY_EXPORT = ("weights", "holdout", "crystals", "benchout", "overwrite")
 
 
 def usage() -> str:
@@ -193,44 +192,9 @@ def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> P
 
 def check(options: dict[str, Any]) -> dict[str, Any]:
     """Options with paths and channels made of text; UserError for what is missing, does nothing or is in the way."""
-    for name in ("data", "out"):
-        if options[name] is None:
-            raise UserError("is missing", name, "ml_phaser train --help")
-    if not options["seconds"] and not options["export"]:
-        raise UserError("nothing to do", hint="seconds 6000 to train, export NAME to write the network")
-    if options["session"] is not None and not options["seconds"]:
-        raise UserError("is part of a budget that is not given", "session", "seconds 6000 session 600")
-    if not options["export"]:
-        idle = [n for n in ONLY_EXPORT if options[n] != next(p.default for p in TABLE if p.name == n)]
-        if idle or options["overwrite"]:
-            raise UserError("does nothing without export", (*idle, "overwrite")[0], "export NAME")
-    elif Path(options["export"]).name != options["export"]:
-        raise UserError("is a name, not a path", f"export {options['export']}", "export NAME weights FOLDER")
-    paths = {n: Path(options[n]).expanduser() if options[n] else None for n in ("data", "out", "holdout", "benchout")}
-    paths["weights"] = Path(options["weights"]).expanduser() if options["weights"] else paths["out"]
-    options = {
-        **options,
-        **paths,
-    }
+    options = check_asked(options, TABLE, PROGRAM, ONLY_EXPORT, ("data", "out", "holdout", "benchout"))
     options["channels"], options["blocks"] = parse_levels(options["channels"], options["blocks"])
-    for path in exported(options):
-        if path.exists() and not options["overwrite"]:
-            raise UserError("exists already", str(path), "overwrite yes, or another name")
-    if options["export"]:
-        if options["holdout"] is None and options["data"].is_file():
-            raise UserError("holds no held-out entries", str(options["data"]), "holdout FOLDER, or holdout FILE.npz")
-        if importlib.util.find_spec("safetensors") is None:
-            raise UserError("safetensors is not installed", "export", "pip install safetensors, or export elsewhere")
     return options
-
-
-def exported(options: dict[str, Any]) -> list[Path]:
-    """Files an export writes."""
-    if not options["export"]:
-        return []
-    stem = options["weights"] / options["export"]
-    files = [stem.with_name(stem.name + suffix) for suffix in (".json", ".safetensors")]
-    return files + ([options["benchout"]] if options["benchout"] else [])
 
 
 def run(argv: list[str]) -> None:

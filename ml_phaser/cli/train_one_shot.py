@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_phaser.cli.progress import Reporter
-from ml_phaser.cli.training import choose_device, option_lines, parse, reporter, run_command, run_session
+from ml_phaser.cli.training import check_asked, choose_device, option_lines, parse, reporter, run_command, run_session
 from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
@@ -71,31 +71,9 @@ def usage() -> str:
 
 def check(options: dict[str, Any]) -> dict[str, Any]:
     """Options with paths made of text; UserError for what is missing, does nothing or is in the way."""
-    for name in ("data", "out"):
-        if options[name] is None:
-            raise UserError("is missing", name, f"{PROGRAM} --help")
-    if not options["seconds"] and not options["export"]:
-        raise UserError("nothing to do", hint="seconds 6000 to train, export NAME to write the network")
-    if options["session"] is not None and not options["seconds"]:
-        raise UserError("is part of a budget that is not given", "session", "seconds 6000 session 600")
+    options = check_asked(options, TABLE, PROGRAM, ONLY_EXPORT, ("data", "out", "holdout"))
     if options["patch"] is not None and options["network"] == "unet":
         raise UserError("does nothing with network unet", "patch", "network crysformer")
-    if not options["export"]:
-        idle = [n for n in ONLY_EXPORT if options[n] != next(p.default for p in TABLE if p.name == n)]
-        if idle:
-            raise UserError("does nothing without export", idle[0], "export NAME")
-    elif Path(options["export"]).name != options["export"]:
-        raise UserError("is a name, not a path", f"export {options['export']}", "export NAME weights FOLDER")
-    paths = {n: Path(options[n]).expanduser() if options[n] else None for n in ("data", "out", "holdout")}
-    paths["weights"] = Path(options["weights"]).expanduser() if options["weights"] else paths["out"]
-    options = {**options, **paths}
-    if options["export"]:
-        for suffix in (".json", ".safetensors"):
-            path = options["weights"] / (options["export"] + suffix)
-            if path.exists() and not options["overwrite"]:
-                raise UserError("exists already", str(path), "overwrite yes, or another name")
-        if options["holdout"] is None and options["data"].is_file():
-            raise UserError("holds no held-out entries", str(options["data"]), "holdout FOLDER, or holdout FILE.npz")
     return options
 
 

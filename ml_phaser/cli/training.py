@@ -104,6 +104,56 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def check_asked(
+    options: dict[str, Any],
+    table: tuple[Parameter, ...],
+    program: str,
+    only_export: tuple[str, ...],
+    paths: tuple[str, ...],
+) -> dict[str, Any]:
+    """Options of a command that trains or exports, ``paths`` made of text; ``weights`` is ``out`` if not given.
+
+    Raises
+    ------
+    UserError
+        for what is missing, does nothing (``only_export`` without an export) or is in the way
+    """
+    for name in ("data", "out"):
+        if options[name] is None:
+            raise UserError("is missing", name, f"{program} --help")
+    if not options["seconds"] and not options["export"]:
+        raise UserError("nothing to do", hint="seconds 6000 to train, export NAME to write the network")
+    if options["session"] is not None and not options["seconds"]:
+        raise UserError("is part of a budget that is not given", "session", "seconds 6000 session 600")
+    if not options["export"]:
+        idle = [n for n in only_export if options[n] != next(p.default for p in table if p.name == n)]
+        if idle:
+            raise UserError("does nothing without export", idle[0], "export NAME")
+    elif Path(options["export"]).name != options["export"]:
+        raise UserError("is a name, not a path", f"export {options['export']}", "export NAME weights FOLDER")
+    found = {n: Path(options[n]).expanduser() if options[n] else None for n in paths}
+    found["weights"] = Path(options["weights"]).expanduser() if options["weights"] else found["out"]
+    options = {**options, **found}
+    for path in exported(options):
+        if path.exists() and not options["overwrite"]:
+            raise UserError("exists already", str(path), "overwrite yes, or another name")
+    if options["export"]:
+        if options["holdout"] is None and options["data"].is_file():
+            raise UserError("holds no held-out entries", str(options["data"]), "holdout FOLDER, or holdout FILE.npz")
+        if importlib.util.find_spec("safetensors") is None:
+            raise UserError("safetensors is not installed", "export", "pip install safetensors, or export elsewhere")
+    return options
+
+
+def exported(options: dict[str, Any]) -> list[Path]:
+    """Files an export writes."""
+    if not options["export"]:
+        return []
+    stem = options["weights"] / options["export"]
+    files = [stem.with_name(stem.name + suffix) for suffix in (".json", ".safetensors")]
+    return files + ([options["benchout"]] if options.get("benchout") else [])
+
+
 def run_session(
     network: nn.Module, schedule: Schedule, lessons: Callable[[int], Lesson], out: Path, recorder: Recorder,
     notify: Reporter, *, session: float | None, device: str = "cpu",
