@@ -12,9 +12,8 @@ RIGHT = 1.0  # degrees from a right angle
 
 @dataclass(frozen=True)
 class Domain:
-    """Training crystals of a one-shot network: the data set, d_min in A, and shortest and longest a, b, c in A."""
+    """Training crystals of a one-shot network: d_min in A, and shortest and longest a, b, c in A."""
 
-    family: str
     d_min: float
     shortest: tuple[float, ...]
     longest: tuple[float, ...]
@@ -23,7 +22,7 @@ class Domain:
     def of(cls, config: Mapping[str, Any]) -> Domain:
         """As a network's configuration states it."""
         shortest, longest = tuple(config["shortest"]), tuple(config["longest"])
-        return cls(config["family"], config["d_min"], shortest, longest)
+        return cls(config["d_min"], shortest, longest)
 
 
 def outside(domain: Domain, cell: Sequence[float], group: str, d_min: float) -> str:

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from ml_phaser.arrays import irfftn
 from ml_phaser.crystal.amino_acids import build_chain
 from ml_phaser.crystal.peptide import ROTAMERS
 from ml_phaser.crystal.residues import ATOMS, ELEMENTS, RESIDUES
@@ -55,11 +56,6 @@ def structure_factors(
     return out
 
 
-def to_map(half: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Maps of half-complex coefficients, orthonormal transform."""
-    return torch.fft.irfftn(half, s=shape, dim=(-3, -2, -1), norm="ortho")
-
-
 @cache
 def standard_residues() -> tuple[torch.Tensor, torch.Tensor]:
     """Every residue of RESIDUES alone, extended, in its commonest rotamer: coordinates (20, m, 3) in A about the centre
@@ -90,6 +86,6 @@ def maps_of_parts(aa: torch.Tensor, lengths: torch.Tensor, shape: tuple[int, int
 
 def unit(half: torch.Tensor, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients and maps scaled to unit variance; the mean is zero, as F(000) is left out."""
-    rho = to_map(half, shape)
+    rho = irfftn(half, shape)
     size = rho.pow(2).mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
     return half / size, rho / size

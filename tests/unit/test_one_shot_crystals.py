@@ -10,6 +10,7 @@ import pytest
 import torch
 from made_library import made_library, peptide_library
 
+from ml_phaser.arrays import irfftn
 from ml_phaser.crystal.amino_acids import THREE_LETTERS
 from ml_phaser.crystal.grid import HalfSphere, synthesise
 from ml_phaser.crystal.patterson import patterson_map
@@ -22,7 +23,7 @@ from ml_phaser.simulate import one_shot_cells
 from ml_phaser.simulate.one_shot import FAMILIES, Family, Molecules, OneShotRecipe, grid, one_shot_batches, rotations
 from ml_phaser.simulate.one_shot_cells import contacts, longest_first, minimal_cells
 from ml_phaser.simulate.recipes import centred, dialanine, minimal_cell, shortest_contact
-from ml_phaser.structure_factors.boxes import NOTHING, maps_of_parts, standard_residues, structure_factors, to_map, unit
+from ml_phaser.structure_factors.boxes import NOTHING, maps_of_parts, standard_residues, structure_factors, unit
 
 P1 = gemmi.SpaceGroup("P 1")
 
@@ -93,7 +94,7 @@ def test_structure_factors_are_gemmis(library, d_min):
         # A map is the density on crystal.grid's terms, but for its scale.
         volume = float(lengths[row].prod())
         rho = synthesise(hkl, f, shape, volume) * volume / np.prod(shape) ** 0.5
-        assert np.allclose(to_map(half, shape)[row], rho, atol=1e-3 * rho.max())
+        assert np.allclose(irfftn(half, shape)[row], rho, atol=1e-3 * rho.max())
         # Atoms are where it is dense.
         size = torch.tensor(shape)
         places = ((xyz[row][there[row]] / lengths[row] + 0.5) * size).round().long() % size

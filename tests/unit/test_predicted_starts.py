@@ -27,8 +27,8 @@ from ml_phaser.simulate.simulated import amplitudes
 
 SURE = [{"mean_agreement": 0.5, "cosine": 0.2}, {"mean_agreement": 1.0, "cosine": 0.999}]
 JUDGED = {"reliability": SURE, "rows": {"pass 2, |F|": {"hand_right": [0.9, 0.02], "cc": [0.8, 0.01]}}}
-CUBE = Domain("dialanine-1b", 2.0, (10.0,) * 3, (10.0,) * 3)
-BOXES = Domain("dipeptide-minimal", 1.5, (4.0,) * 3, (20.0,) * 3)
+CUBE = Domain(2.0, (10.0,) * 3, (10.0,) * 3)
+BOXES = Domain(1.5, (4.0,) * 3, (20.0,) * 3)
 
 
 @pytest.mark.parametrize(
