@@ -42,10 +42,12 @@ def fragment_road(
     learned: Sequence[Entrant],
     options: Options,
     pieces: Sequence[Piece],
+    sequences: Sequence[str] = (),
 ) -> tuple[Road | None, NDArray[np.int64] | None, list[str]]:
     """The search for pieces of structure if it is wanted and can pay, its reflections, and what to say about it.
 
-    ``learned`` : the entrant of the network, whose problem the road shares. Raises UserError where it was asked for and
+    ``learned`` : the entrant of the network, whose problem the road shares; ``sequences`` : of the chains in the
+    crystal, where they are known. Raises UserError where it was asked for and
     cannot be.
     """
     data = board.data
@@ -83,9 +85,11 @@ def fragment_road(
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
     )  # fmt: skip
     scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
-    road = Road(scene, judge, data.spacegroup, tuple(pieces) or tuple(library()), room, problem.d_min)
+    wanted = tuple(pieces) or tuple(library(sequences))
+    road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences)
     what = "the piece given" if pieces else "pieces of strand and helix"
-    return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network."]
+    told = ", and completed with side chains of the sequence" if road.sequences else ""
+    return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network{told}."]
 
 
 def predicted_entrants(

@@ -165,8 +165,8 @@ def make_plan(
     starts = None if given is None else given.known
     held = None if seeds is None else Seeds(seeds.phase, seeds.given)
     chains = () if options.seqin is None else read_sequence(options.seqin).chains
-    sequence = chains[0].letters if len(chains) == 1 else ""
-    return plan_phasing(data, normalised, options, held, starts, () if piece is None else (piece,), sequence)
+    sequences = tuple(chain.letters for chain in chains if chain.kind == "protein")
+    return plan_phasing(data, normalised, options, held, starts, () if piece is None else (piece,), sequences)
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:

@@ -83,12 +83,12 @@ def plan_phasing(
     seeds: Seeds | None = None,
     starts: PhaseDistributions | None = None,
     pieces: Sequence[Piece] = (),
-    sequence: str = "",
+    sequences: Sequence[str] = (),
 ) -> Plan:
     """Hold reflections out, choose the methods; UserError where the device asked for is not there.
 
     ``seeds``, on all reflections, are what every start begins with; ``starts``, on all reflections, what the starts are
-    drawn from; ``pieces`` those of the user to place; ``sequence``: one-letter codes of the one chain, where known.
+    drawn from; ``pieces`` those of the user to place; ``sequences`` the one-letter codes of the chains, where known.
     """
     runtime = choose_runtime(options.engine, options.device)
     board, whole, d_search = lay_out(data, normalised, options, runtime)
@@ -139,12 +139,13 @@ def plan_phasing(
     predictor: dict[str, Any] = {}
     predicted: PhaseDistributions | None = None
     if starts is None and seeds is None and not pieces:
-        first, predictor, predicted, said = predicted_entrants(board, runtime, entrants, options, count, sequence)
+        only = sequences[0] if len(sequences) == 1 else ""
+        first, predictor, predicted, said = predicted_entrants(board, runtime, entrants, options, count, only)
         entrants = first + entrants
         choices += said
     road, road_rows = None, None
     if starts is None and seeds is None and options.starts != "network" and not predictor:
-        road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces)
+        road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces, sequences)
         choices += said
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(

@@ -1,58 +1,59 @@
-"""Longer chains: a placed piece of poly-alanine is built on, residue by residue, as long as the judge approves."""
+"""Longer chains: a placed chain is built on, residue by residue, as long as the judge approves."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 
-import gemmi
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from ml_phaser.crystal.peptide import REGIONS, build
+from ml_phaser.crystal.rotamers import ROTAMERS, likely
+from ml_phaser.phasing.fragments.chain import common, relabelled, side_torsions, superposed, torsions
 from ml_phaser.phasing.fragments.pieces import Piece, of_peptide
 
 NEXT = (*((-120.0, 130.0), (-140.0, 145.0), (-95.0, 120.0)), REGIONS["PPII"], REGIONS["helix"])  # phi, psi in degrees
+MOST = 4  # rotamers of a residue of the sequence that are tried
 
 
-def torsions(piece: Piece, xyz: NDArray[np.float64]) -> tuple[list[tuple[float, float]], list[float]]:
-    """phi and psi of each residue (0 where there is none) and omega before it (180 of the first), in degrees."""
-    at = {(int(r), n): gemmi.Position(*x) for r, n, x in zip(piece.residue, piece.names, xyz, strict=True)}
-
-    def angle(*atoms: tuple[int, str]) -> float:
-        return math.degrees(gemmi.calculate_dihedral(*(at[a] for a in atoms)))
-
-    last = int(piece.residue.max())
-    pairs, omega = [], []
-    for i in range(last + 1):
-        phi = angle((i - 1, "C"), (i, "N"), (i, "CA"), (i, "C")) if i else 0.0
-        following = angle((i, "N"), (i, "CA"), (i, "C"), (i + 1, "N")) if i < last else None
-        # O lies opposite to the next N: it tells psi where the chain ends.
-        psi = following if following is not None else angle((i, "N"), (i, "CA"), (i, "C"), (i, "O")) - 180.0
-        pairs.append((phi, psi))
-        omega.append(angle((i - 1, "CA"), (i - 1, "C"), (i, "N"), (i, "CA")) if i else 180.0)
-    return pairs, omega
-
-
-def longer(piece: Piece, xyz: NDArray[np.float64]) -> tuple[Piece, NDArray[np.float64]]:
-    """The piece with one more alanine, and where its atoms may be (2 x NEXT, m + 5, 3): with the alanine at either end,
-    in every conformation of NEXT, superposed on (m, 3) A."""
+def longer(piece: Piece, xyz: NDArray[np.float64]) -> list[tuple[Piece, NDArray[np.float64]]]:
+    """The piece with one more residue at either end, and where its atoms may be, (k, m, 3) A, in every conformation of
+    NEXT, superposed on ``xyz`` (m, 3): the next residue of the sequence in its likely rotamers, alanine where there is
+    no sequence, nothing beyond the ends of one."""
     pairs, omega = torsions(piece, xyz)
-    count = len(pairs)
+    count, chis = len(pairs), side_torsions(piece, xyz)
     found = []
-    for phi, psi in NEXT:
-        behind = [*pairs, (phi, psi)]
-        before = [(phi, psi), (phi, pairs[0][1]), *pairs[1:]]
-        for offset, chain, turns in ((0, behind, [*omega, 180.0]), (1, before, [180.0, 180.0, *omega[1:]])):
-            label = f"{piece.label.split(',')[0].rsplit(' ', 1)[0]} {count + 1}, grown"
-            new = of_peptide(label, build("A" * (count + 1), chain, [()] * (count + 1), turns))
-            there = {(int(r), n): i for i, (r, n) in enumerate(zip(new.residue, new.names, strict=True))}
-            rows = [there[int(r) + offset, n] for r, n in zip(piece.residue, piece.names, strict=True)]
-            found.append(superposed(new.xyz, new.xyz[rows], xyz))
-    return new, np.stack(found)
+    for before in (False, True):
+        place = piece.first - 1 if before else piece.first + count
+        if piece.sequence and not 0 <= place < len(piece.sequence):
+            continue
+        letter = piece.sequence[place] if piece.sequence else "A"
+        if letter not in ROTAMERS:
+            continue
+        letters = letter + piece.letters if before else piece.letters + letter
+        first = min(place, piece.first) if piece.sequence else 0
+        new: Piece | None = None
+        there = []
+        for phi, psi in NEXT:
+            for chi in likely(letter)[:MOST]:
+                if before:
+                    chain, turns = [(phi, psi), (phi, pairs[0][1]), *pairs[1:]], [180.0, 180.0, *omega[1:]]
+                    new = _built(piece, letters, chain, [chi, *chis], turns, first)
+                else:
+                    new = _built(piece, letters, [*pairs, (phi, psi)], [*chis, chi], [*omega, 180.0], first)
+                rows, old = common(new, piece, range(int(before), count + int(before)))
+                there.append(superposed(new.xyz, new.xyz[rows], xyz[old]))
+        assert new is not None
+        found.append((new, np.stack(there)))
+    return found
 
 
-def superposed(xyz: NDArray[np.float64], own: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Atoms (m, 3), moved as their part ``own`` (k, 3) has to be to lie on ``other`` (k, 3)."""
-    turn, _ = Rotation.align_vectors(other - other.mean(0), own - own.mean(0))
-    return np.asarray(turn.apply(xyz - own.mean(0)) + other.mean(0))
+def _built(
+    piece: Piece, letters: str, pairs: Sequence[tuple[float, float]], chis: Sequence[Sequence[float]],
+    omega: Sequence[float], first: int,
+) -> Piece:  # fmt: skip
+    label = f"{piece.label.split(',')[0].rsplit(' ', 1)[0]} {len(letters)}, grown"
+    if piece.sequence:
+        label = relabelled(label, letters, first)
+    return replace(of_peptide(label, build(letters, pairs, chis, omega)), sequence=piece.sequence, first=first)

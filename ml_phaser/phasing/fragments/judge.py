@@ -9,16 +9,20 @@ the verdict.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ml_phaser import arrays
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, restore, unit_variance
+from ml_phaser.phasing.weighting import Weighting
 
 FOLDS = 4  # 8 cost twice as much and told right from wrong better on 2OLX, worse on 5E5Z
-COMPLETING = 5  # cycles of density modification
+COMPLETING = 5  # cycles of density modification with the model in view,
+RELEASED = 10  # and then without it, where that predicts the held-out reflections better
 B_MODEL = 11.0  # A^2, overall B of the maps the network was trained on
 
 Complexes = NDArray[np.complex128]
@@ -80,21 +84,45 @@ class Judge:
         return moduli * self.e / np.maximum(p.amplitude, 1e-9 * p.amplitude.max())
 
     @torch.no_grad()
-    def complete(self, f_model: Complexes, cycles: int) -> tuple[Complexes, float, float]:
-        """Density modification that keeps the model in view.
+    def complete(self, f_model: Complexes, cycles: int, released: int = RELEASED) -> tuple[Complexes, float, float]:
+        """Density modification: ``cycles`` that keep the model in view, its phases and those of the map combined by
+        sigmaA, and ``released`` that go on from the map alone, if the reflections held out of everything agree better
+        with what those lead to.
 
         Returns structure factors (n,) of the density, their correlation with E on the reflections held out of
         everything, and R on the others.
         """
-        p = self.problem
-        start, model = self.maps(f_model)
-        x = start
-        for _ in range(cycles):
+        p, weigh = self.problem, self.weighting
+        there = p.scatter(f_model)
+        model = unit_variance(inverse(there, p.shape))
+        known = weigh.argument(there, held=False) * direction(there)
+        x = unit_variance(inverse(self.combined(known), p.shape))
+        found: list[tuple[Complexes, float, float]] = []
+        for cycle in range(1, cycles + released + 1):
             half = forward(restore(self.network, x, p.target, self.cond, model))
             f = p.expansion.average(p.gather_p1(half[0]), len(p.hkl))
-            phased = np.where(p.held, 0, p.amplitude * np.exp(1j * np.angle(f)))
-            x = unit_variance(inverse(p.scatter(phased), p.shape))
-        return f, float(p.scores(half)[0]), float(p.residuals(half)[0])
+            if cycle in (cycles, cycles + released):
+                found.append((f, float(p.scores(half)[0]), float(p.residuals(half)[0])))
+            if cycle == cycles:
+                model, known = torch.zeros_like(model), torch.zeros_like(known)
+            even = p.scatter(f)
+            total = known + weigh.argument(even) * direction(even)
+            x = unit_variance(inverse(self.combined(total) + even * p.target.free, p.shape))
+        return max(found, key=lambda done: done[1])
+
+    def combined(self, total: torch.Tensor) -> torch.Tensor:
+        """Measured moduli with the phases and the figures of merit of X exp(i phi) (1, u, v, w')."""
+        return self.problem.target.imposed * arrays.sim(total.abs()) * direction(total)
+
+    @cached_property
+    def weighting(self) -> Weighting:
+        """Of the problem."""
+        return Weighting(self.problem)
+
+
+def direction(half: torch.Tensor) -> torch.Tensor:
+    """exp(i phi) of half-complex coefficients, 0 where they are 0."""
+    return half / half.abs().clamp_min(1e-20)
 
 
 def correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]) -> float:

@@ -1,7 +1,8 @@
-"""The road from pieces to solutions: search, refine, judge, add copies, grow, complete.
+"""The road from pieces to solutions: search, refine, judge, dress, grow, add copies, complete.
 
 pieces --every pose--> best by E^2 --rigid, then bonds--> no clashes --the network predicts unseen reflections-->
-best --another copy? one more residue?--> judged again --density modification with the model in view--> solutions
+best --side chains? one more residue? another copy?--> judged again --density modification with the model in view-->
+solutions
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
+from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
 from ml_phaser.phasing.fragments.pieces import Piece
@@ -27,7 +29,9 @@ from ml_phaser.structure_factors.direct import structure_factors
 
 SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies, with torsions, judged
 HURRIED = 2  # poses judged when the time is up
-OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement
+REGISTERS = 3  # places in the sequence, of all that a chain can have, whose side chains are judged
+OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement,
+CLASH_DRESSED = 1.9  # with side chains, which stand where their rotamers are, not where they keep clear of each other
 RIGID_STEPS, BENDING_STEPS = 25, 50
 BEST = 3  # models that get another copy and grow
 LIKELY = 5  # ways to grow that are judged
@@ -48,6 +52,13 @@ class Body:
 
     piece: Piece
     xyz: torch.Tensor
+
+    @property
+    def moulded(self) -> Piece:
+        """The piece in the shape it has here."""
+        xyz = self.xyz.double().cpu().numpy()
+        middle = (self.piece.weight[:, None] * xyz).sum(0) / self.piece.weight.sum()
+        return replace(self.piece, xyz=xyz - middle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +101,7 @@ class Completed:
 class Road:
     """All that a search for fragments needs: see the module's picture.
 
-    room : atoms the asymmetric unit has place for
+    room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known
     """
 
     scene: Scene
@@ -99,6 +110,7 @@ class Road:
     pieces: Sequence[Piece]
     room: int
     d_min: float
+    sequences: Sequence[str] = ()
     models: list[Model] = field(default_factory=list)
 
     def travel(
@@ -106,7 +118,7 @@ class Road:
     ) -> list[Completed]:
         """Look at piece after piece for so long; the best models completed, best first.
 
-        The last third of the time is for further copies and for growing.
+        The last third of the time is for side chains, for growing and for further copies.
         """
         began = now()
 
@@ -118,14 +130,11 @@ class Road:
                 break
             self.models += self.placed(piece, (), lambda: late(0.66))
             tell(min(1.0, max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds)))
-        for model in self.ranked()[:BEST]:
-            if not late():
-                self.add_copies(model, late)
-                tell(min(1.0, (now() - began) / seconds))
-        for model in self.ranked()[:BEST]:
-            if not late():
-                self.grow(model, late)
-                tell(min(1.0, (now() - began) / seconds))
+        for step in (*([self.dress] if self.sequences else []), self.grow, self.add_copies):
+            for model in self.ranked()[:BEST]:
+                if not late():
+                    step(model, late)
+                    tell(min(1.0, (now() - began) / seconds))
         ranked = self.ranked()
         done = [self.completed(m) for m in ranked[:FINALISTS] if m.judged > ranked[0].judged - NEAR]
         each = (now() - began) / max(1, len(done))
@@ -175,9 +184,48 @@ class Road:
             fitted = climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
         return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
 
+    def dress(self, model: Model, late: Callable[[], bool]) -> None:
+        """Give the bodies of a model the side chains of the sequence, one body after the other, where the density that
+        the network makes of it suggests them and the judge approves."""
+        for body in model.bodies:
+            if late() or not body.piece.grows:
+                continue
+            found = self.dressed(model, body, tuple(b for b in model.bodies if b is not body))
+            self.models += found
+            best = max(found, key=lambda m: m.judged, default=model)
+            model = best if best.judged > model.judged else model
+
+    def dressed(self, model: Model, body: Body, rest: tuple[Body, ...]) -> list[Model]:
+        """A body of a model with side chains in its likeliest places in the sequences, as built and refined, judged."""
+        known, here = self.fixed(rest), torch.zeros((1, 3), device=self.scene.device)
+
+        def contact(xyz: torch.Tensor) -> torch.Tensor:
+            return self.contact(xyz, here.expand(len(xyz), -1), rest)
+
+        target = self.phased(self.judge.complete(model.f, COMPLETING)[0])
+        tried = dress(
+            self.scene, body.piece, body.xyz.double().cpu().numpy(), self.sequences, REGISTERS, target, known, contact,
+            OVERLAP,
+        )  # fmt: skip
+        found: list[Model] = []
+        for d in tried:
+            start = torch.from_numpy(d.xyz).to(body.xyz)[None]
+            fitted = climb(self.scene, d.piece, start, here, BENDING_STEPS, bend=True, fixed=known)
+            for f in (fitted, Fitted(start, here, fitted.score)):
+                found += self.judge_all(d.piece, f, rest, 1)
+        return found
+
+    def phased(self, f: Complexes) -> torch.Tensor:
+        """Measured E with the phases of structure factors (n,) of the judge's, on the scene's reflections."""
+        place = {tuple(h): i for i, h in enumerate(self.judge.problem.hkl.tolist())}
+        rows = [place[tuple(h)] for h in self.scene.turned[:, 0].round().long().tolist()]
+        target = np.sqrt(self.scene.value.clamp_min(0).cpu().numpy()) * np.exp(1j * np.angle(f[rows]))
+        return torch.from_numpy(target.astype(np.complex64)).to(self.scene.device) * self.scene.epsilon.sqrt()
+
     def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
         """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best."""
-        fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > CLASH).nonzero()[:, 0])
+        clash = CLASH_DRESSED if piece.sequence else CLASH
+        fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > clash).nonzero()[:, 0])
         fitted = best_of(fitted, len(fitted))
         found: list[Model] = []
         for xyz, shift, fit in zip(fitted.xyz, fitted.shift, fitted.score, strict=True):
@@ -188,9 +236,9 @@ class Road:
         return found
 
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
-        """Place the first piece again, as long as there is room and the judge approves."""
+        """Place the first piece, as it has become, again, as long as there is room and the judge approves."""
         while not late() and model.atoms + len(model.bodies[0].piece) <= self.room:
-            found = self.placed(model.bodies[0].piece, model.bodies, late)
+            found = self.placed(model.bodies[0].moulded, model.bodies, late)
             best = max(found, key=lambda m: m.judged, default=None)
             if best is None or best.judged < model.judged + GAIN:
                 return
@@ -203,24 +251,28 @@ class Road:
         while longest and not late():
             longest = False
             for i, body in enumerate(model.bodies):
-                if late() or model.atoms + 5 > self.room or not body.piece.grows:
+                if late() or not body.piece.grows:
                     continue
                 rest = (*model.bodies[:i], *model.bodies[i + 1 :])
-                known = self.fixed(rest)
-                piece, xyz = longer(body.piece, body.xyz.double().cpu().numpy())
-                start = torch.from_numpy(xyz).to(body.xyz)
-                start = start[self.contact(start, torch.zeros_like(start[:, 0]), rest) > OVERLAP]
-                if not len(start):
-                    continue
-                fitted = climb(
-                    self.scene, piece, start, torch.zeros_like(start[:, 0]), RIGID_STEPS, bend=True, fixed=known
-                )
-                found = self.judge_all(piece, fitted, rest, LIKELY)
+                found = self.lengthened(body, rest)
                 best = max(found, key=lambda m: m.judged, default=None)
                 if best is not None and best.judged > model.judged + GAIN:
                     self.models.append(best)
                     model, longest = best, True
                     break
+
+    def lengthened(self, body: Body, rest: tuple[Body, ...]) -> list[Model]:
+        """Models with one residue more at either end of a body, refined and judged, where there is room."""
+        known, others = self.fixed(rest), sum(len(b.piece) for b in rest)
+        found: list[Model] = []
+        for piece, xyz in longer(body.piece, body.xyz.double().cpu().numpy()):
+            start = torch.from_numpy(xyz).to(body.xyz)
+            start = start[self.contact(start, torch.zeros_like(start[:, 0]), rest) > OVERLAP]
+            if others + len(piece) <= self.room and len(start):
+                shift = torch.zeros_like(start[:, 0])
+                fitted = climb(self.scene, piece, start, shift, RIGID_STEPS, bend=True, fixed=known)
+                found += self.judge_all(piece, fitted, rest, LIKELY)
+        return found
 
     def fixed(self, bodies: Sequence[Body]) -> torch.Tensor | None:
         """Structure factors (n,) in electrons of what is in place, on the scene's reflections."""
@@ -229,8 +281,7 @@ class Road:
         total = torch.zeros(len(self.scene.rows), dtype=torch.complex64, device=self.scene.device)
         for body in bodies:
             weight = torch.from_numpy(body.piece.weight).float().to(self.scene.device)
-            parts = self.scene.parts(body.xyz[None], weight)
-            total = total + self.scene.total(parts, torch.zeros_like(body.xyz[:1]))[0]
+            total = total + self.scene.structure(body.xyz[None], weight)[0]
         return total
 
     def contact(self, xyz: torch.Tensor, shift: torch.Tensor, fixed: Sequence[Body]) -> torch.Tensor:

@@ -85,6 +85,10 @@ class Scene:
         angle = (2 * math.pi) * torch.einsum("nsi,bi->bns", self.turned, shift)
         return (parts * self.phasor * torch.polar(torch.ones_like(angle), angle)).sum(-1)
 
+    def structure(self, xyz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """F (B, n) of atoms (B, m, 3) in A where they are."""
+        return self.total(self.parts(xyz, weight), torch.zeros_like(xyz[:, 0]))
+
     def correlation(self, f: torch.Tensor) -> torch.Tensor:
         """Correlation (B,) of |F|^2 (B, n) with the measured E^2."""
         x = (f.real**2 + f.imag**2) / self.epsilon
@@ -93,6 +97,12 @@ class Scene:
         return (self.weight * x * y).sum(-1) / (
             (self.weight * x * x).sum(-1) * (self.weight * y * y).sum()
         ).sqrt().clamp_min(1e-12)
+
+    def overlap(self, f: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Normalised overlap (B,) of densities with the structure factors ``f`` (B, n) and ``other`` (n,)."""
+        f, other = f / self.epsilon.sqrt(), other / self.epsilon.sqrt()
+        size = (self.weight * f.abs() ** 2).sum(-1) * (self.weight * other.abs() ** 2).sum()
+        return (self.weight * (f * other.conj()).real).sum(-1) / size.sqrt().clamp_min(1e-12)
 
     def closest(self, xyz: torch.Tensor, shift: torch.Tensor, among: int = 0) -> torch.Tensor:
         """Shortest distance (B,) in A between atoms (B, m, 3), moved by ``shift``, and all copies of them; with

@@ -1,0 +1,95 @@
+"""How far the phases of a map are to be believed, reflection by reflection, while it is still being improved.
+
+A density that predicts the moduli held out of it to sigmaA has phases with the figures of merit
+
+    I1(X) / I0(X),   X = 2 sigmaA E_obs E_map / (1 - sigmaA^2)
+
+(Sim, Acta Cryst. 12, 813, 1959; Read, Acta Cryst. A42, 140, 1986). Maps of weighted amplitudes lead the learned
+projection from a placed fragment much further than maps of all amplitudes as measured (docs/decisions/
+0016-sigmaa-weights.md). sigmaA is that of the reflections held out: those in use fit whatever they are used for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ml_phaser import arrays
+from ml_phaser.arrays import Array
+from ml_phaser.phasing.problem import Problem
+
+PER_SHELL = 100  # unique reflections that one scale of E stands for
+LEAST, MOST = 0.05, 0.98  # sigmaA^2: no map is trusted less or more
+
+
+@dataclass(frozen=True, eq=False)
+class Weighting:
+    """Weights on the half-complex grid of a problem. Reciprocal arrays are (B, u, v, w')."""
+
+    problem: Problem
+
+    def argument(self, half: Array, *, held: bool = True) -> Array:
+        """X (B, u, v, w') of half-complex coefficients; sigmaA from the reflections held out, or from those in use."""
+        e = self.normalised(half)
+        square = self.sigma_a_square(e, held=held)
+        x = 2 * square**0.5 / (1 - square) * e * self._measured
+        return x.reshape(half.shape)
+
+    def normalised(self, half: Array) -> Array:
+        """E (B, places) of half-complex coefficients: mean square 1 in every shell, 0 where nothing was measured."""
+        return self._level(abs(half).reshape(len(half), -1) * self._to_e)
+
+    def _level(self, e: Array) -> Array:
+        for shell in self._shells:
+            part = e[:, shell]
+            e[:, shell] = part / ((part**2).mean(axis=1, keepdims=True) ** 0.5).clip(min=1e-20)
+        return e
+
+    def sigma_a_square(self, e: Array, *, held: bool) -> Array:
+        """sigmaA^2 (B, 1): correlation of E^2, calculated (B, places) and measured."""
+        places = self.problem.judge_flat if held else self._work
+        x, y = e[:, places] ** 2, self._measured[None, places] ** 2
+        x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+        norm = ((x**2).sum(axis=1, keepdims=True) * (y**2).sum(axis=1, keepdims=True)) ** 0.5
+        return ((x * y).sum(axis=1, keepdims=True) / norm.clip(min=1e-20)).clip(min=LEAST, max=MOST)
+
+    @cached_property
+    def _to_e(self) -> Array:
+        """Factors (places,) that turn moduli into E, where a modulus is known or held out; else 0."""
+        p = self.problem
+        out = p.target.to_e.reshape(-1) + 0
+        out[p.judge_flat] = p.judge_weight
+        return out
+
+    @cached_property
+    def _measured(self) -> Array:
+        """E (places,) as measured, 0 elsewhere; of mean square 1 in every shell, too: a problem's moduli have a scale
+        of their own."""
+        p = self.problem
+        out = p.target.amplitude.reshape(-1) * self._to_e
+        out[p.judge_flat] = p.judge_value
+        return self._level(out[None])[0]
+
+    @cached_property
+    def _work(self) -> Array:
+        """Places of the reflections in use."""
+        in_use = arrays.to_numpy(self.problem.target.to_e).reshape(-1) > 0
+        return arrays.beside(np.flatnonzero(in_use), self.problem.target.amplitude)
+
+    @cached_property
+    def _shells(self) -> tuple[Array, ...]:
+        """Places of the measured reflections, shell by shell, equally many in each."""
+        p = self.problem
+        inverse_square = p.cell.calculate_1_d2_array(p.expansion.hkl)
+        count = max(1, len(p.hkl) // PER_SHELL)
+        number = np.zeros(len(inverse_square), dtype=np.int64)
+        for i, part in enumerate(np.array_split(np.argsort(inverse_square, kind="stable"), count)):
+            number[part] = i + 1
+        shell = p.places.scatter(number).reshape(-1) * (arrays.to_numpy(self._to_e) > 0)
+        return tuple(
+            arrays.beside(np.flatnonzero(shell == i), p.target.amplitude)
+            for i in range(1, count + 1)
+            if (shell == i).any()
+        )
