@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Starts from fragments against random ones, and what their verdict rests on.
+"""Starts from fragments against random ones and against true seeds, and what their verdict rests on.
 
     python -m benchmarks.fragments --seconds 60
     python -m benchmarks.fragments --only measured --redo
+    python -m benchmarks.fragments --only atoms --crystals 50 --starts fragments
 
 Measured sets; simulated dense peptides of held-out entries; crystals of random atoms, which no piece of peptide fits.
+Starts: "fragments", "sequence" (the same, told the sequence), "random", "seeds" (the true quadrants of the strongest 20
+% of the reflections: no result, but what good starts would be worth).
 Writes fragments.jsonl, a row a run as soon as it is done (the same command goes on from there), and fragments.json and
 fragments.md, into benchmarks/results. README.md explains the columns.
 """
@@ -34,7 +37,10 @@ from ml_phaser.atomic import atomic  # noqa: E402
 
 OUT = Path(__file__).resolve().parent / "results" / "fragments.json"
 MEASURED = (("5e5z", 0.0), ("2olx", 0.0), ("2okz", 0.0), ("2ona", 0.0), ("5awl", 1.5), ("6mw0", 1.5), ("1bdw", 0.0))
-D_MIN, GROUPS, ATOMS = (1.4, 1.6, 1.8), {"P1": 1, "P21": 2, "C2": 4, "P212121": 4}, (30, 50, 75, 100)
+# 3LBW has no model in the data: nothing can be compared.
+D_MIN, GROUPS, ATOMS = (1.4, 1.6, 1.8, 2.0), {"P1": 1, "P21": 2, "C2": 4, "P212121": 4}, (20, 50, 100, 200)
+SEQUENCES = {"5e5z": "LVHSSN", "2olx": "NNQQ", "2okz": "MVGGVV", "2ona": "MVGGVV", "5awl": "YYDPETGTWY"}
+SEEDED = 0.2  # of the reflections, in "seeds"
 NOISE, COMPLETENESS = 0.05, 0.9
 PATIENCE = 4.0  # a measured set has so many times the seconds of a simulated crystal
 SOLVED, RIGHT = 0.7, 0.5  # map CC of a solved crystal; from which on a map counts as right
@@ -69,7 +75,7 @@ def simulated(count: int, seed: int) -> Iterator[Case]:
     """Dense peptides: group, resolution and size in turn, every pair of them before one comes again."""
     groups = list(GROUPS)
     for i in range(count):
-        group, d_min, asu = groups[i % 4], D_MIN[i % 3], ATOMS[(i + i // 4) % 4]
+        group, d_min, asu = groups[i % 4], D_MIN[(i + i // 4) % 4], ATOMS[(i // 2 + i // 8) % 4]
         (recipe,) = dense([((d_min, asu * GROUPS[group], group, NOISE), i)], 0.0, seed)
         kept = tuple((k, COMPLETENESS if k == "completeness" else v) for k, v in recipe.settings)
         yield Case("peptide", f"{i}", replace(recipe, settings=kept), group, d_min, asu, seed + i)
@@ -79,7 +85,7 @@ def random_atoms(count: int, seed: int) -> Iterator[Case]:
     """Crystals of as many atoms that belong to no molecule."""
     groups = list(GROUPS)
     for i in range(count):
-        yield Case("atoms", f"{i}", None, groups[(i + 1) % 4], D_MIN[(i + 1) % 3], ATOMS[i % 4], seed + i)
+        yield Case("atoms", f"{i}", None, groups[(i + 1) % 4], D_MIN[(i + i // 4) % 4], ATOMS[(i // 2) % 4], seed + i)
 
 
 def crystal_of(case: Case) -> Crystal:
@@ -130,15 +136,25 @@ def of_random_atoms(case: Case) -> Crystal:
 
 def run(case: Case, starts: str, seconds: float, seed: int) -> dict[str, Any]:
     """Phase one crystal with so many processor seconds; what was found, and how good it is."""
+    from benchmarks.phasing.entrants import true_quadrants
     from ml_phaser import pipeline
+    from ml_phaser.errors import UserError
     from ml_phaser.notify import Silent
     from ml_phaser.parameters import Options
+    from ml_phaser.plan import plan_phasing
 
     crystal, none = crystal_of(case), Path("none")
-    options = Options(none, none, none, none, timelimit=seconds, threads=1, seed=seed, starts=starts, device="cpu")
+    kind = {"seeds": "random", "sequence": "fragments"}.get(starts, starts)
+    options = Options(none, none, none, none, timelimit=seconds, threads=1, seed=seed, starts=kind, device="cpu")
     began, data = time.process_time(), crystal.data
     normalised = pipeline.normalise(data)
-    plan = pipeline.make_plan(data, normalised, options)
+    known = (SEQUENCES[case.name],) if case.name in SEQUENCES else tuple(crystal.facts.get("sequences", ()))
+    if starts == "sequence" and not known:
+        raise UserError("has no sequence of L residues", case.name)
+    plan = plan_phasing(
+        data, normalised, options, true_quadrants(crystal, normalised.e, SEEDED) if starts == "seeds" else None,
+        sequences=known if starts == "sequence" else (),
+    )  # fmt: skip
     hunt = pipeline.phase(plan, options, Silent(), time.process_time)
     used = time.process_time() - began
     best, _ = pipeline.choose(hunt, data, normalised, plan)
@@ -148,7 +164,7 @@ def run(case: Case, starts: str, seconds: float, seed: int) -> dict[str, Any]:
         "seconds": round(used, 1), "volume": data.cell.volume, "reflections": len(data), "d": data.d_min,
         "room": None if plan.road is None else plan.road.room, "trials": len(hunt.trials),
         "verdict": verdict.word, "probability": verdict.probability,
-        **agreement(crystal, best, normalised.f, 5), "best_cc": max(several),
+        **agreement(crystal, best, normalised.f, 5), "best_cc": max(several), **ranks(crystal, plan, normalised.f),
         "solutions": [
             {"cc": cc, **features(s), "chosen": s is best} for cc, s in zip(several, hunt.solutions, strict=True)
         ],
@@ -165,6 +181,26 @@ def agreement(crystal: Crystal, solution: Any, f: Any, repeats: int) -> dict[str
     cc = {"cc": round(a.map_cc, 4)}
     more = {"phase_error": round(a.phase_error, 1), "chance": round(a.chance_cc, 4)} if repeats else {}
     return {**cc, **more}
+
+
+def ranks(crystal: Crystal, plan: Any, f: Any) -> dict[str, Any]:
+    """Of all models placed: the one nearest to the truth, its map CC, and its rank by the classical score (E^2) and by
+    the learned one."""
+    from ml_phaser.crystal.agreement import compare
+
+    models = [] if plan.road is None else plan.road.models
+    if not models:
+        return {}
+    data, rows = crystal.data, plan.road_rows[np.isfinite(crystal.f[plan.road_rows])]
+    place = np.isfinite(crystal.f[plan.road_rows])
+    near = [
+        compare(data.hkl[rows], f[rows] * np.exp(1j * np.angle(m.f[place])), crystal.f[rows], data.cell,
+                data.spacegroup, repeats=0).map_cc
+        for m in models
+    ]  # fmt: skip
+    best = int(np.argmax(near))
+    by = {name: 1 + sum(getattr(m, name) > getattr(models[best], name) for m in models) for name in ("fit", "judged")}
+    return {"models": len(models), "nearest": round(near[best], 3), "rank_fit": by["fit"], "rank_judged": by["judged"]}
 
 
 def features(solution: Any) -> dict[str, Any]:
@@ -189,7 +225,8 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     lines = ["# Starts from fragments", "", *told, ""]
     good = [r for r in rows if "cc" in r]
     body = []
-    for kind, starts in (("peptide", "fragments"), ("peptide", "random"), ("atoms", "fragments")):
+    kinds = [("peptide", s) for s in ("fragments", "sequence", "random", "seeds")]
+    for kind, starts in (*kinds, ("atoms", "fragments")):
         for d_min in (*D_MIN, 0.0):
             part = [r for r in good if (r["kind"], r["starts"]) == (kind, starts) and d_min in (0.0, r["case_d_min"])]
             n = sum(r["cc"] >= SOLVED for r in part)
@@ -210,7 +247,7 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     ]
     lines += [*table(head, body), ""]
     head = ["crystal", "group", "d_min", "atoms", "room", "starts", "CC", "phase error", "chance", "held-out", "judged",
-            "merit", "lead", "P", "verdict", "s"]  # fmt: skip
+            "merit", "lead", "P", "verdict", "best", "nearest (rank by E^2, by network, of)", "s"]  # fmt: skip
     lines += [*table(head, [row_of(r) for r in good]), ""]
     lines += calibration(good)
     failed = [f"{r['kind']} {r['name']}, {r['starts']}: {r['error']}" for r in rows if "error" in r]
@@ -293,7 +330,9 @@ def row_of(r: dict[str, Any]) -> list[str]:
     return [
         f"{r['kind']} {r['name']}", r["group"] or "-", f"{r['d']:.2f}", str(r["asu"] or "-"), str(r["room"] or "-"),
         r["starts"], f"{r['cc']:.2f}", f"{r['phase_error']:.0f}", f"{r['chance']:.2f}", *some,
-        f"{r['probability']:.2f}", r["verdict"], f"{r['seconds']:.0f}",
+        f"{r['probability']:.2f}", r["verdict"], f"{r['best_cc']:.2f}",
+        f"{r['nearest']:.2f} ({r['rank_fit']}, {r['rank_judged']}, {r['models']})" if "nearest" in r else "-",
+        f"{r['seconds']:.0f}",
     ]  # fmt: skip
 
 
@@ -306,7 +345,7 @@ def main(argv: list[str]) -> int:
     add("--crystals", type=int, default=12, help="simulated ones of each kind [12]; more add to what is done")
     add("--seed", type=int, default=0)
     add("--only", default="measured,peptide,atoms", help="kinds of crystal, commas between")
-    add("--starts", default="fragments,random", help="commas between; random atoms get fragments only")
+    add("--starts", default="fragments,sequence,random,seeds", help="commas between; random atoms get fragments only")
     add("--limit", type=float, default=float("inf"), help="start no run after so many seconds")
     add("--out", type=Path, default=OUT)
     add("--redo", action="store_true", help="begin anew")
@@ -324,7 +363,7 @@ def main(argv: list[str]) -> int:
     for starts in o.starts.split(","):
         for case in cases(o.only.split(","), o.crystals, o.seed):
             key = (case.kind, case.name, starts)
-            if key in done or (case.kind == "atoms" and starts == "random") or time.monotonic() - began > o.limit:
+            if key in done or (case.kind == "atoms" and starts != "fragments") or time.monotonic() - began > o.limit:
                 continue
             rows.append(finite(one(case, starts, o, facts)))
             with rows_file.open("a") as stream:

@@ -155,6 +155,7 @@ def simulated(recipe: Recipe) -> Crystal:
     facts = {
         "atoms": sim.atoms_in_cell, "volume": float(sim.cell.volume), "group": sim.spacegroup.xhm(),
         "d_min": float(sim.d_min), "volume_per_atom": sim.volume_per_atom, "seed": sim.seed, "source": list(sim.source),
+        "sequences": sequences(sim.sites),
     }  # fmt: skip
     if recipe.flaws:
         data, f = damaged(sim, dict(recipe.flaws))
@@ -162,6 +163,16 @@ def simulated(recipe: Recipe) -> Crystal:
         data = amplitudes(sim)
         f = aligned(sim.hkl, sim.f, data.hkl)
     return Crystal(data, f, {**facts, "reflections": len(data)})
+
+
+def sequences(sites: Any) -> list[str]:
+    """One-letter codes of the chains of a simulated crystal."""
+    residues = {(c, int(n)): r for c, n, r in zip(sites.chain, sites.number, sites.residue, strict=True)}
+    letters: dict[str, str] = {}
+    for (chain, _), name in residues.items():
+        if gemmi.find_tabulated_residue(name).is_amino_acid():
+            letters[chain] = letters.get(chain, "") + gemmi.find_tabulated_residue(name).one_letter_code.upper()
+    return list(letters.values())
 
 
 def boxed(recipe: Recipe) -> Crystal:
