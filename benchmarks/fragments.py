@@ -296,7 +296,7 @@ def fit(merit: Any, right: Any, weight: Any) -> tuple[float, float]:
 def calibration(rows: list[dict[str, Any]]) -> list[str]:
     """Sentences: the fit, and how it does on crystals left out of it, one at a time."""
     merit, right, weight, crystal = evidence(rows)
-    if not 0 < right.sum() < len(right):
+    if not 0 < right.sum() < len(right) or len(set(crystal)) < 2:
         return []
     bias, slope = fit(merit, right, weight)
     p = np.zeros(len(merit))

@@ -156,13 +156,17 @@ class Promise:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Atoms in place: names and elements (m,), residue (m,) number from 0, letters of the residues, xyz (m, 3) A."""
+    """Atoms in place: names and elements (m,), residue (m,) number from 0, letters of the residues, xyz (m, 3) A.
+
+    first : number of the first residue in the sequence, 1 where that is not known
+    """
 
     names: tuple[str, ...]
     elements: tuple[str, ...]
     residue: NDArray[np.int64]
     letters: str
     xyz: NDArray[np.float64]
+    first: int = 1
 
 
 @dataclass(frozen=True, eq=False)

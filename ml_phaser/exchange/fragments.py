@@ -69,7 +69,7 @@ def _chain(name: str, placed: Chain) -> gemmi.Chain:
     chain = gemmi.Chain(name)
     for i, letter in enumerate(placed.letters):
         residue = gemmi.Residue()
-        residue.name, residue.seqid = THREE_LETTERS.get(letter, "UNK"), gemmi.SeqId(i + 1, " ")
+        residue.name, residue.seqid = THREE_LETTERS.get(letter, "UNK"), gemmi.SeqId(placed.first + i, " ")
         for k in np.flatnonzero(placed.residue == i):
             atom = gemmi.Atom()
             atom.name, atom.element = placed.names[k], gemmi.Element(placed.elements[k])

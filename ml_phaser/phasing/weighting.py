@@ -5,8 +5,9 @@ A density that predicts the moduli held out of it to sigmaA has phases with the 
     I1(X) / I0(X),   X = 2 sigmaA E_obs E_map / (1 - sigmaA^2)
 
 (Sim, Acta Cryst. 12, 813, 1959; Read, Acta Cryst. A42, 140, 1986). Maps of weighted amplitudes lead the learned
-projection from a placed fragment much further than maps of all amplitudes as measured (docs/decisions/
-0016-sigmaa-weights.md). sigmaA is that of the reflections held out: those in use fit whatever they are used for.
+projection from a placed fragment much further than maps of all amplitudes as measured
+(docs/decisions/0016-sigmaa-weights.md). sigmaA is that of the reflections held out, since those in use fit whatever
+they are used for. It is the one number by which those held out bear on a map.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ class Weighting:
         return x.reshape(half.shape)
 
     def normalised(self, half: Array) -> Array:
-        """E (B, places) of half-complex coefficients: mean square 1 in every shell, 0 where nothing was measured."""
+        """E (B, places) of half-complex coefficients: mean square 1 of those in use in every shell, 0 where nothing was
+        measured."""
         return self._level(abs(half).reshape(len(half), -1) * self._to_e)
 
     def _level(self, e: Array) -> Array:
-        for shell in self._shells:
-            part = e[:, shell]
-            e[:, shell] = part / ((part**2).mean(axis=1, keepdims=True) ** 0.5).clip(min=1e-20)
+        for shell, in_use in self._shells:
+            e[:, shell] = e[:, shell] / ((e[:, in_use] ** 2).mean(axis=1, keepdims=True) ** 0.5).clip(min=1e-20)
         return e
 
     def sigma_a_square(self, e: Array, *, held: bool) -> Array:
@@ -65,8 +66,7 @@ class Weighting:
 
     @cached_property
     def _measured(self) -> Array:
-        """E (places,) as measured, 0 elsewhere; of mean square 1 in every shell, too: a problem's moduli have a scale
-        of their own."""
+        """E (places,) as measured, 0 elsewhere, normalised alike: a problem's moduli have a scale of their own."""
         p = self.problem
         out = p.target.amplitude.reshape(-1) * self._to_e
         out[p.judge_flat] = p.judge_value
@@ -79,8 +79,8 @@ class Weighting:
         return arrays.beside(np.flatnonzero(in_use), self.problem.target.amplitude)
 
     @cached_property
-    def _shells(self) -> tuple[Array, ...]:
-        """Places of the measured reflections, shell by shell, equally many in each."""
+    def _shells(self) -> tuple[tuple[Array, Array], ...]:
+        """Places of the measured reflections, shell by shell, equally many in each, and of those in use among them."""
         p = self.problem
         inverse_square = p.cell.calculate_1_d2_array(p.expansion.hkl)
         count = max(1, len(p.hkl) // PER_SHELL)
@@ -88,8 +88,10 @@ class Weighting:
         for i, part in enumerate(np.array_split(np.argsort(inverse_square, kind="stable"), count)):
             number[part] = i + 1
         shell = p.places.scatter(number).reshape(-1) * (arrays.to_numpy(self._to_e) > 0)
-        return tuple(
-            arrays.beside(np.flatnonzero(shell == i), p.target.amplitude)
-            for i in range(1, count + 1)
-            if (shell == i).any()
-        )
+        in_use = arrays.to_numpy(p.target.to_e).reshape(-1) > 0
+        found = []
+        for i in range(1, count + 1):
+            if ((shell == i) & in_use).any():
+                places = (np.flatnonzero(shell == i), np.flatnonzero((shell == i) & in_use))
+                found.append(tuple(arrays.beside(x, p.target.amplitude) for x in places))
+        return tuple(found)

@@ -13,7 +13,7 @@ from benchmarks.fragments import Case, calibration, cases, evidence, fit, of_ran
 
 
 def test_some_of_each_kind_come_early_and_none_twice() -> None:
-    every = cases(("measured", "peptide", "atoms"), 12, 0)
+    every = cases(("measured", "peptide", "atoms"), 16, 0)
     keys = [(c.kind, c.name) for c in every]
     assert len(set(keys)) == len(keys) and {c.kind for c in every[:8]} == {"measured", "peptide", "atoms"}
     assert [c.name for c in every if c.kind == "measured"] == [name for name, _ in bench.MEASURED]
@@ -23,7 +23,7 @@ def test_some_of_each_kind_come_early_and_none_twice() -> None:
     assert {s["completeness"] for s in settings} == {bench.COMPLETENESS} and {s["noise"] for s in settings} == {0.05}
     for c in (c for c in every if c.recipe is not None):
         assert dict(c.recipe.settings)["atoms"] == c.asu * bench.GROUPS[c.group]
-    assert cases(("atoms",), 12, 0) == [c for c in every if c.kind == "atoms"]
+    assert cases(("atoms",), 16, 0) == [c for c in every if c.kind == "atoms"]
 
 
 @pytest.mark.parametrize("group", sorted(bench.GROUPS))
@@ -54,8 +54,8 @@ def rows_of(seed: int, crystals: int = 30) -> list[dict]:
         ]
         rows.append({
             "kind": "atoms" if i % 2 else "peptide", "name": str(i), "starts": "fragments", "group": "P1", "d": 1.6,
-            "case_d_min": 1.6, "asu": 30, "room": 30, "cc": solutions[0]["cc"], "phase_error": 50.0, "chance": 0.1,
-            "probability": 0.5, "verdict": "uncertain", "seconds": 10.0, "solutions": solutions,
+            "case_d_min": 1.6, "asu": 30, "room": 30, "cc": solutions[0]["cc"], "best_cc": 0.8, "phase_error": 50.0,
+            "chance": 0.1, "probability": 0.5, "verdict": "uncertain", "seconds": 10.0, "solutions": solutions,
         })  # fmt: skip
     return rows
 

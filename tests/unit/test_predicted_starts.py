@@ -164,7 +164,7 @@ def test_residues_of_the_sequence_are_shown_to_a_network_that_knows_as_many(crys
     normalised = normalise(data)
     for sequence in ("GAS", "GA", "GAX"):
         type(bundled).calls = 0
-        plan = planning.plan_phasing(data, normalised, options(), sequence=sequence)
+        plan = planning.plan_phasing(data, normalised, options(), sequences=(sequence,))
         said = any("told that the residues are GAS" in choice for choice in plan.choices)
         assert said == (sequence == "GAS") == bool(seen[-1].any())
         assert seen[-1].shape[1] == 3

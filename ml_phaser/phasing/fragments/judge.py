@@ -107,12 +107,17 @@ class Judge:
                 model, known = torch.zeros_like(model), torch.zeros_like(known)
             even = p.scatter(f)
             total = known + weigh.argument(even) * direction(even)
-            x = unit_variance(inverse(self.combined(total) + even * p.target.free, p.shape))
+            x = unit_variance(inverse(self.combined(total) + self.filled(even), p.shape))
         return max(found, key=lambda done: done[1])
 
     def combined(self, total: torch.Tensor) -> torch.Tensor:
         """Measured moduli with the phases and the figures of merit of X exp(i phi) (1, u, v, w')."""
         return self.problem.target.imposed * arrays.sim(total.abs()) * direction(total)
+
+    def filled(self, half: torch.Tensor) -> torch.Tensor:
+        """Coefficients (1, u, v, w') of a density where nothing is known, on the scale of the measured moduli."""
+        imposed, known = self.problem.target.imposed, half.abs() * self.problem.target.known
+        return half * self.problem.target.free * (imposed.norm() / known.norm().clamp_min(1e-20))
 
     @cached_property
     def weighting(self) -> Weighting:

@@ -28,7 +28,7 @@ from ml_phaser.phasing.fragments.search import distinct, orientations, search, w
 from ml_phaser.structure_factors.direct import structure_factors
 
 SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies, with torsions, judged
-HURRIED = 2  # poses judged when the time is up
+HURRIED = 2  # poses judged, and models completed, when the time is up
 REGISTERS = 3  # places in the sequence, of all that a chain can have, whose side chains are judged
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement,
 CLASH_DRESSED = 1.9  # with side chains, which stand where their rotamers are, not where they keep clear of each other
@@ -39,6 +39,8 @@ GAIN = 0.01  # in judgement that a longer chain must bring
 FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
 TWIN = 0.95  # overlap from which on two poses are one
 SAME = 0.6  # map correlation from which on two models are one solution
+
+SEARCHING, IMPROVING = 0.6, 0.85  # of the time, until pieces are searched for, and until models are added to
 
 CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
 
@@ -118,25 +120,28 @@ class Road:
     ) -> list[Completed]:
         """Look at piece after piece for so long; the best models completed, best first.
 
-        The last third of the time is for side chains, for growing and for further copies.
+        After the search comes the time for side chains, for growing and for further copies, then for completing.
         """
         began = now()
 
-        def late(share: float = 1.0) -> bool:
+        def late(share: float = IMPROVING) -> bool:
             return now() - began > share * seconds
 
         for i, piece in enumerate(self.pieces):
-            if late(0.66) and self.models:
+            if late(SEARCHING) and self.models:
                 break
-            self.models += self.placed(piece, (), lambda: late(0.66))
-            tell(min(1.0, max((i + 1) / len(self.pieces) * 0.66, (now() - began) / seconds)))
+            self.models += self.placed(piece, (), lambda: late(SEARCHING))
+            tell(min(1.0, max((i + 1) / len(self.pieces) * SEARCHING, (now() - began) / seconds)))
         for step in (*([self.dress] if self.sequences else []), self.grow, self.add_copies):
             for model in self.ranked()[:BEST]:
                 if not late():
                     step(model, late)
                     tell(min(1.0, (now() - began) / seconds))
         ranked = self.ranked()
-        done = [self.completed(m) for m in ranked[:FINALISTS] if m.judged > ranked[0].judged - NEAR]
+        done: list[Completed] = []
+        for model in ranked[:FINALISTS]:
+            if model.judged > ranked[0].judged - NEAR and (len(done) < HURRIED or not late(1.0)):
+                done.append(self.completed(model))
         each = (now() - began) / max(1, len(done))
         done.sort(key=lambda c: -c.merit)
         return [replace(c, lead=self.lead(c, done, ranked), seconds=each) for c in done]

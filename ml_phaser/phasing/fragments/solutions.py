@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ml_phaser.outcome import Chain, Fragments, Trial
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING
-from ml_phaser.phasing.fragments.road import Completed, Road
+from ml_phaser.phasing.fragments.road import Body, Completed, Road
 from ml_phaser.phasing.search import Hunt
 
 METHOD = "placed pieces"
@@ -62,8 +62,10 @@ def _solution(
 def fragments(completed: Completed) -> Fragments:
     """A model's atoms for those who write them, and what speaks for it."""
     model = completed.model
-    chains = [
-        Chain(b.piece.names, b.piece.elements, b.piece.residue, b.piece.letters, b.xyz.double().cpu().numpy())
-        for b in model.bodies
-    ]
-    return Fragments(model.label, model.fit, model.judged, tuple(chains), completed.merit, completed.lead)
+    chains = tuple(_chain(body) for body in model.bodies)
+    return Fragments(model.label, model.fit, model.judged, chains, completed.merit, completed.lead)
+
+
+def _chain(body: Body) -> Chain:
+    p, xyz = body.piece, body.xyz.double().cpu().numpy()
+    return Chain(p.names, p.elements, p.residue, p.letters, xyz, p.first + 1)
