@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ml_phaser.phasing.projections import forward, impose_amplitudes, inverse, unit_variance
+from ml_phaser import arrays
+from ml_phaser.phasing.projections import Target, forward, impose_amplitudes, inverse, unit_variance
+from ml_phaser.phasing.weighting import LEAST, MOST
 from ml_phaser.simulate.batches import Batch
 
 BETA = 0.6  # of relaxed reflections, as in the engine
+HELD = 0.08  # of the reflections of a weighted chain: kept from the network, to tell sigmaA
 LOST = 0.4  # map correlation below which a map has no origin of its own: chance finds 0.2-0.3 at some origin
 
 
@@ -49,10 +52,61 @@ def best_shift(rho: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return shift
 
 
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """What tells how far the phases of a batch's maps are to be believed, as ``phasing.weighting`` does for a crystal.
+
+    e : (B, u, v, w') measured E, 0 where there is none; to_e : what turns moduli into E; held : bool, kept from the
+        network
+    """
+
+    e: torch.Tensor
+    to_e: torch.Tensor
+    held: torch.Tensor
+
+    @classmethod
+    def of(cls, target: Target, shape: tuple[int, ...], draw: torch.Generator) -> Witness:
+        """A share HELD of the known reflections is held out, both mates of a pair or neither."""
+        noise = forward(torch.randn(shape, generator=draw)).abs().to(target.amplitude.device)
+        held = target.known & (target.to_e > 0) & (noise < math.sqrt(-math.log(1 - HELD)))
+        return cls(levelled(target.amplitude * target.to_e), target.to_e, held)
+
+    def without(self, target: Target) -> Target:
+        """A target that does not know what is held out."""
+        return Target(target.amplitude, target.known & ~self.held, target.inside, target.to_e * ~self.held)
+
+    def weighted(self, restored: torch.Tensor, target: Target) -> torch.Tensor:
+        """Maps of measured amplitudes with the phases of ``restored`` and Sim's weights, what is not known as it is in
+        ``restored``, on the scale of the measured."""
+        half = forward(restored)
+        e = levelled(half.abs() * self.to_e)
+        square = correlation(e**2, self.e**2, self.held).clamp(LEAST, MOST)
+        weight = arrays.sim(2 * square.sqrt() / (1 - square) * e * self.e)
+        modulus = half.abs().clamp_min(1e-20)
+        size = [x.pow(2).sum(dim=(1, 2, 3), keepdim=True).sqrt() for x in (target.imposed, modulus * target.known)]
+        out = target.imposed * weight * half / modulus + target.free * half * size[0] / size[1].clamp_min(1e-20)
+        return inverse(out, restored.shape)
+
+
+def levelled(e: torch.Tensor) -> torch.Tensor:
+    """E (B, ...) with a mean square of 1 where it is not 0."""
+    count = (e > 0).sum(dim=(1, 2, 3), keepdim=True).clamp_min(1)
+    return e / (e.pow(2).sum(dim=(1, 2, 3), keepdim=True) / count).sqrt().clamp_min(1e-20)
+
+
+def correlation(x: torch.Tensor, y: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Correlation (B, 1, 1, 1) of two arrays (B, ...) over the places ``where`` of each."""
+    count = where.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1)
+    x, y = ((v - (v * where).sum(dim=(1, 2, 3), keepdim=True) / count) * where for v in (x, y))
+    norm = (x.pow(2).sum(dim=(1, 2, 3), keepdim=True) * y.pow(2).sum(dim=(1, 2, 3), keepdim=True)).sqrt()
+    return (x * y).sum(dim=(1, 2, 3), keepdim=True) / norm.clamp_min(1e-20)
+
+
 @dataclass
 class Chain:
     """A batch under way. x: its maps; left: times it is still to be trained on; relaxed: cycled by relaxed reflections,
-    else by plain alternation; told: whether the network is told how good its input is; old: cycled before."""
+    else by plain alternation, with weights if there is a witness; told: whether the network is told how good its input
+    is; old: cycled before."""
 
     batch: Batch
     x: torch.Tensor
@@ -60,6 +114,7 @@ class Chain:
     relaxed: bool
     told: bool
     old: bool = False
+    witness: Witness | None = None
 
     def truth(self, rho: torch.Tensor) -> torch.Tensor:
         """The maps to restore ``rho`` to: the true ones, at the origin that fits best where phases began at random or
@@ -76,7 +131,9 @@ class Chain:
     def advance(self, restored: torch.Tensor) -> None:
         """One cycle of the engine on, given what the network made of ``x``."""
         target = self.batch.target
-        if self.relaxed:
+        if self.witness is not None:
+            self.x = unit_variance(self.witness.weighted(restored, target))
+        elif self.relaxed:
             self.x = self.x + BETA * (impose_amplitudes(2 * restored - self.x, target) - restored)
         else:
             self.x = unit_variance(impose_amplitudes(restored, target))
@@ -93,22 +150,25 @@ class Chains:
         self.source, self.draw, self.device = source, draw, device
         self.slots: list[Chain | None] = [None] * count
 
-    def next(self, further: tuple[float, float], told: float) -> Chain:
+    def next(self, further: tuple[float, float], told: float, weighted: float = 0.0) -> Chain:
         """A chain with at least one step left.
 
         Parameters
         ----------
         further : mean number of cycles a new batch is gone on with, as a rule and for long
-        told : share of new batches whose quality is told
+        told, weighted : shares of new batches whose quality is told, and that are cycled with weights
         """
         slot = int(torch.randint(len(self.slots), (), generator=self.draw))
         chain = self.slots[slot]
         if chain is None or chain.left <= 0:
-            chain = self.slots[slot] = self.begin(further[slot < self.LONG], told)
+            chain = self.slots[slot] = self.begin(further[slot < self.LONG], told, weighted)
         return chain
 
-    def begin(self, further: float, told: float) -> Chain:
-        batch = next(self.source).to(self.device)
-        chance = torch.rand(3, generator=self.draw).tolist()
+    def begin(self, further: float, told: float, weighted: float = 0.0) -> Chain:
+        batch, witness = next(self.source).to(self.device), None
+        chance = torch.rand(4, generator=self.draw).tolist()
         cycles = int(-further * math.log(max(chance[0], 1e-9)))  # exponential: few chains go on for long
-        return Chain(batch, batch.start_maps(), 1 + cycles, chance[1] < 0.5, chance[2] < told)
+        if chance[3] < weighted:
+            witness = Witness.of(batch.target, tuple(batch.truth.shape), self.draw)
+            batch = replace(batch, target=witness.without(batch.target), start=batch.start * ~witness.held)
+        return Chain(batch, batch.start_maps(), 1 + cycles, chance[1] < 0.5, chance[2] < told, witness=witness)

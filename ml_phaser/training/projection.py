@@ -23,6 +23,7 @@ class Repair:
         for long, so that the network learns to correct itself and to keep what is right
     told : share of the batches whose quality the network is told, within ``doubt``
     phases : weight of the loss on phases beside the one on density: least squares alone makes a network timid
+    weighted : share of the batches that are cycled with amplitudes weighted by sigmaA
     """
 
     own_cycles: float = 0.1
@@ -30,6 +31,7 @@ class Repair:
     told: float = 0.3
     doubt: float = 0.05
     phases: float = 1.0
+    weighted: float = 0.3
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -64,7 +66,8 @@ class ProjectionLesson:
 
     def step(self, network: nn.Module, used: float) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
         asked = self.repair
-        chain = self.chains.next(asked.further if used >= asked.own_cycles else (0.0, 0.0), asked.told)
+        further = asked.further if used >= asked.own_cycles else (0.0, 0.0)
+        chain = self.chains.next(further, asked.told, asked.weighted)
         batch, rho = chain.batch, unit_variance(chain.x)
         truth = chain.truth(rho)
         quality = correlation(rho, truth)

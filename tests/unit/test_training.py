@@ -13,6 +13,7 @@ from functools import partial
 import gemmi
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from made_library import made_library
 
@@ -31,10 +32,11 @@ from ml_phaser.phasing.projections import (
     sharpened,
     unit_variance,
 )
+from ml_phaser.phasing.weighting import LEAST, MOST
 from ml_phaser.simulate.batches import Recipe, collate, make_sample
 from ml_phaser.simulate.fragments import load_library, save_library
 from ml_phaser.training.alone import alone
-from ml_phaser.training.chains import Chain, Chains, best_shift, shifted
+from ml_phaser.training.chains import HELD, Chain, Chains, best_shift, shifted
 from ml_phaser.training.loop import (
     CHECKPOINT,
     LOG,
@@ -316,6 +318,36 @@ def test_a_chain_cycles_as_the_engine_does(batch):
     assert plain.x.pow(2).mean(dim=(1, 2, 3)) == pytest.approx(1, abs=1e-4)
     expected = before + 0.6 * (impose_amplitudes(2 * made - before, batch.target) - made)
     assert torch.allclose(relaxed.x, expected)
+
+
+def test_a_weighted_chain_cycles_as_pieces_are_completed(batch):
+    """What is held out never reaches the network; sigmaA and the weights are numpy's and scipy's."""
+    chains = Chains(itertools.repeat(batch), torch.Generator().manual_seed(3), "cpu", count=4)
+    assert all(chains.begin(0.0, 0.0, 0.0).witness is None for _ in range(20))
+    one = chains.begin(3.0, 0.0, 1.0)
+    witness, target = one.witness, one.batch.target
+    share = witness.held.sum() / (batch.target.known & (batch.target.to_e > 0)).sum()
+    assert 0.5 * HELD < share < 1.6 * HELD and not (target.known & witness.held).any()
+    assert torch.equal(target.known | witness.held, batch.target.known)
+    half = forward(one.x)
+    assert half.abs()[witness.held].max() < 1e-3 * half.abs().max()
+    assert torch.equal(witness.held[:, 1:, 1:, 0], witness.held[:, 1:, 1:, 0].flip(1, 2))  # Friedel mates
+    made = 0.5 * batch.start_maps() + 0.4 * batch.truth
+    one.advance(made)
+    new, old = forward(one.x).numpy(), forward(made).numpy()
+    for k in range(len(made)):
+        to_e, held = batch.target.to_e[k].numpy(), witness.held[k].numpy()
+        e, eo = np.abs(old[k]) * to_e, batch.target.amplitude[k].numpy() * to_e
+        e, eo = (v / np.sqrt(np.mean(v[v > 0] ** 2)) for v in (e, eo))
+        square = np.clip(np.corrcoef(e[held] ** 2, eo[held] ** 2)[0, 1], LEAST, MOST)
+        x = 2 * np.sqrt(square) / (1 - square) * e * eo
+        known = target.known[k].numpy() & (eo > 0)
+        wanted = batch.target.amplitude[k].numpy() * scipy.special.i1e(x) / scipy.special.i0e(x)
+        scale = (np.abs(new[k]) * wanted)[known].sum() / (wanted[known] ** 2).sum()
+        assert np.allclose(np.abs(new[k])[known], scale * wanted[known], rtol=2e-2, atol=1e-2 * scale * wanted.max())
+    assert one.x.pow(2).mean(dim=(1, 2, 3)) == pytest.approx(1, abs=1e-4)
+    shares = [chains.begin(0.0, 0.0, 0.4).witness is not None for _ in range(300)]
+    assert np.mean(shares) == pytest.approx(0.4, abs=0.1)
 
 
 def test_chains_are_gone_on_with_for_as_long_as_asked(batch):
