@@ -229,6 +229,20 @@ def test_climbing_finds_back_to_the_truth(strand):
     assert np.sqrt(((found - truth) ** 2).sum(1).mean()) < 0.1
 
 
+def test_climbing_never_leaves_a_better_pose(strand):
+    """From the truth, at a resolution where the optimum is narrow: every pose ends at least as high as it began."""
+    turn, place = Rotation.random(rng=np.random.default_rng(9)).as_matrix(), np.array([3.0, 2.0, 8.0])
+    data, _, truth = crystal("P 21 21 21", strand, turn, place, d_min=1.2)
+    scene = scene_of(data)
+    x = torch.from_numpy(truth).float()[None] + torch.tensor([0.0, 0.15, 0.4])[:, None, None]
+    before = scene.correlation(scene.structure(x, torch.from_numpy(strand.weight).float()))
+    for bend in (False, True):
+        after = climb(scene, strand, x, torch.zeros(3, 3), 30, bend=bend)
+        assert (after.score >= before - 1e-5).all()
+        found = (after.xyz + after.shift[:, None] @ scene.orth.T)[0].numpy()
+        assert np.sqrt(((found - truth) ** 2).sum(1).mean()) < 0.1
+
+
 # --------------------------------------------------------------------------------------------------------- grow
 
 

@@ -12,7 +12,7 @@ from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import Poses
 
-TURN, MOVE, BEND = 0.02, 0.08, 0.03  # rad, A, rad of a first step
+TURN, MOVE, BEND = 0.008, 0.03, 0.008  # rad, A, rad of a first step: larger ones leave the optimum at 1.5 A
 COOLING = 0.97  # of the steps, each time
 MEMORY = (0.9, 0.999)  # of slopes and of their squares, a step later
 STIFFNESS = 0.006  # what a turn of one radian costs in correlation
@@ -96,14 +96,22 @@ def _climb(
         f = scene.total(scene.parts(now, weight), there)
         return now, there, scene.correlation(f if fixed is None else f + fixed)
 
+    best: Sequence[torch.Tensor] = [x.detach() for x in posed()]
     # Adam (Kingma & Ba 2015) in a few lines: torch's own loads its compiler first, seconds of every run.
     for i in range(steps):
-        loss = STIFFNESS * by.pow(2).sum() - posed()[2].sum()
-        slopes = torch.autograd.grad(loss, [x for x, _ in stepped])
+        now, there, score = posed()
+        best = better((now, there, score), best)
+        slopes = torch.autograd.grad(STIFFNESS * by.pow(2).sum() - score.sum(), [x for x, _ in stepped])
         for (x, size), slope, m, v in zip(stepped, slopes, mean, square, strict=True):
             m.lerp_(slope, 1 - MEMORY[0])
             v.lerp_(slope.pow(2), 1 - MEMORY[1])
             rms = (v / (1 - MEMORY[1] ** (i + 1))).sqrt() + 1e-8
             x.data -= size * COOLING**i / (1 - MEMORY[0] ** (i + 1)) * m / rms
     with torch.no_grad():
-        return Fitted(*posed())
+        return Fitted(*better(posed(), best))
+
+
+def better(new: Sequence[torch.Tensor], old: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Of two sets of poses, xyz (B, m, 3), shift (B, 3) and score (B,), the one of higher score for each pose."""
+    gain = new[2].detach() > old[2]
+    return [torch.where(gain.view(-1, *[1] * (n.ndim - 1)), n.detach(), o) for n, o in zip(new, old, strict=True)]
