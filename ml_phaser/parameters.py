@@ -151,7 +151,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         low=1, high=50, unit="%", caption="Free-R flags for", group="next",
     ),
     Parameter(
-        "seqin", "input", "sequence, for side chains of pieces and the next program: FASTA, PIR or letters [none]",
+        "seqin", "input", "sequence, for pieces and the next program: FASTA, PIR or plain letters [none]",
         caption="Sequence", group="next",
     ),
     Parameter(
