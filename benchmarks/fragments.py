@@ -3,7 +3,7 @@
 
     python -m benchmarks.fragments --seconds 60
     python -m benchmarks.fragments --only measured --redo
-    python -m benchmarks.fragments --only atoms --crystals 50 --starts fragments
+    python -m benchmarks.fragments --only atoms --crystals 100 --starts fragments
 
 Measured sets; simulated dense peptides of held-out entries; crystals of random atoms, which no piece of peptide fits.
 Starts: "fragments", "sequence" (the same, told the sequence), "random", "seeds" (the true quadrants of the strongest 20

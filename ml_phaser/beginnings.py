@@ -47,8 +47,7 @@ def fragment_road(
     """The search for pieces of structure if it is wanted and can pay, its reflections, and what to say about it.
 
     ``learned`` : the entrant of the network, whose problem the road shares; ``sequences`` : of the chains in the
-    crystal, where they are known. Raises UserError where it was asked for and
-    cannot be.
+    crystal, where they are known. Raises UserError where it was asked for and cannot be.
     """
     data = board.data
     room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)

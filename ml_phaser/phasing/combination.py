@@ -18,7 +18,7 @@ from ml_phaser.arrays import AXES, Array, namespace
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import forward, inverse
+from ml_phaser.phasing.projections import forward, inverse, measured_scale
 
 TRUST = 4.0  # in the map: as much as a sigmaA of 0.8 would give
 
@@ -53,16 +53,10 @@ class Combined:
         total = one + 2 * two * u.conj() + TRUST * (target.amplitude * to_e) * e * u
         x, xp = abs(total), namespace(total)
         merit = xp.where(centric, xp.tanh(x), arrays.sim(x))
-        scale = self._scale(modulus)
+        scale = measured_scale(modulus, target)
         out = target.imposed * merit * total / x.clip(min=1e-20) + target.free * half * scale
         out[..., 0, 0, 0] = 0
         return out
-
-    def _scale(self, modulus: Array) -> Array:
-        """Factor (B, 1, 1, 1) that brings the map's moduli to those measured."""
-        imposed = self.problem.target.imposed
-        there = ((modulus * (imposed > 0)) ** 2).sum(axis=AXES, keepdims=True)
-        return ((imposed**2).sum() / there.clip(min=1e-20)) ** 0.5
 
     @cached_property
     def _tables(self) -> tuple[Array, Array, Array, Array]:

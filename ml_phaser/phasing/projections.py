@@ -92,6 +92,12 @@ def impose_amplitudes(rho: Array, target: Target, keep_mean: bool = False) -> Ar
     return inverse(with_amplitudes(forward(rho), target, keep_mean), rho.shape)
 
 
+def measured_scale(modulus: Array, target: Target) -> Array:
+    """Factor (B, 1, 1, 1) that brings the moduli (B, u, v, w') of maps to those measured."""
+    there = ((modulus * (target.imposed > 0)) ** 2).sum(axis=AXES, keepdims=True)
+    return ((target.imposed**2).sum(axis=AXES, keepdims=True) / there.clip(min=1e-20)) ** 0.5
+
+
 def rms(rho: Array) -> Array:
     """Root mean square over each cell, (..., 1, 1, 1)."""
     return (rho**2).mean(axis=AXES, keepdims=True) ** 0.5

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ml_phaser import arrays
 from ml_phaser.arrays import Array
@@ -23,6 +24,11 @@ from ml_phaser.phasing.problem import Problem
 
 PER_SHELL = 100  # unique reflections that one scale of E stands for
 LEAST, MOST = 0.05, 0.98  # sigmaA^2: no map is trusted less or more
+
+
+def sim_argument(e_map: Array, e_obs: Array, sigma_a_square: Array) -> Array:
+    """X of E, calculated and measured."""
+    return 2 * sigma_a_square**0.5 / (1 - sigma_a_square) * e_map * e_obs
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +41,7 @@ class Weighting:
         """X (B, u, v, w') of half-complex coefficients; sigmaA from the reflections held out, or from those in use."""
         e = self.normalised(half)
         square = self.sigma_a_square(e, held=held)
-        x = 2 * square**0.5 / (1 - square) * e * self._measured
-        return x.reshape(half.shape)
+        return sim_argument(e, self._measured, square).reshape(half.shape)
 
     def normalised(self, half: Array) -> Array:
         """E (B, places) of half-complex coefficients: mean square 1 of those in use in every shell, 0 where nothing was
@@ -75,8 +80,12 @@ class Weighting:
     @cached_property
     def _work(self) -> Array:
         """Places of the reflections in use."""
-        in_use = arrays.to_numpy(self.problem.target.to_e).reshape(-1) > 0
-        return arrays.beside(np.flatnonzero(in_use), self.problem.target.amplitude)
+        return arrays.beside(np.flatnonzero(self._in_use), self.problem.target.amplitude)
+
+    @cached_property
+    def _in_use(self) -> NDArray[np.bool_]:
+        """(places,) whether a reflection is used there."""
+        return np.asarray(arrays.to_numpy(self.problem.target.to_e).reshape(-1) > 0)
 
     @cached_property
     def _shells(self) -> tuple[tuple[Array, Array], ...]:
@@ -88,10 +97,9 @@ class Weighting:
         for i, part in enumerate(np.array_split(np.argsort(inverse_square, kind="stable"), count)):
             number[part] = i + 1
         shell = p.places.scatter(number).reshape(-1) * (arrays.to_numpy(self._to_e) > 0)
-        in_use = arrays.to_numpy(p.target.to_e).reshape(-1) > 0
         found = []
         for i in range(1, count + 1):
-            if ((shell == i) & in_use).any():
-                places = (np.flatnonzero(shell == i), np.flatnonzero((shell == i) & in_use))
+            if ((shell == i) & self._in_use).any():
+                places = (np.flatnonzero(shell == i), np.flatnonzero((shell == i) & self._in_use))
                 found.append(tuple(arrays.beside(x, p.target.amplitude) for x in places))
         return tuple(found)

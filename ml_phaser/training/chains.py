@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ml_phaser import arrays
-from ml_phaser.phasing.projections import Target, forward, impose_amplitudes, inverse, unit_variance
-from ml_phaser.phasing.weighting import LEAST, MOST
+from ml_phaser.phasing.projections import Target, forward, impose_amplitudes, inverse, measured_scale, unit_variance
+from ml_phaser.phasing.weighting import LEAST, MOST, sim_argument
 from ml_phaser.simulate.batches import Batch
 
 BETA = 0.6  # of relaxed reflections, as in the engine
@@ -80,11 +80,10 @@ class Witness:
         ``restored``, on the scale of the measured."""
         half = forward(restored)
         e = levelled(half.abs() * self.to_e)
-        square = correlation(e**2, self.e**2, self.held).clamp(LEAST, MOST)
-        weight = arrays.sim(2 * square.sqrt() / (1 - square) * e * self.e)
+        square = masked_correlation(e**2, self.e**2, self.held).clamp(LEAST, MOST)
+        weight = arrays.sim(sim_argument(e, self.e, square))
         modulus = half.abs().clamp_min(1e-20)
-        size = [x.pow(2).sum(dim=(1, 2, 3), keepdim=True).sqrt() for x in (target.imposed, modulus * target.known)]
-        out = target.imposed * weight * half / modulus + target.free * half * size[0] / size[1].clamp_min(1e-20)
+        out = target.imposed * weight * half / modulus + target.free * half * measured_scale(modulus, target)
         return inverse(out, restored.shape)
 
 
@@ -94,7 +93,7 @@ def levelled(e: torch.Tensor) -> torch.Tensor:
     return e / (e.pow(2).sum(dim=(1, 2, 3), keepdim=True) / count).sqrt().clamp_min(1e-20)
 
 
-def correlation(x: torch.Tensor, y: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def masked_correlation(x: torch.Tensor, y: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """Correlation (B, 1, 1, 1) of two arrays (B, ...) over the places ``where`` of each."""
     count = where.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1)
     x, y = ((v - (v * where).sum(dim=(1, 2, 3), keepdim=True) / count) * where for v in (x, y))

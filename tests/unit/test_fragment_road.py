@@ -376,7 +376,11 @@ def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Pi
     rows = np.arange(len(data)) + 5
     hunt.problem = replace(way.judge.problem, hkl=np.concatenate([np.tile([[1, 0, 0]], (5, 1)), data.hkl]))
     from_fragments(hunt, short, rows, (), n, 3, 1.0, told.append)
-    assert told == [1.0] and [t.seed for t in hunt.trials] == [3, 3] and all(t.finished for t in hunt.trials)
+    assert (
+        told == [1.0]
+        and [(t.seed, t.cycles) for t in hunt.trials] == [(3, 15)] * 2
+        and all(t.finished for t in hunt.trials)
+    )
     best = hunt.solutions[0]
     assert best.trial == 1 and best.fragments is not None and best.merit > hunt.solutions[1].merit
     assert best.f.shape == (n,) and (best.f[:5] == 0).all() and (best.f[5:] != 0).mean() > 0.9

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ml_phaser import arrays
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, restore, unit_variance
+from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, measured_scale, restore, unit_variance
 from ml_phaser.phasing.weighting import Weighting
 
 FOLDS = 4  # 8 cost twice as much and told right from wrong better on 2OLX, worse on 5E5Z
@@ -116,8 +116,7 @@ class Judge:
 
     def filled(self, half: torch.Tensor) -> torch.Tensor:
         """Coefficients (1, u, v, w') of a density where nothing is known, on the scale of the measured moduli."""
-        imposed, known = self.problem.target.imposed, half.abs() * self.problem.target.known
-        return half * self.problem.target.free * (imposed.norm() / known.norm().clamp_min(1e-20))
+        return half * self.problem.target.free * measured_scale(half.abs(), self.problem.target)
 
     @cached_property
     def weighting(self) -> Weighting:

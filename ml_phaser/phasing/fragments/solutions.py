@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ml_phaser.outcome import Chain, Fragments, Trial
 from ml_phaser.phasing.finish import Finisher, Solution, refine
-from ml_phaser.phasing.fragments.judge import COMPLETING
+from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
 from ml_phaser.phasing.fragments.road import Body, Completed, Road
 from ml_phaser.phasing.search import Hunt
 
@@ -33,7 +33,16 @@ def from_fragments(
     for completed in done:
         index = len(hunt.trials)
         hunt.trials.append(
-            Trial(index, METHOD, seed, COMPLETING, completed.seconds, completed.score, completed.residual, math.nan)
+            Trial(
+                index,
+                METHOD,
+                seed,
+                COMPLETING + RELEASED,
+                completed.seconds,
+                completed.score,
+                completed.residual,
+                math.nan,
+            )
         )
         f = np.zeros(n, dtype=np.complex128)
         f[rows] = completed.f
