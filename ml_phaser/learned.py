@@ -35,14 +35,18 @@ def bundled_network(
     if d_min > worst:
         said = f"The learned projection claims {best}-{worst} A; these data end at {d_min:.2f} A: it is not used."
         return None, {}, [said]
-    if engine in ("auto", "onnx") and d_min <= CLASSICAL_D_MIN:
-        said = f"The learned projection is not used: to {CLASSICAL_D_MIN} A classical projections need no help. "
-        said += "To change: engine learned." if runtime.networks == "torch" else ""
-        return None, {}, [said.rstrip()]
     if (points := volume / card.config["spacing"] ** 3) > LEARNED_MOST:
         said = f"The learned projection is not used: the cell would need {points:.1e} grid points, and much memory."
         return None, {}, [said]
-    cut = [f"The learned projection sees data to {best} A. To change: engine classical."] if d_min < best else []
+    cut = []
+    if engine in ("auto", "onnx") and d_min <= CLASSICAL_D_MIN:
+        other = "classical or learned" if runtime.networks == "torch" else "classical"
+        cut = [
+            f"The learned projection polishes what is found, to {best} A, and leaves the search to classical ones, "
+            f"which need no help to {CLASSICAL_D_MIN} A. To change: engine {other}."
+        ]
+    elif d_min < best:
+        cut = [f"The learned projection sees data to {best} A. To change: engine classical."]
     facts = {"name": card.name, "sha256": card.sha256, "runtime": runtime.networks}
     if runtime.networks == "onnx":
         from ml_phaser.networks.onnx_session import onnx_projector

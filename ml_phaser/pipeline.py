@@ -181,13 +181,14 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
         share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
         from_fragments(
             hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, share * options.timelimit,
-            lambda done: notify.progress(share * done, hunt.best, hunt.trials), now,
+            lambda done: notify.progress(share * done, hunt.best, hunt.trials), now, plan.polisher,
         )  # fmt: skip
         if options.starts == "fragments" and hunt.solutions:
             return hunt
     return search(
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit - (now() - began),
         most_trials=options.trials, seed=options.seed, progress=notify.progress, now=now, hunt=hunt,
+        polisher=plan.polisher,
     )  # fmt: skip
 
 

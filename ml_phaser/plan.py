@@ -16,12 +16,13 @@ from ml_phaser.board import Board, lay_out
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
-from ml_phaser.learned import Network, bundled_network, density_projection, there
+from ml_phaser.learned import CLASSICAL_D_MIN, Network, bundled_network, density_projection, there
 from ml_phaser.networks.runtime import Runtime, choose_runtime
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
@@ -42,6 +43,7 @@ LEARNED = "learned projection"
 STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every method its turn early
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
+POLISHING = 10  # cycles
 POINT_BYTES = 2000  # of memory that the learned projection takes for a grid point
 FINISH_POINTS = 200_000
 ONE_THREAD = 60_000  # grid points
@@ -53,7 +55,8 @@ class Plan:
     """The search laid out.
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
-    log; weights : name and hash of the network, empty if none is used; starts : phases that were given, on
+    log; polisher : what solutions are polished with, on data finer than the network sees; weights : name and hash of
+    the network, empty if none is used; starts : phases that were given, on
     all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
     predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
     is right (empty if there is none); the phases it predicts, on all reflections
@@ -74,6 +77,7 @@ class Plan:
     road_finishers: tuple[Finisher, ...] = ()
     predictor: dict[str, Any] = field(default_factory=dict)
     predicted: PhaseDistributions | None = None
+    polisher: Polisher | None = None
 
 
 def plan_phasing(
@@ -115,8 +119,12 @@ def plan_phasing(
             )
     if network is None or options.engine != "learned" or data.d_min < network.config.d_best:
         finishers.append(classical_finisher(whole, used))
+    polisher: Polisher | None = None
     if network is not None:
         entrant = learned_entrant(board, network)
+        if data.d_min < network.config.d_best and entrant.home is not None:
+            polisher = Polisher(replace(entrant.home, cycles=min(POLISHING, entrant.home.cycles)), whole, used)
+    if network is not None and (options.engine == "learned" or data.d_min > CLASSICAL_D_MIN):
         if data.d_min < SHAPED_D_MIN and classical:
             entrant = replace(entrant, origin=flipped_starts(board, entrant.problem, d_search))
             choices.append(
@@ -132,6 +140,7 @@ def plan_phasing(
         entrants = [held_for(seeded(entrant, seeds), options.seedhold) for entrant in entrants]
     if starts is not None:
         entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options.engine)
+        polisher = polisher and replace(polisher, finisher=remembering(polisher.finisher, starts))
         choices.append(
             "All starts come from the phases given: the first of each method is their best map, the others are drawn "
             "from their distributions. Their origin and hand are kept."
@@ -150,7 +159,7 @@ def plan_phasing(
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
-        road, road_rows, beyond, predictor, predicted,
+        road, road_rows, beyond, predictor, predicted, polisher,
     )  # fmt: skip
 
 

@@ -3,7 +3,11 @@
 Cycles that only begin from approximate phases wander off within a few rounds. Here the phases stay in throughout, as
 one of two witnesses (Sim, Acta Cryst. 12, 813, 1959; Hendrickson & Lattman, Acta Cryst. B26, 136, 1970):
 
-    P(phi) ~ P_known(phi) exp(X cos(phi - phi_map)),   X = TRUST E_obs E_map
+    P(phi) ~ P_known(phi) exp(X cos(phi - phi_map)),   X = 2 sigmaA E_obs E_map / (1 - sigmaA^2)
+
+and half of that X where the phase is restricted. sigmaA is that of the reflections held out, cycle by cycle: a map that
+predicts them badly hardly moves the phases given, one that predicts them well takes over
+(docs/decisions/0017-sigmaa-in-phasein.md).
 """
 
 from __future__ import annotations
@@ -14,13 +18,12 @@ from functools import cached_property
 import numpy as np
 
 from ml_phaser import arrays
-from ml_phaser.arrays import AXES, Array, namespace
+from ml_phaser.arrays import Array, namespace
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, measured_scale
-
-TRUST = 4.0  # in the map: as much as a sigmaA of 0.8 would give
+from ml_phaser.phasing.weighting import Weighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +46,12 @@ class Combined:
     def combine(self, half: Array) -> Array:
         """Measured moduli with the combined phases, weighted; what was not measured as the map has it."""
         target = self.problem.target
-        one, two, centric, to_e = self._tables
+        one, two, centric = self._tables
         modulus = abs(half)
         u = half / modulus.clip(min=1e-20)
-        e = modulus * to_e
-        mean_square = (e**2).sum(axis=AXES, keepdims=True) / int((to_e > 0).sum())
-        e = e / (mean_square**0.5).clip(min=1e-20)
+        strength = self._weighting.argument(half) * (1 - 0.5 * centric)
         # The bimodal part as its tangent at the map's phase.
-        total = one + 2 * two * u.conj() + TRUST * (target.amplitude * to_e) * e * u
+        total = one + 2 * two * u.conj() + strength * u
         x, xp = abs(total), namespace(total)
         merit = xp.where(centric, xp.tanh(x), arrays.sim(x))
         scale = measured_scale(modulus, target)
@@ -59,12 +60,16 @@ class Combined:
         return out
 
     @cached_property
-    def _tables(self) -> tuple[Array, Array, Array, Array]:
-        """On the half-complex grid: A + iB, C + iD, where phases are restricted, factors that turn moduli into E."""
+    def _weighting(self) -> Weighting:
+        return Weighting(self.problem)
+
+    @cached_property
+    def _tables(self) -> tuple[Array, Array, Array]:
+        """On the half-complex grid: A + iB, C + iD, where phases are restricted."""
         p, hl = self.problem, self.known.hl
         spread = p.expansion
         two = hl[:, 2] + 1j * hl[:, 3]
         turned = np.where(spread.friedel, np.conj(two[spread.asu]), two[spread.asu]) * np.exp(2j * spread.shift)
         doubled = arrays.beside(p.places.scatter(turned).astype(np.complex64)[None], p.target.amplitude)
         centric = arrays.beside(p.places.scatter(self.known.turn[spread.asu] != 0)[None], p.target.amplitude)
-        return p.scatter(hl[:, 0] + 1j * hl[:, 1]), doubled, centric, p.target.to_e
+        return p.scatter(hl[:, 0] + 1j * hl[:, 1]), doubled, centric

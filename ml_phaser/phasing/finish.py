@@ -56,7 +56,8 @@ class Solution:
     ones); score, r_work, symmetry as in Trial; trial : index of the start it came from; core : R of the density's
     peaks alone (``core_residual``); agreeing : number of other
     starts that led here; cluster : number of the solution, in order of discovery; given : it comes from phases that
-    were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything
+    were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything; polished : the learned
+    projection has had its say
     """
 
     f: NDArray[np.complex128]
@@ -72,6 +73,7 @@ class Solution:
     cluster: int = 0
     given: bool = False
     fragments: Fragments | None = None
+    polished: bool = False
 
     @property
     def merit(self) -> float:
@@ -85,12 +87,22 @@ class Solution:
 
 
 def finish(
-    f_p1: NDArray[np.complex128], entrant: Entrant, finishers: Sequence[Finisher], n: int, trial: int
+    f_p1: NDArray[np.complex128],
+    entrant: Entrant,
+    finishers: Sequence[Finisher],
+    n: int,
+    trial: int,
 ) -> Solution:
     """Take a start's P1 phases home to the group, refine them with the symmetry imposed, keep what judges best.
 
     Rival origins are told apart by ``core_residual``: a wrong one leaves a superposition that needs more density.
     """
+    placed = _at_origin(f_p1, entrant, trial)
+    return _finish_placed(placed, entrant, finishers, n, trial)
+
+
+def _at_origin(f_p1: NDArray[np.complex128], entrant: Entrant, trial: int) -> list[Placed]:
+    """Phases in P1 brought to the origins of the group that they agree best with."""
     problem = entrant.problem
     moduli = problem.expansion.spread(problem.amplitude)
     if not np.isfinite(f_p1).all():  # it diverged: random phases, as equal ones would look like a single heavy atom
@@ -98,8 +110,7 @@ def finish(
     phased = moduli * np.exp(1j * np.angle(f_p1))
     if entrant.given is not None:  # at the group's origin from the beginning, which is no evidence
         unseen = np.where(problem.held, 0, problem.expansion.average(phased, len(problem.hkl)))
-        placed = [Placed(unseen, np.zeros(3), math.nan)]
-        return _finish_placed(placed, entrant, finishers, n, trial)
+        return [Placed(unseen, np.zeros(3), math.nan)]
     hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
     placed = max(
         (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
@@ -109,7 +120,7 @@ def finish(
         placed = placed[:1]
     if entrant.seeded:
         placed = [replace(p, symmetry=math.nan) for p in placed]
-    return _finish_placed(placed, entrant, finishers, n, trial)
+    return list(placed)
 
 
 def _finish_placed(

@@ -17,12 +17,14 @@ from ml_phaser.crystal.agreement import compare
 from ml_phaser.outcome import Trial
 from ml_phaser.phasing.dual_space import Method, Projection
 from ml_phaser.phasing.finish import Finisher, Solution, finish
+from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 
 CONVINCED = 0.95  # probability at which the search stops
 PROMISING = 0.28  # held-out correlation of a running start worth finishing, and at least 2.5 standard errors
 SETTLED = 0.75  # of a method's usual residual: a start below has come to rest
 KEPT = 6  # finished solutions remembered
+POLISHED = 2  # of them, the best, that are polished at the end, if they were not before
 SAME = 0.7  # map correlation from which on two solutions are one
 FINISHING_SHARE = 0.3  # of the time so far that may go into finishing
 COMPARABLE = 0.25  # held-out score from which on a solution is worth comparing with others
@@ -135,6 +137,16 @@ class Hunt:
             cluster=cluster, finished=True,
         )  # fmt: skip
 
+    def polish(self, polisher: Polisher) -> None:
+        """Polish the best solutions, unless that was done when they were found."""
+        for s in self.solutions[:POLISHED]:
+            if s.polished:
+                continue
+            done = polisher(s)
+            self.solutions[self.solutions.index(s)] = done
+            self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
+        self.solutions.sort(key=lambda s: -s.merit)
+
     def _same(self, a: Solution, b: Solution) -> bool:
         if min(a.score, b.score) < COMPARABLE:
             return False
@@ -163,6 +175,7 @@ def search(
     progress: Callable[[float, Trial | None, Sequence[Trial]], None],
     now: Callable[[], float] = time.monotonic,
     hunt: Hunt | None = None,
+    polisher: Polisher | None = None,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
 
@@ -174,7 +187,7 @@ def search(
     most_trials : stop after so many starts
     progress : told the part of the time that is gone, the best trial and all of them (the list goes on changing)
     now : the clock, in seconds
-    hunt : a search to go on with
+    hunt : a search to go on with; polisher : what solutions are polished with
     """
     hunt = Hunt(whole) if hunt is None else hunt
     generator = arrays.generator(seed, whole.target.amplitude)
@@ -192,16 +205,19 @@ def search(
         before = elapsed()
         count = int(min(entrants[turn].batch, left))
         _batch(
-            entrants[turn], finishers, n, hunt, count, count == left, seed, generator, before, now,
+            entrants[turn], finishers, polisher, n, hunt, count, count == left, seed, generator, before, now,
             lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials),
         )  # fmt: skip
         spent[turn] += elapsed() - before
+    if polisher is not None:
+        hunt.polish(polisher)
     return hunt
 
 
 def _batch(
     entrant: Entrant,
     finishers: Sequence[Finisher],
+    polisher: Polisher | None,
     n: int,
     hunt: Hunt,
     count: int,
@@ -245,7 +261,8 @@ def _batch(
             bar[leader] = scores[leader] + 0.04
             since = now()
             phases = entrant.problem.gather_p1(half[leader])
-            hunt.add(finish(phases, entrant, entrant.finishers or finishers, n, int(trials[leader])))
+            solution = finish(phases, entrant, entrant.finishers or finishers, n, int(trials[leader]))
+            hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
             hunt.finishing += now() - since
             finished = True
             if settled[leader]:

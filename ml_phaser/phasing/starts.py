@@ -21,7 +21,7 @@ from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.outcome import Given
-from ml_phaser.phasing.combination import TRUST, Combined
+from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.confidence import shell_edges
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.finish import Finisher
@@ -30,6 +30,7 @@ from ml_phaser.phasing.projections import inverse
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import HELD_SHARE, Held, Seeds, imposing
 
+TRUST = 4.0  # in the density that came out: as much as a sigmaA of 0.8 would give
 GOOD = 0.5  # figure of merit from which on a phase is held as a seed
 LEAST = 1e-3  # of the trust in a density: it has the phase where nothing else is known
 HOLDABLE = 0.02  # share of such phases that makes holding them worth while
@@ -136,6 +137,6 @@ def _e_of(f: NDArray[np.complex128], data: Amplitudes) -> NDArray[np.float64]:
 def _combined(
     unit: NDArray[np.complex128], strength: NDArray[np.float64], known: PhaseDistributions
 ) -> NDArray[np.complex128]:
-    """exp(i phi) (n,) of the phases of a map and those known together, as ``combination.Combined`` has them."""
+    """exp(i phi) (n,) of the phases of a map and those known together."""
     one, two = known.hl[:, 0] + 1j * known.hl[:, 1], known.hl[:, 2] + 1j * known.hl[:, 3]
     return np.asarray(np.exp(1j * np.angle(one + 2 * two * np.conj(unit) + TRUST * strength * unit)))

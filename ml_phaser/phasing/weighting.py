@@ -23,6 +23,7 @@ from ml_phaser.arrays import Array
 from ml_phaser.phasing.problem import Problem
 
 PER_SHELL = 100  # unique reflections that one scale of E stands for
+FEWEST = 20  # held-out places of a grid that sigmaA is taken from; where there are fewer, from those in use
 LEAST, MOST = 0.05, 0.98  # sigmaA^2: no map is trusted less or more
 
 
@@ -55,7 +56,9 @@ class Weighting:
 
     def sigma_a_square(self, e: Array, *, held: bool) -> Array:
         """sigmaA^2 (B, 1): correlation of E^2, calculated (B, places) and measured."""
-        places = self.problem.judge_flat if held else self._work
+        places = self.problem.judge_flat
+        if not held or len(places) < FEWEST:
+            places = self._work
         x, y = e[:, places] ** 2, self._measured[None, places] ** 2
         x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
         norm = ((x**2).sum(axis=1, keepdims=True) * (y**2).sum(axis=1, keepdims=True)) ** 0.5

@@ -28,6 +28,7 @@ from ml_phaser.networks.store import (
     read_weights,
     save_projector,
 )
+from ml_phaser.phasing import prediction
 from ml_phaser.phasing.prediction import predict
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -89,7 +90,8 @@ def test_a_bundled_one_shot_network_is_that_of_torch(name: str, count: int) -> N
     np.testing.assert_allclose(session(*given), wanted, atol=1e-4)
 
 
-def test_predictions_recycle_alike_in_numpy_and_torch() -> None:
+def test_predictions_recycle_alike_in_numpy_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "has_bfloat16", lambda kind: False)  # three passes make much of its rounding
     name = bundled_one_shot()[0].name
     shape = (12, 12, 12)
     half = np.fft.rfftn(np.random.default_rng(2).normal(size=(1, *shape)), axes=(1, 2, 3), norm="ortho")
@@ -98,9 +100,8 @@ def test_predictions_recycle_alike_in_numpy_and_torch() -> None:
     tensors = (torch.from_numpy(x) for x in (parts, lengths))
     theirs = predict(load_one_shot(name), torch.from_numpy(half), shape, *tensors, 2)
     ours = predict(onnx_one_shot(name), half, shape, parts, lengths, 2)
-    # Torch multiplies in bfloat16 where the processor has it.
     for a, b in zip(ours, theirs, strict=True):
-        assert a.shape == (1, *shape) and np.corrcoef(a.ravel(), b.numpy().ravel())[0, 1] > 0.99
+        assert a.shape == (1, *shape) and np.corrcoef(a.ravel(), b.numpy().ravel())[0, 1] > 0.9999
 
 
 def test_both_judges_say_the_same_of_a_solution() -> None:

@@ -6,17 +6,19 @@ import gemmi
 import numpy as np
 import pytest
 import torch
+from scipy import special
 
 from ml_phaser.crystal.agreement import hand_centre, move, permissible_origins
 from ml_phaser.crystal.normalise import Normalised, normalise
 from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
 from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.crystal.symmetry import expand
-from ml_phaser.phasing.combination import TRUST, Combined
+from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.dual_space import sparse
 from ml_phaser.phasing.problem import Problem, pose
 from ml_phaser.phasing.projections import forward
 from ml_phaser.phasing.starts import GivenStarts, as_given, modification
+from ml_phaser.phasing.weighting import PER_SHELL
 
 CELL, GROUP = gemmi.UnitCell(9, 11, 13, 90, 100, 90), gemmi.SpaceGroup("P 1 21 1")
 
@@ -76,18 +78,50 @@ def test_combination_follows_the_formula_in_every_orientation() -> None:
     turn = expand(DATA.hkl, GROUP).turn
     hl = np.where((turn == 0)[:, None], rng.normal(0, 1.5, (len(DATA), 4)), 0)
     hl[:, :2] += known_with(0.3).hl[:, :2] * (turn != 0)[:, None]
-    p, known = problem(), PhaseDistributions(hl, turn)
+    held = np.arange(len(DATA)) % 7 == 3
+    p = pose(DATA.hkl, DATA.f, 1 / np.sqrt(DATA.epsilon), held, CELL, GROUP, spacing=0.5)
+    known = PhaseDistributions(hl, turn)
     model = TRUE * np.where(turn == 0, np.exp(1j * rng.normal(0, 0.8, len(DATA))), 1) * rng.uniform(0.5, 1.5, len(DATA))
     ours = on_hkl(p, Combined(p, lambda rho: rho, known).combine(p.scatter(model))[0])
     everywhere = p.expansion.asu
-    e = np.abs(model) / DATA.f
-    e /= np.sqrt(np.mean(e[everywhere] ** 2))
+    e, measured = (np.abs(f) / np.sqrt(DATA.epsilon) for f in (model, TRUE))
+    inverse_square = CELL.calculate_1_d2_array(p.expansion.hkl)
+    shells = np.array_split(np.argsort(inverse_square, kind="stable"), len(DATA) // PER_SHELL)
+    times = np.bincount(np.concatenate([np.unique(everywhere[shell]) for shell in shells]))
+    whole = times == 1  # mates on both sides of an edge have two scales
+    assert whole.mean() > 0.95
+    for moduli in (e, measured):
+        spread = moduli[everywhere]
+        for shell in shells:
+            moduli[everywhere[shell]] = spread[shell] / np.sqrt(np.mean(spread[shell][~held[everywhere[shell]]] ** 2))
+    judged = p.places.scatter(everywhere).reshape(-1)[np.asarray(p.judge_flat)]  # of the half-complex grid
+    square = np.corrcoef(e[judged] ** 2, measured[judged] ** 2)[0, 1]
+    assert 0.3 < square < 0.9
+    x = 2 * np.sqrt(square) / (1 - square) * e * measured * np.where(turn == 0, 1, 0.5)
     u = np.exp(1j * np.angle(model))
+    total = hl[:, 0] + 1j * hl[:, 1] + 2 * (hl[:, 2] + 1j * hl[:, 3]) * np.conj(u) + x * u
+    strong = (np.abs(total) > 2) & ~held & whole
+    assert np.abs(np.angle(ours * np.conj(total)))[strong].max() < 0.1
     unit = float(p.target.amplitude.max()) / DATA.f.max()
-    total = hl[:, 0] + 1j * hl[:, 1] + 2 * (hl[:, 2] + 1j * hl[:, 3]) * np.conj(u) + TRUST * unit * e * u
-    strong = np.abs(total) > 0.5
-    assert np.abs(np.angle(ours * np.conj(total)))[strong].max() < 0.05
-    assert np.all(np.abs(ours) <= unit * DATA.f * 1.001)
+    merit = np.where(turn == 0, special.i1e(np.abs(total)) / special.i0e(np.abs(total)), np.tanh(np.abs(total)))
+    assert np.abs(ours)[strong] == pytest.approx((merit * unit * DATA.f)[strong], rel=0.05, abs=1e-3 * unit)
+
+
+def test_a_map_that_predicts_held_out_reflections_outweighs_the_phases_given() -> None:
+    """And one that does not leaves them alone."""
+    held = np.arange(len(DATA)) % 7 == 3
+    p = pose(DATA.hkl, DATA.f, 1 / np.sqrt(DATA.epsilon), held, CELL, GROUP, spacing=0.5)
+    turn = expand(DATA.hkl, GROUP).turn
+    wrong = np.angle(TRUE) + np.where(turn == 0, 2.0, 0)
+    method = Combined(p, lambda rho: rho, known_with(0.5, wrong))
+    shuffled = np.abs(TRUE)[np.random.default_rng(1).permutation(len(TRUE))] * np.exp(1j * np.angle(TRUE))
+
+    def moved(model: np.ndarray) -> float:
+        f = on_hkl(p, method.combine(p.scatter(model))[0])
+        pick = (turn == 0) & ~held & (np.abs(model) > 0)
+        return float((np.abs(f) * np.cos(np.angle(f) - wrong))[pick].sum() / np.abs(f)[pick].sum())
+
+    assert moved(TRUE) < 0 < 0.5 < moved(shuffled)
 
 
 def test_modification_improves_phases_and_stays_where_they_are() -> None:

@@ -13,6 +13,7 @@ from ml_phaser.outcome import Chain, Fragments, Trial
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
 from ml_phaser.phasing.fragments.road import Body, Completed, Road
+from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.search import Hunt
 
 METHOD = "placed pieces"
@@ -20,14 +21,14 @@ METHOD = "placed pieces"
 
 def from_fragments(
     hunt: Hunt, road: Road, rows: NDArray[np.int64], finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
-    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic,
+    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: Polisher | None = None,
 ) -> None:  # fmt: skip
     """Travel the road for so many seconds and enter what it leads to.
 
     Parameters
     ----------
     rows : of the road's reflections among all n
-    finishers : of solutions on data finer than the network sees; none where it sees all
+    finishers, polisher : of solutions on data finer than the network sees; none where it sees all
     """
     done = road.travel(seconds, tell, now)
     for completed in done:
@@ -46,7 +47,8 @@ def from_fragments(
         )
         f = np.zeros(n, dtype=np.complex128)
         f[rows] = completed.f
-        hunt.add(_solution(completed, f, road, finishers, n, index))
+        solution = _solution(completed, f, road, finishers, n, index)
+        hunt.add(polisher(solution) if polisher else solution)
 
 
 def _solution(
