@@ -29,7 +29,9 @@ def made(projection: Projection | None = None) -> tuple[Crystal, Polisher]:
     c = crystal("P 1 21 1", atoms=12, d_min=0.9)
     held = np.random.default_rng(0).random(len(c.hkl)) < 0.15
     rows = np.flatnonzero(c.cell.calculate_d_array(c.hkl) >= COARSE)
-    whole = pose(c.hkl, np.abs(c.f), np.ones(len(c.f)), held, c.cell, c.spacegroup, spacing=0.45)
+    data = data_of(c.hkl, c.f, c.cell, c.spacegroup)
+    e = normalise(data).e * np.sqrt(data.epsilon)
+    whole = pose(c.hkl, e, np.ones(len(c.f)), held, c.cell, c.spacegroup, spacing=0.45)
     # The coarse problem has another fall-off: scales of moduli must not matter.
     fall_off = 3.0 * np.exp(-c.cell.calculate_1_d2_array(c.hkl))
     seen = pose((c.hkl)[rows], (np.abs(c.f) * fall_off)[rows], 1 / fall_off[rows], held[rows], c.cell, c.spacegroup,
