@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from ml_phaser import pipeline
 from ml_phaser.beginnings import FRAGMENTS_D_MIN
-from ml_phaser.crystal.agreement import compare, multiplicity
+from ml_phaser.crystal.agreement import compare, move, multiplicity
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
 from ml_phaser.crystal.reflections import Amplitudes, Source
@@ -23,10 +23,12 @@ from ml_phaser.notify import Silent
 from ml_phaser.outcome import Chain, Fragments
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.fragments import pieces, road
+from ml_phaser.phasing.fragments.consensus import brought, consensus
 from ml_phaser.phasing.fragments.judge import FOLDS, Judge, correlation
 from ml_phaser.phasing.fragments.road import Body, Model, Road
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.solutions import METHOD, from_fragments
+from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward
 from ml_phaser.phasing.search import Hunt
 from ml_phaser.phasing.weighting import Weighting
@@ -269,6 +271,102 @@ def test_models_lead_those_with_another_map(strand: pieces.Piece) -> None:
     held = int(way.judge.problem.held.sum())
     share = road.CLEAN * held / (road.CLEAN * held + len(data) - held)
     assert done.merit == pytest.approx((1 - share) * right.judged + share * done.score)
+
+
+@dataclass
+class Completer:
+    """A judge that completes by adding errors of its own to the truth."""
+
+    problem: Problem
+    truth: np.ndarray
+    spread: float
+    calls: int = 0
+
+    def complete(self, f: np.ndarray, cycles: int) -> tuple[np.ndarray, float, float]:
+        self.calls += 1
+        rng = np.random.default_rng(self.calls)
+        free = np.abs(self.truth.imag) > 1e-6 * np.abs(self.truth)
+        done = self.truth * np.exp(1j * np.where(free, rng.normal(0, self.spread, len(f)), 0))
+        return done, float(self.problem.scores(self.problem.scatter(done))[0]), 0.3
+
+
+def agreement(way: Road, f: np.ndarray, truth: np.ndarray) -> float:
+    p = way.judge.problem
+    phased = (p.amplitude * np.exp(1j * np.angle(g)) for g in (f, truth))
+    return compare(p.hkl, *phased, p.cell, p.spacegroup, repeats=0).map_cc
+
+
+def test_models_that_agree_are_averaged_and_others_are_not(strand: pieces.Piece) -> None:
+    xyz = strand.xyz + np.array([2.0, 3.0, 5.0])
+    data, _ = made([xyz], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    right = [model_of(way, strand, xyz + np.array([0.0, 0.1 * i, 0.0])) for i in range(14)]
+    wrong = model_of(way, strand, xyz @ Rotation.from_rotvec([1.0, 0.5, 0.2]).as_matrix().T)
+    truth = right[0].f
+    judge = Completer(way.judge.problem, truth, 0.9)
+    way.judge = judge  # type: ignore[assignment]
+    done = [way.completed(m) for m in right[:3]]
+    single = [agreement(way, c.f, truth) for c in done]
+    one = way.reinforced([done[0]], [], lambda: False)
+    assert one == [done[0]]  # nothing to agree with
+    few = way.reinforced(done, [], lambda: False)
+    assert few[0].model.maps == 3 and few[1:] == done[1:] and few[0].merit >= done[0].merit
+    assert agreement(way, few[0].f, truth) > max(single) + 0.05
+    assert "mean of 3 maps" in few[0].model.label and few[0].model.bodies is done[0].model.bodies
+    judge.calls = 3
+    more = way.reinforced(done, [wrong, *right[3:]], lambda: False)
+    assert judge.calls == 3 + road.FINALISTS + road.SECONDED - 2  # those like the best, as many as are wanted
+    assert more[0].model.maps == road.MEAN_OF
+    assert agreement(way, more[0].f, truth) > agreement(way, few[0].f, truth)
+    judge.calls = 0
+    way.reinforced(done, [wrong], lambda: False)
+    assert judge.calls == 0
+    late = way.reinforced(done, right[3:], lambda: True)
+    assert judge.calls == 0 and late[0].model.maps == 3
+
+
+def test_a_mean_that_predicts_held_out_reflections_worse_is_not_taken(strand: pieces.Piece) -> None:
+    xyz = strand.xyz + np.array([2.0, 3.0, 5.0])
+    data, _ = made([xyz], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    good = way.completed(model_of(way, strand, xyz))
+    p = way.judge.problem
+    rng = np.random.default_rng(0)
+    moduli = np.where(p.held, rng.permutation(np.abs(good.f)) * 30, np.abs(good.f))
+    bad = replace(good, f=moduli * np.exp(1j * (np.angle(good.f) + np.where(p.held, 0, 0.7))), merit=good.merit - 0.1)
+    assert consensus(p, good.f, [bad.f], 6)[1] == 2
+    assert way.reinforced([good, bad], [], lambda: False) == [good, bad]
+
+
+def test_maps_are_brought_to_one_origin_and_repetitions_do_not_count(strand: pieces.Piece) -> None:
+    xyz = strand.xyz + np.array([2.0, 3.0, 5.0])
+    data, _ = made([xyz], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    p, f = way.judge.problem, model_of(way, strand, xyz).f
+    shifted = move(p.hkl, f, (0.5, 0.37, 0.5))
+    there, cc = brought(p, shifted, f)
+    assert cc > 0.999 and np.abs(np.angle(there * np.conj(f)))[np.abs(f) > 1].max() < 0.02
+    assert brought(p, np.conj(f), f)[1] < 0.9  # the hand stays
+    assert consensus(p, f, [shifted, 3 * f], 6)[1] == 1
+    rng = np.random.default_rng(2)
+    free = np.abs(f.imag) > 1e-6 * np.abs(f)
+    other = shifted * np.exp(1j * np.where(free, rng.normal(0, 0.6, len(f)), 0))
+    mean, count = consensus(p, f, [other, other, rng.permutation(f)], 6)
+    assert count == 2
+    unit = [g / np.sqrt(np.mean(np.abs(g[~p.held]) ** 2)) for g in (f, brought(p, other, f)[0])]
+    np.testing.assert_allclose(mean, sum(unit) / 2, atol=1e-9)
+
+
+def test_what_has_grown_is_dressed_too(strand: pieces.Piece, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = made([strand.xyz + 3.0], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    bare = model_of(way, strand, strand.xyz + 3.0)
+    named = model_of(way, replace(strand, sequence="AAAA"), strand.xyz + 3.0)
+    met: list[Model] = []
+    monkeypatch.setattr(Road, "dress", lambda self, model, late: met.append(model))
+    for model in (bare, named):
+        way.dress_grown(model, lambda: False)
+    assert met == [bare]
 
 
 # -------------------------------------------------------------------------------------------------------- the plan

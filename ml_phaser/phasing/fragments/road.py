@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
+from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
@@ -37,6 +38,7 @@ BEST = 3  # models that get another copy and grow
 LIKELY = 5  # ways to grow that are judged
 GAIN = 0.01  # in judgement that a longer chain must bring
 FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
+SECONDED, MEAN_OF = 4, 6  # more models like the best that are completed, and maps that the mean is of
 TWIN = 0.95  # overlap from which on two poses are one
 SAME = 0.6  # map correlation from which on two models are one solution
 
@@ -65,17 +67,20 @@ class Body:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Bodies in place: fit, correlation of |F|^2 with E^2; judged, of E predicted by the network and measured."""
+    """Bodies in place: fit, correlation of |F|^2 with E^2; judged, of E predicted by the network and measured; maps,
+    how many its density is the mean of."""
 
     bodies: tuple[Body, ...]
     fit: float
     judged: float
     f: Complexes
+    maps: int = 1
 
     @property
     def label(self) -> str:
         """What it is made of."""
-        return " + ".join(b.piece.label for b in self.bodies)
+        pieces = " + ".join(b.piece.label for b in self.bodies)
+        return pieces if self.maps == 1 else f"{pieces}, mean of {self.maps} maps"
 
     @property
     def atoms(self) -> int:
@@ -132,7 +137,8 @@ class Road:
                 break
             self.models += self.placed(piece, (), lambda: late(SEARCHING))
             tell(min(1.0, max((i + 1) / len(self.pieces) * SEARCHING, (now() - began) / seconds)))
-        for step in (*([self.dress] if self.sequences else []), self.grow, self.add_copies):
+        before, after = ([self.dress], [self.dress_grown]) if self.sequences else ([], [])
+        for step in (*before, self.grow, self.add_copies, *after):
             for model in self.ranked()[:BEST]:
                 if not late():
                     step(model, late)
@@ -142,17 +148,43 @@ class Road:
         for model in ranked[:FINALISTS]:
             if model.judged > ranked[0].judged - NEAR and (len(done) < HURRIED or not late(1.0)):
                 done.append(self.completed(model))
-        each = (now() - began) / max(1, len(done))
         done.sort(key=lambda c: -c.merit)
+        done = self.reinforced(done, ranked[FINALISTS:], lambda: late(1.0))
+        each = (now() - began) / max(1, len(done))
         return [replace(c, lead=self.lead(c, done, ranked), seconds=each) for c in done]
+
+    def reinforced(self, done: list[Completed], more: Sequence[Model], late: Callable[[], bool]) -> list[Completed]:
+        """The best completed model with the mean of its map and of those that agree with it, among all completed and,
+        while there is time, of ``more`` models like it; unless that predicts the reflections held out worse by more
+        than their luck. Its merit is not less for it: the model is the same. The others as they are."""
+        if not done:
+            return done
+        best, rest = done[0], [c.f for c in done[1:]]
+        for model in more:
+            if late() or len(rest) >= FINALISTS + SECONDED:
+                break
+            if self.alike(model, best.model):
+                rest.append(self.completed(model).f)
+        p = self.judge.problem
+        f, count = consensus(p, best.f, rest, MEAN_OF)
+        half = p.scatter(f)
+        score, held = float(p.scores(half)[0]), int(p.held.sum())
+        if count == 1 or score < best.score - 1 / math.sqrt(max(1, held)):
+            return done
+        model = replace(best.model, maps=count)
+        merit = max(best.merit, self.merit(model, score))
+        return [Completed(model, f, score, float(p.residuals(half)[0]), merit), *done[1:]]
 
     def completed(self, model: Model) -> Completed:
         """Density modification of a model."""
         f, score, residual = self.judge.complete(model.f, COMPLETING)
+        return Completed(model, f, score, residual, self.merit(model, score))
+
+    def merit(self, model: Model, score: float) -> float:
+        """What reflections left out of passes say of a model, and those held out of everything of its density."""
         held = CLEAN * int(self.judge.problem.held.sum())
         seen = int((~self.judge.problem.held).sum())
-        merit = (seen * model.judged + held * score) / (seen + held)
-        return Completed(model, f, score, residual, merit)
+        return (seen * model.judged + held * score) / (seen + held)
 
     def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
         """Over the best rival, the only one it has, or over nothing."""
@@ -199,6 +231,11 @@ class Road:
             self.models += found
             best = max(found, key=lambda m: m.judged, default=model)
             model = best if best.judged > model.judged else model
+
+    def dress_grown(self, model: Model, late: Callable[[], bool]) -> None:
+        """Side chains for a model that has become longer, or got copies, as poly-alanine."""
+        if any(body.piece.grows and not body.piece.sequence for body in model.bodies):
+            self.dress(model, late)
 
     def dressed(self, model: Model, body: Body, rest: tuple[Body, ...]) -> list[Model]:
         """A body of a model with side chains in its likeliest places in the sequences, as built and refined, judged."""
