@@ -8,6 +8,7 @@ on wrong solutions is stricter: they were chosen by the reflections held out, it
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -35,16 +36,20 @@ class Polisher:
     def __call__(self, solution: Solution) -> Solution:
         """The solution, refined where the network sees it; finer reflections keep their phases.
 
-        The score is that of all reflections held out, each calculated by the density that phases it. If the network
-        predicts those it sees worse than the solution did, by more than the luck of so many, the phases stay as they
-        were, and the score is the mean of both.
+        Its score is that of the reflections held out, each calculated by the density that phases it: of all of them or
+        of those the network sees, whichever says more for so many, since where fine data are mostly noise only the
+        coarse can tell. If the network predicts what it sees worse than the solution did, by more than the luck of so
+        many, the phases stay as they were, and scores are the means of both.
         """
         (_, projection), n = self.finisher.projections[0], len(solution.f)
         f, _, residual = refine(solution.f, self.finisher, projection, n)
-        before, after = (self.correlation(g, self.seen & self.held) for g in (solution.f, f))
-        score, held = self.correlation(f, self.held), int(self.held.sum())
-        if after < before - 1 / math.sqrt(max(1, int((self.seen & self.held).sum()))):
-            return replace(solution, score=(score + solution.score) / 2, polished=True)
+        coarse = self.seen & self.held
+        before, after = (self.correlation(g, coarse) for g in (solution.f, f))
+        whole, counts = self.correlation(f, self.held), (int(self.held.sum()), int(coarse.sum()))
+        if after < before - luck(counts[1]):
+            score, held = telling(((whole + solution.score) / 2, (before + after) / 2), counts)
+            return replace(solution, score=score, held=held, polished=True)
+        score, held = telling((whole, after), counts)
         name = f"{solution.finisher}, learned"
         return replace(solution, f=f, score=score, r_work=residual, held=held, finisher=name, polished=True)
 
@@ -76,3 +81,13 @@ class Polisher:
         parts = [np.flatnonzero(which) for which in (self.seen, ~self.seen)]
         ordered = [part[np.argsort(-d[part], kind="stable")] for part in parts if len(part)]
         return [shell for part in ordered for shell in np.array_split(part, max(1, len(part) // PER_SHELL))]
+
+
+def luck(count: int) -> float:
+    """Standard error of the correlation of so many reflections."""
+    return 1 / math.sqrt(max(count, 4))
+
+
+def telling(scores: Sequence[float], counts: Sequence[int]) -> tuple[float, int]:
+    """Of several correlations the one that is highest less its standard error, and its number of reflections."""
+    return max(zip(scores, counts, strict=True), key=lambda both: both[0] - luck(both[1]))
