@@ -28,12 +28,13 @@ from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import distinct, orientations, search, wanted
 from ml_phaser.structure_factors.direct import structure_factors
 
-SEARCHED, BENT, JUDGED = 150, 40, 12  # poses of a piece refined as rigid bodies, with torsions, judged
+SEARCHED, HOPEFUL = 150, 60  # poses of a piece refined as rigid bodies, a little and further,
+BENT, JUDGED = 40, 12  # with torsions, and judged
 HURRIED = 2  # poses judged, and models completed, when the time is up
 REGISTERS = 3  # places in the sequence, of all that a chain can have, whose side chains are judged
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement,
 CLASH_DRESSED = 1.9  # with side chains, which stand where their rotamers are, not where they keep clear of each other
-RIGID_STEPS, BENDING_STEPS = 25, 50
+FIRST_STEPS, RIGID_STEPS, BENDING_STEPS, GROWING_STEPS = 8, 17, 50, 25
 BEST = 3  # models that get another copy and grow
 LIKELY = 5  # ways to grow that are judged
 GAIN = 0.01  # in judgement that a longer chain must bring
@@ -216,7 +217,8 @@ class Road:
         poses = poses.take((self.contact(there, poses.shift, fixed) > OVERLAP).nonzero()[:, 0][:SEARCHED])
         if not len(poses):
             return []
-        fitted = best_of(refine(self.scene, piece, poses, RIGID_STEPS, bend=False, fixed=known), BENT)
+        fitted = best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
+        fitted = best_of(climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT)
         if not stop():
             fitted = climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
         return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
@@ -312,7 +314,7 @@ class Road:
             start = start[self.contact(start, torch.zeros_like(start[:, 0]), rest) > OVERLAP]
             if others + len(piece) <= self.room and len(start):
                 shift = torch.zeros_like(start[:, 0])
-                fitted = climb(self.scene, piece, start, shift, RIGID_STEPS, bend=True, fixed=known)
+                fitted = climb(self.scene, piece, start, shift, GROWING_STEPS, bend=True, fixed=known)
                 found += self.judge_all(piece, fitted, rest, LIKELY)
         return found
 
