@@ -84,7 +84,7 @@ def fragment_road(
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
     )  # fmt: skip
     scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
-    wanted = tuple(pieces) or tuple(library(sequences))
+    wanted = tuple(pieces) or tuple(library(sequences, room))
     road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences)
     what = "the piece given" if pieces else "pieces of strand and helix"
     told = ", and completed with side chains of the sequence" if road.sequences else ""

@@ -208,6 +208,26 @@ def test_the_library_knows_turns_and_the_sequence() -> None:
     assert np.allclose(middle, pieces.TURNS["II"], atol=1e-6)
 
 
+@pytest.mark.parametrize(("count", "which"), [(3, 7), (4, 2), (4, 10)])
+def test_shapes_have_their_torsions(count: int, which: int) -> None:
+    wanted = pieces.SHAPES[count][which]
+    made_ = pieces.shape(wanted, "x")
+    assert len(made_) == 5 * count and made_.letters == "A" * count
+    found = torsions(made_, made_.xyz)[0]
+    assert np.allclose([a for pair in found for a in pair][1:-1], wanted[:-1], atol=1e-6)
+    xyz = {(n, int(r)): x for n, r, x in zip(made_.names, made_.residue, made_.xyz, strict=True)}
+    last = count - 1
+    turn = gemmi.calculate_dihedral(*(gemmi.Position(*xyz[n, last]) for n in ("N", "CA", "C", "O")))
+    assert np.cos(turn) == pytest.approx(np.cos(np.deg2rad(wanted[-1] + 180)), abs=1e-3)
+
+
+def test_the_library_suits_the_room() -> None:
+    small, large = pieces.library(room=18), pieces.library(room=100)
+    assert max(len(p) for p in small) <= 21 and "of 3" in small[0].label
+    assert len(large) == len(pieces.library()) and "strand of 4" in large[0].label
+    assert {p.label for p in small} <= {p.label for p in large}
+
+
 def test_the_sequence_reaches_the_road() -> None:
     strand = pieces.polyalanine(4, STRAND, "strand of 4")
     data, _ = made([strand.xyz], strand.weight, gemmi.UnitCell(10.0, 12.0, 14.0, 90, 98, 90))

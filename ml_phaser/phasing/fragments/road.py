@@ -38,8 +38,8 @@ FIRST_STEPS, RIGID_STEPS, BENDING_STEPS, GROWING_STEPS = 8, 17, 50, 25
 BEST = 3  # models that get another copy and grow
 LIKELY = 5  # ways to grow that are judged
 GAIN = 0.01  # in judgement that a longer chain must bring
-FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
-SECONDED, MEAN_OF = 4, 6  # more models like the best that are completed, and maps that the mean is of
+FINALISTS, NEAR = 10, 0.1  # models completed, and how much less the judge may think of them than of the best
+SECONDED, MEAN_OF = 2, 6  # more models like the best that are completed, and maps that the mean is of
 TWIN = 0.95  # overlap from which on two poses are one
 SAME = 0.6  # map correlation from which on two models are one solution
 
