@@ -153,6 +153,6 @@ def library(sequences: Sequence[str] = (), room: int | None = None) -> list[Piec
     own, little = stretches(sequences), room is not None and room < LITTLE
     found = [
         *(shapes[3] if little else []), *strands[4], *own[:1], *helices[:2], *own[1:], *strands[5], *shapes[4][2:],
-        *map(turn, TURNS), *helices[2:], *(strands[3] if little else shapes[3]), *strands[6],
+        *map(turn, TURNS), *helices[2:], *strands[3], *([] if little else shapes[3]), *strands[6],
     ]  # fmt: skip
     return [p for p in found if room is None or len(p) <= SLACK * room]
