@@ -113,13 +113,13 @@ def of_kind(rows: Sequence[Judged], kind: str) -> list[Judged]:
 
 
 def pooled(rows: Sequence[Judged], names: Sequence[str]) -> tuple[Floats, Floats, Floats]:
-    """Features (m, k), cosines and weights (m,) of all reflections: a crystal weighs as the root of their number."""
+    """Features (m, k), cosines and weights (m,) of all reflections; each counts alike, as in what is promised."""
     features = []
     for r in rows:
         known = r.evidence.features()
         features.append(np.stack([known[n] for n in names], axis=1)[r.used])
-    weights = np.concatenate([np.full(int(r.used.sum()), float(r.used.sum()) ** -0.5) for r in rows])
-    return np.concatenate(features), np.concatenate([r.cos[r.used] for r in rows]), weights / weights.sum()
+    cos = np.concatenate([r.cos[r.used] for r in rows])
+    return np.concatenate(features), cos, np.full(len(cos), 1 / len(cos))
 
 
 def fit_table(rows: Sequence[Judged], names: Sequence[str], floors: Sequence[Floats] | None = None) -> Table:

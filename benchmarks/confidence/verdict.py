@@ -89,7 +89,8 @@ def words(p: Floats, rows: Sequence[Judged]) -> dict[str, Any]:
     cc = np.array([r.cc for r in rows])
     y = (cc >= RIGHT).astype(float)
     sure = np.array([confidence.SOLVED if r.evidence.given is None else confidence.SOLVED_GIVEN for r in rows])
-    solved, lost = p >= sure, p <= confidence.NOT_SOLVED
+    hopeless = [confidence.NOT_SOLVED if r.evidence.given is None else confidence.NOT_SOLVED_GIVEN for r in rows]
+    solved, lost = p >= sure, p <= np.array(hopeless)
 
     def names(which: NDArray[np.bool_]) -> list[str]:
         return [f"{rows[i].name} ({cc[i]:.2f})" for i in np.flatnonzero(which)]

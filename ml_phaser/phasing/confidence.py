@@ -22,13 +22,15 @@ Floats = NDArray[np.float64]
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 PIECES_BIAS, PER_MERIT = -9.2, 20.3  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
-NOISE, PIECES_SLOPE = 2.54, 0.69  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+NOISE, PIECES_SLOPE = 1.17, 0.51  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
-GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.85, 5.62, 1.14  # for phases put in; docs/confidence.md
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.46, 4.68, 0.51  # for phases put in; docs/confidence.md
+SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around them that weigh as much as all
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
 SOLVED_GIVEN = 0.96  # where phases were put in, which may claim too much: wrong ones came to 0.95
+NOT_SOLVED_GIVEN = 0.05  # of maps from phases put in a quarter of those below 0.25 were right after all
 
 
 def shell_edges(d: Floats, per_shell: int = 200, most: int = 20) -> list[NDArray[np.int64]]:
@@ -60,13 +62,12 @@ def sim_weights(
     weight = np.zeros(len(d))
     held_order = np.flatnonzero(held)[np.argsort(-d[held], kind="stable")]
     overall = sigma_a(e_obs[held], e_calc[held])
-    for part in shell_edges(d):
+    for part in shell_edges(d, SIM_SHELL):
         middle = np.searchsorted(-d[held_order], -np.median(d[part]))
-        # At least 200 held-out reflections around the shell, or all there are, and half the weight to all of them:
-        # fewer make sigmaA noise.
-        reach = max(100, int(np.sum(held[part])))
+        # A third of them, those around the shell, and all of them beside: few alone make sigmaA noise.
+        reach = max(SIM_NEAR // 2, min(100, len(held_order) // 6), int(np.sum(held[part])))
         near = held_order[max(0, middle - reach) : middle + reach]
-        own = len(near) / (len(near) + 200)
+        own = len(near) / (len(near) + SIM_NEAR)
         s = max(FAINTEST, min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98))
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
@@ -230,6 +231,6 @@ def judge(
         facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
     if p >= (SOLVED if given is None else SOLVED_GIVEN):
         return Verdict("solved", p, f"{facts}.")
-    if p > NOT_SOLVED:
+    if p > (NOT_SOLVED if given is None else NOT_SOLVED_GIVEN):
         return Verdict("uncertain", p, f"{facts}: look at the map before building on it.")
     return Verdict("not solved", p, f"{facts}: the map is most likely wrong and unlikely to be traceable.")

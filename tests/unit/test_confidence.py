@@ -12,6 +12,7 @@ from ml_phaser.outcome import Fragments
 from ml_phaser.phasing.calibration import Evidence
 from ml_phaser.phasing.confidence import (
     NOT_SOLVED,
+    NOT_SOLVED_GIVEN,
     SOLVED,
     agreement,
     figures_of_merit,
@@ -62,7 +63,7 @@ def test_figure_of_merit_is_the_mean_cosine(s: float) -> None:
     for low, high in ((0, 0.3), (0.3, 0.6), (0.6, 0.9)):
         pick = (fom >= low) & (fom < high)
         if pick.sum() > 500:
-            assert np.cos(error[pick]).mean() == pytest.approx(fom[pick].mean(), abs=0.05)
+            assert np.cos(error[pick]).mean() == pytest.approx(fom[pick].mean(), abs=0.07)
     assert sum(r.n for r in rows) == N
     assert rows[0].d_max > rows[-1].d_max
     assert np.mean([r.cc_free for r in rows]) > 0
@@ -192,7 +193,7 @@ def test_few_held_out_reflections_say_little_against_a_map() -> None:
 
 def test_the_verdict_on_phases_given_rests_on_their_figures_of_merit_too() -> None:
     p = [probability_of_given(0.3, 60, fom) for fom in np.linspace(0, 1, 21)]
-    assert p == sorted(p) and p[0] < 0.1 and p[-1] > 0.9 and all(0 < x < 1 for x in p)
+    assert p == sorted(p) and p[0] < 0.4 and p[-1] > 0.9 and all(0 < x < 1 for x in p)
     assert probability_of_given(0.8, 60, 0.4) > probability_of_given(0.1, 60, 0.4)
     assert probability_of_given(0.3, 600, 0.4) > probability_of_given(0.3, 20, 0.4)
     verdict = judge(0.3, 60, float("nan"), 0, 1.0, given=0.41)
@@ -233,6 +234,14 @@ def test_the_strict_reckoning_stands_where_nothing_was_fitted() -> None:
     strict = [probability_solved(score, held, none, 0, d) for d in (2.1, 2.3)]
     said = [probability_right(score, held, none, 0, d) for d in (2.1, 2.3)]
     assert said[0] > 2 * strict[0] and said[1] == strict[1]
+
+
+def test_phases_put_in_are_hardly_ever_called_hopeless() -> None:
+    """Of those with a probability below 0.25 a quarter were right after all (docs/confidence.md)."""
+    none = float("nan")
+    low, lowest = judge(-0.1, 60, none, 0, 1.2, None, 0.2), judge(-0.6, 60, none, 0, 1.2, None, 0.02)
+    assert NOT_SOLVED_GIVEN < low.probability < NOT_SOLVED and low.word == "uncertain"
+    assert lowest.probability <= NOT_SOLVED_GIVEN and lowest.word == "not solved"
 
 
 def test_phases_put_in_must_say_more_to_be_called_solved() -> None:
