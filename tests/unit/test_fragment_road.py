@@ -318,6 +318,8 @@ def test_models_that_agree_are_averaged_and_others_are_not(strand: pieces.Piece)
     assert judge.calls == 3 + road.FINALISTS + road.SECONDED - 2  # those like the best, as many as are wanted
     assert more[0].model.maps == road.MEAN_OF
     assert agreement(way, more[0].f, truth) > agreement(way, few[0].f, truth)
+    lesser = [done[0], *(replace(c, merit=done[0].merit - road.PEER - 0.01) for c in done[1:])]
+    assert way.reinforced(lesser, [], lambda: False) == lesser
     judge.calls = 0
     way.reinforced(done, [wrong], lambda: False)
     assert judge.calls == 0
@@ -333,7 +335,7 @@ def test_a_mean_that_predicts_held_out_reflections_worse_is_not_taken(strand: pi
     p = way.judge.problem
     rng = np.random.default_rng(0)
     moduli = np.where(p.held, rng.permutation(np.abs(good.f)) * 30, np.abs(good.f))
-    bad = replace(good, f=moduli * np.exp(1j * (np.angle(good.f) + np.where(p.held, 0, 0.7))), merit=good.merit - 0.1)
+    bad = replace(good, f=moduli * np.exp(1j * (np.angle(good.f) + np.where(p.held, 0, 0.7))), merit=good.merit - 0.01)
     assert consensus(p, good.f, [bad.f], 6)[1] == 2
     assert way.reinforced([good, bad], [], lambda: False) == [good, bad]
 

@@ -38,8 +38,9 @@ FIRST_STEPS, RIGID_STEPS, BENDING_STEPS, GROWING_STEPS = 8, 17, 50, 25
 BEST = 3  # models that get another copy and grow
 LIKELY = 5  # ways to grow that are judged
 GAIN = 0.01  # in judgement that a longer chain must bring
-FINALISTS, NEAR = 10, 0.1  # models completed, and how much less the judge may think of them than of the best
-SECONDED, MEAN_OF = 2, 6  # more models like the best that are completed, and maps that the mean is of
+FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may think of them than of the best
+SECONDED, MEAN_OF = 2, 6  # more models like the best that are completed, and maps that the mean is of,
+PEER = 0.04  # none of which has a merit so much less
 TWIN = 0.95  # overlap from which on two poses are one
 SAME = 0.6  # map correlation from which on two models are one solution
 
@@ -155,19 +156,21 @@ class Road:
         return [replace(c, lead=self.lead(c, done, ranked), seconds=each) for c in done]
 
     def reinforced(self, done: list[Completed], more: Sequence[Model], late: Callable[[], bool]) -> list[Completed]:
-        """The best completed model with the mean of its map and of those that agree with it, among all completed and,
-        while there is time, of ``more`` models like it; unless that predicts the reflections held out worse by more
-        than their luck. Its merit is not less for it: the model is the same. The others as they are."""
+        """The best completed model with the mean of its map and of those that agree with it and have nearly its merit,
+        among all completed and, while there is time, of ``more`` models like it; unless that predicts the reflections
+        held out worse by more than their luck. Its merit is not less for it: the model is the same. The others as they
+        are."""
         if not done:
             return done
-        best, rest = done[0], [c.f for c in done[1:]]
+        best, rest = done[0], list(done[1:])
         for model in more:
             if late() or len(rest) >= FINALISTS + SECONDED:
                 break
             if self.alike(model, best.model):
-                rest.append(self.completed(model).f)
+                rest.append(self.completed(model))
         p = self.judge.problem
-        f, count = consensus(p, best.f, rest, MEAN_OF)
+        peers = (c.f for c in rest if c.merit > best.merit - PEER)
+        f, count = consensus(p, best.f, peers, MEAN_OF)
         half = p.scatter(f)
         score, held = float(p.scores(half)[0]), int(p.held.sum())
         if count == 1 or score < best.score - 1 / math.sqrt(max(1, held)):
