@@ -49,7 +49,8 @@ class Combined:
         one, two, centric = self._tables
         modulus = abs(half)
         u = half / modulus.clip(min=1e-20)
-        strength = self._weighting.argument(half) * (1 - 0.5 * centric)
+        strength = self._weighting.argument(half)
+        strength = namespace(strength).where(centric, 0.5 * strength, strength)
         # The bimodal part as its tangent at the map's phase.
         total = one + 2 * two * u.conj() + strength * u
         x, xp = abs(total), namespace(total)
