@@ -11,17 +11,17 @@ degrees, and the share of stretches covered so far.
 
 from __future__ import annotations
 
+import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.phasing.crystals import library
 from ml_phaser.crystal.residues import ATOMS, RESIDUES
-from ml_phaser.simulate.fragments import Residues
+from ml_phaser.simulate.fragments import LONGEST_BOND, Residues
 
 RADIUS = {3: 0.5, 4: 0.6}  # A
 WANTED, CANDIDATES, COVERED, PER_CHAIN = 12, 700, 6000, 6
 MAIN = ("N", "CA", "C", "O")
-LONGEST_BOND = 1.7  # A, C-N of residues that follow each other
 
 Floats = NDArray[np.float64]
 
@@ -76,11 +76,9 @@ def centres(xyz: Floats, radius: float) -> list[tuple[int, float]]:
     return found
 
 
-def dihedral(a: Floats, b: Floats, c: Floats, d: Floats) -> float:
-    """Degrees."""
-    axis = (c - b) / np.linalg.norm(c - b)
-    v, w = (x - (x @ axis) * axis for x in (a - b, d - c))
-    return float(np.degrees(np.arctan2(np.cross(axis, v) @ w, v @ w)))
+def dihedral(*points: Floats) -> float:
+    """Degrees, of four points (3,) in A."""
+    return float(np.degrees(gemmi.calculate_dihedral(*(gemmi.Position(*p) for p in points))))
 
 
 def torsions(xyz: Floats) -> list[int]:

@@ -142,14 +142,15 @@ def log_odds_solved(score: float, held: int, symmetry: float, agreeing: int, d_m
     agreeing : other starts that led to the same solution; three say as much as any number
     d_min : resolution of the data in A
     """
-    odds = BIAS + PER_SCORE * _cautious(score, held) + PER_AGREEING * min(agreeing, 3)
+    odds = BIAS + PER_SCORE * cautious(score, held) + PER_AGREEING * min(agreeing, 3)
     odds += PER_ANGSTROM * max(0.0, d_min - ATOMIC)
     if math.isfinite(symmetry):
         odds += PER_SYMMETRY * (4 * symmetry - 1)
     return odds
 
 
-def _cautious(score: float, held: int) -> float:
+def cautious(score: float, held: int) -> float:
+    """A correlation on so many reflections less its standard error."""
     return score - 1.0 / math.sqrt(max(held, 4))
 
 
@@ -203,7 +204,7 @@ def probability_of_given(score: float, held: int, fom: float) -> float:
     ``fom`` (0-1); ``score`` and ``held`` as in ``log_odds_solved``."""
     fom = min(max(fom, LEAST), 1 - LEAST)
     return _probability(
-        GIVEN_BIAS + GIVEN_PER_SCORE * _cautious(score, held) + GIVEN_PER_FOM * math.log(fom / (1 - fom))
+        GIVEN_BIAS + GIVEN_PER_SCORE * cautious(score, held) + GIVEN_PER_FOM * math.log(fom / (1 - fom))
     )
 
 

@@ -87,22 +87,12 @@ class Solution:
 
 
 def finish(
-    f_p1: NDArray[np.complex128],
-    entrant: Entrant,
-    finishers: Sequence[Finisher],
-    n: int,
-    trial: int,
+    f_p1: NDArray[np.complex128], entrant: Entrant, finishers: Sequence[Finisher], n: int, trial: int
 ) -> Solution:
     """Take a start's P1 phases home to the group, refine them with the symmetry imposed, keep what judges best.
 
     Rival origins are told apart by ``core_residual``: a wrong one leaves a superposition that needs more density.
     """
-    placed = _at_origin(f_p1, entrant, trial)
-    return _finish_placed(placed, entrant, finishers, n, trial)
-
-
-def _at_origin(f_p1: NDArray[np.complex128], entrant: Entrant, trial: int) -> list[Placed]:
-    """Phases in P1 brought to the origins of the group that they agree best with."""
     problem = entrant.problem
     moduli = problem.expansion.spread(problem.amplitude)
     if not np.isfinite(f_p1).all():  # it diverged: random phases, as equal ones would look like a single heavy atom
@@ -110,7 +100,8 @@ def _at_origin(f_p1: NDArray[np.complex128], entrant: Entrant, trial: int) -> li
     phased = moduli * np.exp(1j * np.angle(f_p1))
     if entrant.given is not None:  # at the group's origin from the beginning, which is no evidence
         unseen = np.where(problem.held, 0, problem.expansion.average(phased, len(problem.hkl)))
-        return [Placed(unseen, np.zeros(3), math.nan)]
+        placed = [Placed(unseen, np.zeros(3), math.nan)]
+        return _finish_placed(placed, entrant, finishers, n, trial)
     hands = (phased, np.conj(phased)) if hand_is_fixed(problem.spacegroup) else (phased,)
     placed = max(
         (place(f, problem.expansion, len(problem.hkl), problem.cell, problem.spacegroup, RIVALS) for f in hands),
@@ -120,7 +111,7 @@ def _at_origin(f_p1: NDArray[np.complex128], entrant: Entrant, trial: int) -> li
         placed = placed[:1]
     if entrant.seeded:
         placed = [replace(p, symmetry=math.nan) for p in placed]
-    return list(placed)
+    return _finish_placed(placed, entrant, finishers, n, trial)
 
 
 def _finish_placed(

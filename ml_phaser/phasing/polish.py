@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.phasing.confidence import cautious
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.problem import Problem
 
@@ -46,7 +47,7 @@ class Polisher:
         coarse = self.seen & self.held
         before, after = (self.correlation(g, coarse) for g in (solution.f, f))
         whole, counts = self.correlation(f, self.held), (int(self.held.sum()), int(coarse.sum()))
-        if after < before - luck(counts[1]):
+        if after < cautious(before, counts[1]):
             score, held = telling(((whole + solution.score) / 2, (before + after) / 2), counts)
             return replace(solution, score=score, held=held, polished=True)
         score, held = telling((whole, after), counts)
@@ -83,11 +84,6 @@ class Polisher:
         return [shell for part in ordered for shell in np.array_split(part, max(1, len(part) // PER_SHELL))]
 
 
-def luck(count: int) -> float:
-    """Standard error of the correlation of so many reflections."""
-    return 1 / math.sqrt(max(count, 4))
-
-
 def telling(scores: Sequence[float], counts: Sequence[int]) -> tuple[float, int]:
     """Of several correlations the one that is highest less its standard error, and its number of reflections."""
-    return max(zip(scores, counts, strict=True), key=lambda both: both[0] - luck(both[1]))
+    return max(zip(scores, counts, strict=True), key=lambda both: cautious(*both))
