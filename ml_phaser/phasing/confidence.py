@@ -64,10 +64,10 @@ def sim_weights(
     overall = sigma_a(e_obs[held], e_calc[held])
     for part in shell_edges(d, SIM_SHELL):
         middle = np.searchsorted(-d[held_order], -np.median(d[part]))
-        # A third of them, those around the shell, and all of them beside: few alone make sigmaA noise.
+        # A third of them, around the shell, with half the weight at most beside all of them: few make noise.
         reach = max(SIM_NEAR // 2, min(100, len(held_order) // 6), int(np.sum(held[part])))
         near = held_order[max(0, middle - reach) : middle + reach]
-        own = len(near) / (len(near) + SIM_NEAR)
+        own = min(0.5, len(near) / (len(near) + SIM_NEAR))
         s = max(FAINTEST, min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98))
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
