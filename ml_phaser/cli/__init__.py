@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ml_phaser import __version__
+from ml_phaser.cli.interruption import deaf, interruptible
 from ml_phaser.errors import UserError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from ml_phaser.cli.main_job import Session
 
 COMMANDS = {
@@ -95,14 +92,14 @@ def _sub_command(name: str, words: list[str]) -> int:
     except SystemExit as error:
         return int(error.code) if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
+        deaf()
         message = _message(error, "interrupted")
         print(f"ml_phaser {name}: {message}", file=sys.stderr)
         return 1
 
 
 def _fail(error: BaseException, session: Session) -> int:
-    with suppress(ValueError):  # a second Ctrl-C must not spoil the last words
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    deaf()
     message = _message(error, session.interrupted())
     session.record("interrupted" if _of_interrupt(error) else "failed", message)
     session.fail(message)
@@ -136,36 +133,10 @@ def _of_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
 @contextmanager
 def _polite() -> Iterator[None]:
     """Termination requests end like Ctrl-C; libraries' warnings stay away from users."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if not _importing(frame):
-            raise KeyboardInterrupt
-        # A library written in C++ aborts the process when it is interrupted while it loads: ask again soon.
-        later = threading.Timer(0.05, os.kill, (os.getpid(), signum))
-        later.daemon = True
-        later.start()
-
-    previous = {}
-    with suppress(ValueError):  # not in the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and background jobs want it
-                previous[number] = signal.signal(number, stop)
-    try:
-        with warnings.catch_warnings():
-            if not os.environ.get("ML_PHASER_DEBUG"):
-                warnings.simplefilter("ignore")
-            yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with interruptible(), warnings.catch_warnings():
+        if not os.environ.get("ML_PHASER_DEBUG"):
+            warnings.simplefilter("ignore")
+        yield
