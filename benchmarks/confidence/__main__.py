@@ -1,14 +1,14 @@
 """Are figures of merit and verdicts to be believed?
 
-    python -m benchmarks.confidence collect --split train --last 200
+    python -m benchmarks.confidence collect --split validation --last 500
     python -m benchmarks.confidence collect --split holdout --last 500
     python -m benchmarks.confidence collect --split measured --limit 6 --most 6000
     python -m benchmarks.confidence fit       # writes ml_phaser/weights/confidence/calibration.json
     python -m benchmarks.confidence report    # writes benchmarks/results/confidence.* and docs/pictures/confidence.png
 
-`collect` phases crystals in this process, keeps one file each and goes on where it stopped. `fit` uses those of "train"
-alone, and states the reliability on those of "holdout". `report` compares, for both and for measured sets, what figures
-of merit, quadrants and verdicts promise with what they keep.
+`collect` phases crystals in this process, keeps one file each and goes on where it stopped. `fit` uses those of
+"validation" alone, and states the reliability on those of "holdout". `report` compares, for both and for measured sets,
+what figures of merit, quadrants and verdicts promise with what they keep.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def main() -> int:
     parser.add_argument("--store", type=Path, help="folder of the runs [the user's cache]")
     steps = parser.add_subparsers(dest="step", required=True)
     gather = steps.add_parser("collect", help="phase crystals, one file each; goes on where it stopped")
-    gather.add_argument("--split", choices=("train", "holdout", "measured"), required=True)
+    gather.add_argument("--split", choices=("validation", "holdout", "measured"), required=True)
     gather.add_argument("--first", type=int, default=0)
     gather.add_argument("--last", type=int, default=200)
     gather.add_argument("--limit", type=float, default=6.0, help="processor seconds of a measured set [6]")
     gather.add_argument("--sets", help="measured sets, with commas [all]")
     gather.add_argument("--most", type=int, default=6000, help="reflections of a measured set [6000]")
-    steps.add_parser("fit", help="calibrate on the crystals of the training split")
+    steps.add_parser("fit", help="calibrate on the crystals of the validation split")
     steps.add_parser("report", help="tables and the picture of reliability")
     words = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -79,7 +79,7 @@ def fit_all(store: Path) -> int:
     from ml_phaser.networks.store import PROJECTOR, read_card
     from ml_phaser.phasing.calibration import FILE
 
-    train, tested = read_judged(store, "train"), read_judged(store, "holdout")
+    train, tested = read_judged(store, "validation"), read_judged(store, "holdout")
     for kind in ("found", "pieces", "given"):
         rows = [r for r in train if verdict.kind(r) == kind]
         constants = verdict.fit(kind, rows)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-SPLITS = ("train", "holdout")
 # Family, weight, settings. Peptides are packed like real crystals, boxes are P1 and dense, the others mostly vacuum.
 FAMILIES: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("peptide", 0.6, {"residues": (1.6, 5.4), "starts": 1}),

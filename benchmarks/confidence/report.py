@@ -23,7 +23,7 @@ GROUPS = (
     ("held-out simulated", "holdout", None), ("of these, from nothing", "holdout", False),
     ("of these, from phases put in", "holdout", True), ("measured", "measured", None),
     ("of these, from nothing", "measured", False), ("of these, from phases put in", "measured", True),
-    ("fitted to (each left out in turn)", "train", None),
+    ("fitted to (each left out in turn)", "validation", None),
 )  # fmt: skip
 
 
@@ -32,9 +32,9 @@ def report(store: Path, out: Path, picture: Path) -> None:
     from ml_phaser.phasing.confidence import figures_of_merit
 
     worth = read_calibration()
-    runs = {split: read_judged(store, split) for split in ("train", "holdout", "measured")}
+    runs = {split: read_judged(store, split) for split in ("validation", "holdout", "measured")}
     foms = {s: [worth.merits(r.evidence) for r in rows] for s, rows in runs.items()}
-    foms["train"] = crossed(runs["train"])
+    foms["validation"] = crossed(runs["validation"])
     before = {s: [figures_of_merit(as_it_was(r), None) for r in rows] for s, rows in runs.items()}
     groups: list[dict[str, Any]] = []
     for name, split, given in GROUPS:
@@ -51,7 +51,7 @@ def report(store: Path, out: Path, picture: Path) -> None:
                 "search": verdict.words(np.array([r.about["own"]["probability"] for r in rows]), rows),
             }
         )  # fmt: skip
-    kinds = {k: crossed_verdict(k, runs["train"]) for k in ("found", "pieces", "given")}
+    kinds = {k: crossed_verdict(k, runs["validation"]) for k in ("found", "pieces", "given")}
     sets = recorded(out.parent / "measured" / "results.json")
     facts = {"weights": worth.weights, "about": worth.about, "groups": groups, "crossed_verdict": kinds, "sets": sets}
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1, default=plain) + "\n", encoding="utf-8")
@@ -136,7 +136,7 @@ def text(groups: Sequence[dict[str, Any]], kinds: dict[str, Any], sets: dict[str
         f"{sets['not_solved']} not solved; solved below CC 0.5: {wrong}; highest CC of those not solved: "
         f"{sets['highest_of_not_solved']:.2f}."
     )
-    lines += ["", "By constants fitted without the run itself (training split):", ""]
+    lines += ["", "By constants fitted without the run itself (validation split):", ""]
     for kind, v in kinds.items():
         bins = "; ".join(f"{n} runs of {p:.2f}: {y:.2f}" for _, _, n, p, y in v["bins"])
         lines.append(f"- {kind}: Brier {v['brier']:.3f}, log loss {v['log_loss']:.3f}. Claimed and found: {bins}.")

@@ -29,7 +29,11 @@ PARAMETERS = (
     Parameter("seed", "int", "another seed, another crystal", default=0, low=0, high=2**31 - 1),
     Parameter("data", "text", "protein coordinates to build from: their folder, or a file made by train pack"),
     Parameter(
-        "split", "choice", "which entries of them", default="holdout", choices=("holdout", "train", "crysformer")
+        "split",
+        "choice",
+        "which entries of them",
+        default="holdout",
+        choices=("holdout", "train", "validation", "crysformer"),
     ),
     Parameter("sequence", "text", "one-letter codes, e.g. ACDEF; L residues"),
     Parameter("spacegroup", "text", 'e.g. P212121, "P 21 21 21" or 19'),

@@ -43,7 +43,7 @@ TABLE = (
 PACK = (
     Parameter("data", "text", "folder of the protein coordinates"),
     Parameter("out", "text", "file to write, .npz"),
-    Parameter("split", "choice", "which entries", default="train", choices=("train", "holdout")),
+    Parameter("split", "choice", "which entries", default="train", choices=("train", "holdout", "validation")),
     Parameter("overwrite", "flag", "replace the file if it exists", default=False),
 )
 ONLY_EXPORT = ("weights", "holdout", "crystals", "benchout", "overwrite")
@@ -56,7 +56,7 @@ def usage() -> str:
         [
             "usage: ml_phaser train data FOLDER out FOLDER seconds 6000 [name value ...]",
             "       ml_phaser train data FOLDER out FOLDER export NAME [name value ...]",
-            "       ml_phaser train pack data FOLDER out FILE.npz [split train|holdout]",
+            "       ml_phaser train pack data FOLDER out FILE.npz [split train|holdout|validation]",
             "",
             "Train the network of the learned density projection on crystals made on the fly from protein coordinates.",
             "A run that is stopped (Ctrl-C too) goes on with the same command. Names in any case, with or without --.",

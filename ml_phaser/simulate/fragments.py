@@ -192,14 +192,15 @@ def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
     def flag(entry: str, name: str) -> bool:
         return index[entry][name] == "1"
 
+    chains = [row for row in chains if row[0] in index]
+    if split == "crysformer":
+        return {(e, ch): c for e, ch, c in chains if flag(e, "crysformer_test")}
+    if split == "holdout":
+        return {(e, ch): c for e, ch, c in chains if flag(e, "holdout") and not flag(e, "similar_to_measured_set")}
     closed = {c for e, _, c in chains if any(flag(e, b) for b in BARRED)}
 
-    def wanted(entry: str, cluster: str) -> bool:
+    def trained(entry: str, cluster: str) -> bool:
         row = index[entry]
-        if split == "crysformer":
-            return flag(entry, "crysformer_test")
-        if split == "holdout":
-            return flag(entry, "holdout") and not flag(entry, "similar_to_measured_set")
         good = not row["r_free"] or float(row["r_free"]) <= 0.28
         return (
             good
@@ -208,7 +209,11 @@ def _chains_of_split(folder: Path, split: str) -> dict[tuple[str, str], str]:
             and cluster not in closed
         )
 
-    return {(e, ch): c for e, ch, c in chains if e in index and wanted(e, c)}
+    train = {(e, ch): c for e, ch, c in chains if trained(e, c)}
+    if split == "train":
+        return train
+    closed |= set(train.values())
+    return {(e, ch): c for e, ch, c in chains if c not in closed}
 
 
 def load_library(place: str | Path, split: str) -> Library:
@@ -217,8 +222,10 @@ def load_library(place: str | Path, split: str) -> Library:
     Parameters
     ----------
     place : a folder with structures_pack.npz.xz, index.csv, chains.csv, or a file that ``save_library`` wrote
-    split : "train", "holdout", or "crysformer": the entries of the published test fragments. No entry, no 30 %
-        sequence cluster and no stretch of 20 residues of "train" is in another
+    split : "train"; "holdout", for tests; "crysformer", the entries of the published test fragments; "validation",
+        what is left of the other clusters: small or less well refined entries, for whatever is fitted to a trained
+        network. No entry, no 30 % sequence cluster and no stretch of 20 residues of "train" or "validation" is in
+        another
 
     Raises
     ------
@@ -249,7 +256,7 @@ def _load_folder(folder: Path, split: str) -> Library:
     element, offset, b_factors = everything.elements(), everything.first, pack["b"]
     steps = pack["dx_hi"].astype(np.int16) * 256 + pack["dx_lo"]
 
-    closed = _closed_stretches(folder, pack) if split == "train" else set()
+    closed = _closed_stretches(folder, pack, split)
     taken = []
     for row in zip(*(pack[k] for k in ("entry", "chain", "chain_start", "chain_len", "chain_origin")), strict=True):
         e, ch, s, n, origin = row
@@ -278,13 +285,17 @@ def _stretches(aa: NDArray) -> set[bytes]:
     return {text[k : k + STRETCH] for k in range(len(text) - STRETCH + 1)}
 
 
-def _closed_stretches(folder: Path, pack: Mapping[str, NDArray]) -> set[bytes]:
-    """Runs of residues in entries that are never trained on: fusion partners escape the clustering of whole chains."""
+def _closed_stretches(folder: Path, pack: Mapping[str, NDArray], split: str) -> set[bytes]:
+    """Runs of residues that may not be in a split because of others: fusion partners escape the clustering of whole
+    chains."""
+    if split not in ("train", "validation"):
+        return set()
     with (folder / "index.csv").open(newline="") as f:
         barred = {row["id"] for row in csv.DictReader(f) if any(row[flag] == "1" for flag in BARRED)}
+    trained = _chains_of_split(folder, "train") if split == "validation" else {}
     aa, found = pack["aa"], set[bytes]()
-    for e, s, n in zip(pack["entry"], pack["chain_start"], pack["chain_len"], strict=True):
-        if e.decode() in barred:
+    for e, ch, s, n in zip(pack["entry"], pack["chain"], pack["chain_start"], pack["chain_len"], strict=True):
+        if e.decode() in barred or (e.decode(), ch.decode()) in trained:
             found |= _stretches(aa[s : s + n])
     return found
 

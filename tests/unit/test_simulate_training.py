@@ -353,14 +353,17 @@ def test_friedel_mates_share_a_place():
 # ---------------------------------------------------------------------------- the coordinates themselves
 
 
+SPLITS = ("train", "holdout", "crysformer", "validation")
+
+
 @pytest.fixture(scope="module")
 def coordinates(shared_data):
-    """Folder, and both libraries, the pack decompressed once."""
+    """Folder, and the libraries, the pack decompressed once."""
     folder = shared_data / "coordinates"
     patch = pytest.MonkeyPatch()
     patch.setattr(fragments.lzma, "decompress", functools.cache(lzma.decompress))
     try:
-        libraries = {split: load_library(folder, split) for split in ("train", "holdout", "crysformer")}
+        libraries = {split: load_library(folder, split) for split in SPLITS}
         pack = np.load(io.BytesIO(fragments.lzma.decompress((folder / "structures_pack.npz.xz").read_bytes())))
     finally:
         patch.undo()
@@ -375,15 +378,18 @@ def rows(path):
 @pytest.mark.shared
 def test_splits_share_nothing(coordinates):
     folder, libraries, _ = coordinates
-    train, holdout = (set(libraries[s].entry.tolist()) for s in ("train", "holdout"))
-    assert len(train) > 3000 and len(holdout) > 100
-    assert not train & holdout
+    train, holdout, validation = (set(libraries[s].entry.tolist()) for s in ("train", "holdout", "validation"))
+    assert len(train) > 3000 and len(holdout) > 100 and len(validation) > 200
+    assert not train & holdout and not validation & (train | holdout)
     clusters = {}
     for row in rows(folder / "chains.csv"):
         clusters.setdefault(row["entry"], set()).add(row["cluster30"])
     flags = {row["id"]: row for row in rows(folder / "index.csv")}
     for entry in train:
         for flag in ("holdout", "similar_to_measured_set", "crysformer_test", "antibody_set"):
+            assert flags[entry][flag] != "1", (entry, flag)
+    for entry in validation:
+        for flag in ("holdout", "similar_to_measured_set", "crysformer_test"):
             assert flags[entry][flag] != "1", (entry, flag)
     for entry in holdout:
         assert flags[entry]["holdout"] == "1"
@@ -404,6 +410,9 @@ def test_clusters_are_in_one_split_only(coordinates):
         }  # whole entries
     assert len(taken["train"]) > 1000
     assert not taken["train"] & taken["holdout"]
+    others = {c for s in ("train", "holdout", "crysformer") for c in taken[s]}
+    assert len(taken["validation"]) > 150
+    assert not taken["validation"] & others
 
 
 def stretches(sequence, length=20):
@@ -418,14 +427,16 @@ def sequences(library):
 
 @pytest.mark.shared
 def test_no_training_chain_shares_twenty_residues_with_what_is_judged_on(coordinates):
-    """Held-out entries, the published test fragments' entries, and the models of the measured sets."""
+    """Held-out entries, the published test fragments' entries, and the models of the measured sets; nor do those of the
+    validation split, that what is fitted to it may be judged on the others."""
     folder, libraries, _ = coordinates
-    trained = set().union(*(stretches(s) for s in sequences(libraries["train"])))
-    assert len(trained) > 500_000
+    runs = {split: set().union(*(stretches(s) for s in sequences(library))) for split, library in libraries.items()}
+    trained = runs["train"] | runs["validation"]
+    assert len(runs["train"]) > 500_000 and len(runs["validation"]) > 10_000
+    assert not runs["train"] & runs["validation"]
     for split in ("holdout", "crysformer"):
-        seen = set().union(*(stretches(s) for s in sequences(libraries[split])))
-        assert len(seen) > 10_000
-        assert not seen & trained, split
+        assert len(runs[split]) > 10_000
+        assert not runs[split] & trained, split
     measured = 0
     for path in sorted((folder.parent / "diffraction").rglob("*.pdb*")):
         model = gemmi.read_structure(str(path))
