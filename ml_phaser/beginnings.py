@@ -85,7 +85,7 @@ def fragment_road(
     )  # fmt: skip
     scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
     wanted = tuple(pieces) or tuple(library(sequences, room))
-    road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences)
+    road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences, options.seed)
     what = "the piece given" if pieces else "pieces of strand and helix"
     told = ", and completed with side chains of the sequence" if road.sequences else ""
     return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network{told}."]

@@ -68,8 +68,8 @@ class Piece:
 
     @property
     def grows(self) -> bool:
-        """Whether it is a chain, of alanine or of a known sequence, that can be built on."""
-        return bool(self.hinges) and (bool(self.sequence) or set(self.letters) == {"A"})
+        """Whether it is a chain, of alanine or of a known sequence, that can be built on; whole molecules are not."""
+        return bool(self.hinges) and (bool(self.sequence) or set(self.letters) == {"A"}) and "OXT" not in self.names
 
     @property
     def radius(self) -> float:
@@ -99,6 +99,22 @@ def of_peptide(label: str, peptide: Peptide) -> Piece:
     names = [n for n, k in zip(peptide.names, keep, strict=True) if k]
     elements = [e for e, k in zip(peptide.elements, keep, strict=True) if k]
     return piece(label, names, elements, peptide.residue[keep], peptide.sequence, peptide.xyz[keep], hinges)
+
+
+def whole(sequence: str) -> Piece:
+    """The molecule with nothing left out: a strand with the commonest rotamers."""
+    count = len(sequence)
+    peptide = build(sequence, [STRANDS[0]] * count, [likely(letter)[0] for letter in sequence], [180.0] * count)
+    made = piece(
+        f"the molecule {sequence}",
+        peptide.names,
+        peptide.elements,
+        peptide.residue,
+        sequence,
+        peptide.xyz,
+        peptide.hinges,
+    )
+    return replace(made, sequence=sequence)
 
 
 def polyalanine(count: int, phi_psi: tuple[float, float], label: str) -> Piece:

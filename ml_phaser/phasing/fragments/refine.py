@@ -12,10 +12,22 @@ from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import Poses
 
-TURN, MOVE, BEND = 0.008, 0.03, 0.008  # rad, A, rad of a first step: larger ones leave the optimum at 1.5 A
-COOLING = 0.97  # of the steps, each time
 MEMORY = (0.9, 0.999)  # of slopes and of their squares, a step later
-STIFFNESS = 0.006  # what a turn of one radian costs in correlation
+
+
+@dataclass(frozen=True)
+class Stride:
+    """First steps in rad, A and rad, what they shrink by each time, what a bond's turn of one radian costs in
+    correlation."""
+
+    turn: float
+    move: float
+    bend: float
+    cooling: float
+    stiffness: float
+
+
+FINE = Stride(turn=0.008, move=0.03, bend=0.008, cooling=0.97, stiffness=0.006)  # larger ones leave an optimum at 1.5 A
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +82,26 @@ def refine(
 
 def climb(
     scene: Scene, piece: Piece, xyz: torch.Tensor, shift: torch.Tensor, steps: int, *, bend: bool,
-    fixed: torch.Tensor | None = None,
+    fixed: torch.Tensor | None = None, stride: Stride = FINE,
 ) -> Fitted:  # fmt: skip
     """As ``refine``, from atoms (B, m, 3) in A about their places ``shift`` (B, 3)."""
     some = max(1, scene.together(len(piece)) // 2)
     done = [
-        _climb(scene, piece, x, s, steps, bend, fixed) for x, s in zip(xyz.split(some), shift.split(some), strict=True)
+        _climb(scene, piece, x, s, steps, bend, fixed, stride)
+        for x, s in zip(xyz.split(some), shift.split(some), strict=True)
     ]
     return Fitted(*(torch.cat([getattr(d, name) for d in done]) for name in ("xyz", "shift", "score")))
 
 
 def _climb(
     scene: Scene, piece: Piece, xyz: torch.Tensor, shift: torch.Tensor, steps: int, bend: bool,
-    fixed: torch.Tensor | None,
+    fixed: torch.Tensor | None, stride: Stride,
 ) -> Fitted:  # fmt: skip
     weight = torch.from_numpy(piece.weight).float().to(scene.device)
     hinges = piece.hinges if bend else ()
     turn, move = torch.zeros_like(shift, requires_grad=True), torch.zeros_like(shift, requires_grad=True)
     by = shift.new_zeros((len(shift), len(hinges)), requires_grad=True)
-    stepped = [(turn, TURN), (move, MOVE), *([(by, BEND)] if hinges else [])]
+    stepped = [(turn, stride.turn), (move, stride.move), *([(by, stride.bend)] if hinges else [])]
     mean, square = ([torch.zeros_like(x) for x, _ in stepped] for _ in range(2))
 
     def posed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -101,12 +114,12 @@ def _climb(
     for i in range(steps):
         now, there, score = posed()
         best = better((now, there, score), best)
-        slopes = torch.autograd.grad(STIFFNESS * by.pow(2).sum() - score.sum(), [x for x, _ in stepped])
+        slopes = torch.autograd.grad(stride.stiffness * by.pow(2).sum() - score.sum(), [x for x, _ in stepped])
         for (x, size), slope, m, v in zip(stepped, slopes, mean, square, strict=True):
             m.lerp_(slope, 1 - MEMORY[0])
             v.lerp_(slope.pow(2), 1 - MEMORY[1])
             rms = (v / (1 - MEMORY[1] ** (i + 1))).sqrt() + 1e-8
-            x.data -= size * COOLING**i / (1 - MEMORY[0] ** (i + 1)) * m / rms
+            x.data -= size * stride.cooling**i / (1 - MEMORY[0] ** (i + 1)) * m / rms
     with torch.no_grad():
         return Fitted(*better(posed(), best))
 

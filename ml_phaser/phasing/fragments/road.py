@@ -1,4 +1,4 @@
-"""The road from pieces to solutions: search, refine, judge, dress, grow, add copies, complete.
+"""The road from pieces to solutions: search, refine, judge, dress, grow, add copies, complete; small molecules whole.
 
 pieces --every pose--> best by E^2 --rigid, then bonds--> no clashes --the network predicts unseen reflections-->
 best --side chains? one more residue? another copy?--> judged again --density modification with the model in view-->
@@ -22,6 +22,7 @@ from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
+from ml_phaser.phasing.fragments.molecules import Wander, molecules
 from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
 from ml_phaser.phasing.fragments.scene import Scene
@@ -110,7 +111,8 @@ class Completed:
 class Road:
     """All that a search for fragments needs: see the module's picture.
 
-    room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known
+    room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known; seed : of
+        what is left to chance
     """
 
     scene: Scene
@@ -120,12 +122,13 @@ class Road:
     room: int
     d_min: float
     sequences: Sequence[str] = ()
+    seed: int = 0
     models: list[Model] = field(default_factory=list)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
     ) -> list[Completed]:
-        """Look at piece after piece for so long; the best models completed, best first.
+        """Look at small molecules whole, then at piece after piece, for so long; the best models completed, best first.
 
         After the search comes the time for side chains, for growing and for further copies, then for completing.
         """
@@ -134,6 +137,9 @@ class Road:
         def late(share: float = IMPROVING) -> bool:
             return now() - began > share * seconds
 
+        for molecule in molecules(self.sequences, self.room):
+            self.models += self.whole(molecule, late)
+            tell(min(SEARCHING, (now() - began) / seconds))
         for i, piece in enumerate(self.pieces):
             if late(SEARCHING) and self.models:
                 break
@@ -209,6 +215,12 @@ class Road:
             if all(abs(overlap(model.f, k.f)) < TWIN for k in kept):
                 kept.append(model)
         return kept
+
+    def whole(self, molecule: Piece, late: Callable[[], bool]) -> list[Model]:
+        """What a search for the whole molecule ends with, refined and judged."""
+        found = Wander.of(self.scene, self.spacegroup, molecule, self.seed).run(late)
+        fitted = climb(self.scene, molecule, found.xyz, found.shift, BENDING_STEPS, bend=True)
+        return self.judge_all(molecule, fitted, (), JUDGED)
 
     def placed(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> list[Model]:
         """The best poses of a piece beside what is in place, refined and judged."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,8 +78,7 @@ class Scene:
 
     def parts(self, xyz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """G (B, n, S) of atoms (B, m, 3) in A with scattering powers (m,)."""
-        angle = (2 * math.pi) * torch.einsum("nsi,bmi->bnsm", self.turned, xyz @ self.frac.T)
-        return torch.complex((angle.cos() * weight).sum(-1), (angle.sin() * weight).sum(-1))
+        return _Parts.apply(xyz @ self.frac.T, self.turned, weight)
 
     def total(self, parts: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """F (B, n) of parts (B, n, S) moved by ``shift`` (B, 3), fractions of the cell."""
@@ -127,3 +127,21 @@ class Scene:
                 least = torch.minimum(least, square.flatten(1).amin(1))
             best.append(least.sqrt())
         return torch.cat(best)
+
+
+class _Parts(torch.autograd.Function):
+    """G of atoms (B, m, 3), fractions of the cell. Its slope takes the sines and cosines that G has taken."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, turned: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        angle = (2 * math.pi * turned).reshape(-1, 3) @ x.transpose(1, 2)
+        cosine, sine = angle.cos(), angle.sin_()
+        ctx.save_for_backward(cosine, sine, turned, weight)
+        return torch.complex(cosine @ weight, sine @ weight).unflatten(1, turned.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cosine, sine, turned, weight = ctx.saved_tensors
+        slope = slope.flatten(1)[..., None]
+        by_angle = (cosine * slope.imag).addcmul_(sine, slope.real, value=-1)
+        return weight[:, None] * (by_angle.transpose(1, 2) @ (2 * math.pi * turned).reshape(-1, 3)), None, None
