@@ -20,6 +20,9 @@ FAMILIES: tuple[tuple[str, float, dict[str, Any]], ...] = (
 MOST_REFLECTIONS = 2500
 FINE = 1000  # number from which on crystals are small and diffract to 0.6-0.9 A, as small molecules do
 ATTEMPTS = 5
+GIVEN = (0.25, 0.95)  # map correlation of phases put in,
+WRONG = 0.3  # of which so many are not what they claim to be
+MEASURED_GIVEN = 2  # runs of a measured set that begin with phases put in
 
 
 @dataclass(frozen=True)
@@ -58,32 +61,39 @@ def cases(split: str, first: int, last: int) -> Iterator[Case]:
         if family in ("dialanine-1b", "dipeptide-12", "dipeptide-minimal"):
             settings["b"] = float(np.round(rng.uniform(8, 25), 1))
             settings["completeness"] = float(np.round(rng.uniform(0.9, 1.0), 2))
-        given = float(np.round(rng.uniform(0.25, 0.95), 2)) if rng.random() < 0.3 else None
+        given = float(np.round(rng.uniform(*GIVEN), 2)) if rng.random() < 0.3 else None
         case = Case(
             f"{split}-{number:04d}", split, family, int(rng.integers(2**31)), settings,
             str(rng.choice(["auto", "auto", "auto", "classical"])), float(rng.choice([0.5, 1.0, 2.0, 4.0])), given,
             float(rng.choice([1.0, 1.0, 0.5])) if given is not None else 1.0,
         )  # fmt: skip
-        if given is not None and rng.random() < 0.3:  # somebody else's wrong phases
-            wrong, claimed = float(np.round(rng.uniform(0.02, 0.6), 2)), float(np.round(rng.uniform(0.5, 0.95), 2))
-            case = replace(case, given=wrong, boast=1.0, claimed=claimed)
-        yield case
+        yield wrong(case, rng) if given is not None and rng.random() < WRONG else case
+
+
+def wrong(case: Case, rng: np.random.Generator) -> Case:
+    """Somebody else's phases, that promise what they do not keep."""
+    given, claimed = float(np.round(rng.uniform(0.02, 0.6), 2)), float(np.round(rng.uniform(0.5, 0.95), 2))
+    return replace(case, given=given, boast=1.0, claimed=claimed)
 
 
 def measured_cases(limit: float, names: list[str] | None = None, most: int = 20_000) -> Iterator[Case]:
-    """Measured sets with a final model and at most ``most`` reflections: from nothing, and from phases of the model
-    with errors, whose strength differs from set to set."""
+    """Measured sets with a final model and at most ``most`` reflections: from nothing, and twice from phases of the
+    model with errors, drawn like those of simulated crystals."""
     from benchmarks.measured import NOT_FINAL, read_sets
     from benchmarks.phasing.crystals import shared_data
 
-    for place, item in enumerate(read_sets(shared_data() / "diffraction")):
+    for item in read_sets(shared_data() / "diffraction"):
         if item.model is None or item.name in NOT_FINAL or (names and item.name not in names):
             continue
-        for given in (None, (0.4, 0.6, 0.8)[place % 3]):
-            yield Case(
-                f"measured-{item.name}" + ("" if given is None else f"-{given:.1f}"), "measured", item.name, 0,
-                {"most": most}, "auto", limit, given,
-            )  # fmt: skip
+        bare = Case(f"measured-{item.name}", "measured", item.name, 0, {"most": most}, "auto", limit, None)
+        yield bare
+        for draw in range(MEASURED_GIVEN):
+            rng = np.random.default_rng([zlib.crc32(item.name.encode()), draw])
+            given = float(np.round(rng.uniform(*GIVEN), 2))
+            honest = replace(
+                bare, name=f"{bare.name}-{draw}", seed=draw, given=given, boast=float(rng.choice([1.0, 1.0, 0.5]))
+            )
+            yield wrong(honest, rng) if rng.random() < WRONG else honest
 
 
 def crystal_of(case: Case, libraries: dict[str, Any]) -> tuple[Any, np.ndarray]:

@@ -20,6 +20,7 @@ from ml_phaser.phasing.calibration import CENTRIC, HIGHEST, OTHERS, PARTS, RISIN
 Floats = NDArray[np.float64]
 RIDGE = 1e-5
 BINS = 40  # of the evidence, before violators are pooled
+DIGITS = 5  # of what a table is entered by
 FOLDS = 8
 NAMES = (*OTHERS, *RISING)
 
@@ -145,12 +146,12 @@ def fit_table(rows: Sequence[Judged], names: Sequence[str], floors: Sequence[Flo
     b = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B", bounds=bounds).x
     raw = np.maximum(1 / (1 + np.exp(-x @ b)), floor)
     parts = np.array_split(np.argsort(raw, kind="stable"), BINS)
-    middle = np.array([np.average(raw[p], weights=w[p]) for p in parts])
+    middle = np.array([np.average(raw[p], weights=w[p]) for p in parts]).round(DIGITS)
     found = np.array([np.average(y[p], weights=w[p]) for p in parts])
     rising = isotonic_regression(found, weights=np.array([w[p].sum() for p in parts])).x
-    keep = np.concatenate([[True], np.diff(middle) > 1e-6])
+    keep = np.concatenate([[True], np.diff(middle) > 0])
     strength = {n: round(float(v), 4) for n, v in zip(names, b, strict=True)}
-    return Table(strength, np.round(middle[keep], 5), np.round(np.clip(rising[keep], 0.0, HIGHEST), 4))
+    return Table(strength, middle[keep], np.round(np.clip(rising[keep], 0.0, HIGHEST), 4))
 
 
 def calibrate(rows: Sequence[Judged], weights: str, about: dict[str, Any], names: Sequence[str] = NAMES) -> Calibration:
@@ -179,9 +180,10 @@ def fit_seeds(rows: Sequence[Judged], foms: Sequence[Floats]) -> dict[str, tuple
         p, right = quadrant(hl[some], centric[some], turn[some], bins=4 if parts == CENTRIC else int(parts))
         groups = np.array_split(np.argsort(p, kind="stable"), BINS)
         middle, found = (np.array([v[g].mean() for g in groups]) for v in (p, right))
-        keep = np.concatenate([[True], np.diff(middle) > 1e-6])
+        middle = middle.round(DIGITS)
+        keep = np.concatenate([[True], np.diff(middle) > 0])
         rising = isotonic_regression(found[keep]).x
-        out[parts] = np.round(middle[keep], 5), np.round(rising, 4)
+        out[parts] = middle[keep], np.round(rising, 4)
     return out
 
 

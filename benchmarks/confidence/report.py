@@ -19,11 +19,14 @@ from ml_phaser.phasing import confidence
 from ml_phaser.phasing.calibration import Evidence, read_calibration
 
 Floats = NDArray[np.float64]
+FINEST = 0.6  # A, to which crystals were simulated
+# Name, split, with or without phases put in, reflections to how many A
 GROUPS = (
-    ("held-out simulated", "holdout", None), ("of these, from nothing", "holdout", False),
-    ("of these, from phases put in", "holdout", True), ("measured", "measured", None),
-    ("of these, from nothing", "measured", False), ("of these, from phases put in", "measured", True),
-    ("fitted to (each left out in turn)", "validation", None),
+    ("held-out simulated", "holdout", None, 0.0), ("of these, from nothing", "holdout", False, 0.0),
+    ("of these, from phases put in", "holdout", True, 0.0), ("measured", "measured", None, 0.0),
+    (f"of these, to {FINEST} A", "measured", None, FINEST), ("of these, from nothing", "measured", False, 0.0),
+    ("of these, from phases put in", "measured", True, 0.0),
+    ("fitted to (each left out in turn)", "validation", None, 0.0),
 )  # fmt: skip
 
 
@@ -37,11 +40,11 @@ def report(store: Path, out: Path, picture: Path) -> None:
     foms["validation"] = crossed(runs["validation"])
     before = {s: [figures_of_merit(as_it_was(r), None) for r in rows] for s, rows in runs.items()}
     groups: list[dict[str, Any]] = []
-    for name, split, given in GROUPS:
+    for name, split, given, d_min in GROUPS:
         chosen = [i for i, r in enumerate(runs[split]) if given is None or (r.evidence.given is not None) == given]
         if not chosen:
             continue
-        rows = [runs[split][i] for i in chosen]
+        rows = [to(runs[split][i], d_min) for i in chosen]
         groups.append(
             {
                 "name": name, "split": split, "runs": len(rows),
@@ -57,6 +60,11 @@ def report(store: Path, out: Path, picture: Path) -> None:
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1, default=plain) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(text(groups, kinds, sets, worth.weights), encoding="utf-8")
     draw({g["name"]: g for g in groups if g["name"] in ("held-out simulated", "measured")}, picture)
+
+
+def to(row: Judged, d_min: float) -> Judged:
+    """With the reflections to ``d_min`` A."""
+    return dataclasses.replace(row, used=row.used & (row.evidence.d >= d_min))
 
 
 def as_it_was(row: Judged) -> Evidence:

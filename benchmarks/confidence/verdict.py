@@ -40,7 +40,7 @@ def model(which: str, rows: Sequence[Judged]) -> tuple[Predict, Floats]:
     """Probabilities (n,) as a function of the constants of ``phasing.confidence``, and where to begin."""
     held = np.array([max(r.about["own"]["held"], 4) for r in rows], dtype=float)
     if which == "given":
-        cautious = np.array([r.about["own"]["score"] for r in rows]) - 1 / np.sqrt(held)
+        cautious = np.array([max(r.about["own"]["score"], 0.0) for r in rows]) - 1 / np.sqrt(held)
         fom = np.array([np.clip(r.evidence.given.mean(), 0.02, 0.98) for r in rows])  # type: ignore[union-attr]
         x = np.column_stack([np.ones(len(rows)), cautious, np.log(fom / (1 - fom))])
         return lambda c: _sigmoid(x @ c), np.array([0.0, 5.0, 1.0])

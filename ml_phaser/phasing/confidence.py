@@ -22,9 +22,9 @@ Floats = NDArray[np.float64]
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 PIECES_BIAS, PER_MERIT = -6.0, 12.4  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
-NOISE, PIECES_SLOPE = 1.17, 0.51  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+NOISE, PIECES_SLOPE = 0.66, 0.64  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
-GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = 0.46, 4.68, 0.51  # for phases put in; docs/confidence.md
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.20, 5.94, 0.64  # for phases put in; docs/confidence.md
 SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around them that weigh as much as all
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
@@ -201,11 +201,10 @@ def tempered(odds: float, slope: float) -> float:
 
 def probability_of_given(score: float, held: int, fom: float) -> float:
     """Probability (0-1) of the verdict where phases were put in, whose mean figure of merit over all reflections is
-    ``fom`` (0-1); ``score`` and ``held`` as in ``log_odds_solved``."""
-    fom = min(max(fom, LEAST), 1 - LEAST)
-    return _probability(
-        GIVEN_BIAS + GIVEN_PER_SCORE * cautious(score, held) + GIVEN_PER_FOM * math.log(fom / (1 - fom))
-    )
+    ``fom`` (0-1); ``score`` and ``held`` as in ``log_odds_solved``. A score below zero is bad luck, no worse than
+    none."""
+    fom, sure = min(max(fom, LEAST), 1 - LEAST), cautious(max(score, 0.0), held)
+    return _probability(GIVEN_BIAS + GIVEN_PER_SCORE * sure + GIVEN_PER_FOM * math.log(fom / (1 - fom)))
 
 
 def judge(
