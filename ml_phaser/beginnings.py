@@ -56,7 +56,7 @@ def fragment_road(
         return None, None, []
     reasons = [
         (network is None or not learned, "the learned projection, which judges them, is not used"),
-        (not data.spacegroup.is_sohncke(), "no chiral molecule can crystallise in this space group"),
+        (not pieces and not data.spacegroup.is_sohncke(), "no chiral molecule can crystallise in this space group"),
         (not asked and data.d_min < FRAGMENTS_D_MIN, ""),
         (not asked and not FRAGMENTS_ROOM[0] <= room <= FRAGMENTS_ROOM[1], ""),
     ]

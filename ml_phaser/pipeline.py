@@ -147,10 +147,9 @@ def read_piece(options: Options) -> Piece | None:
     if options.xyzin is None:
         return None
     from ml_phaser.exchange import fragments
-    from ml_phaser.phasing.fragments.pieces import piece
+    from ml_phaser.phasing.fragments.pieces import of_user
 
-    chain = fragments.read_piece(options.xyzin)
-    return piece(options.xyzin.name, chain.names, chain.elements, chain.residue, chain.letters, chain.xyz)
+    return of_user(options.xyzin.name, fragments.read_piece(options.xyzin))
 
 
 def make_plan(

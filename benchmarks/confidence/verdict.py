@@ -36,6 +36,14 @@ def odds(row: Judged) -> float:
     return found if pieces is None else max(found, confidence.log_odds_of_pieces(pieces.merit))
 
 
+def enough(row: Judged) -> bool:
+    """Whether "solved" may be said."""
+    own = row.about["own"]
+    symmetry = math.nan if own["symmetry"] is None else own["symmetry"]
+    said = confidence.enough(own["score"], own["held"], symmetry, own["agreeing"], own["d_min"], placed(own))
+    return said or row.evidence.given is not None
+
+
 def model(which: str, rows: Sequence[Judged]) -> tuple[Predict, Floats]:
     """Probabilities (n,) as a function of the constants of ``phasing.confidence``, and where to begin."""
     held = np.array([max(r.about["own"]["held"], 4) for r in rows], dtype=float)
@@ -44,7 +52,7 @@ def model(which: str, rows: Sequence[Judged]) -> tuple[Predict, Floats]:
         fom = np.array([np.clip(r.evidence.given.mean(), 0.02, 0.98) for r in rows])  # type: ignore[union-attr]
         x = np.column_stack([np.ones(len(rows)), cautious, np.log(fom / (1 - fom))])
         return lambda c: _sigmoid(x @ c), np.array([0.0, 5.0, 1.0])
-    found, sure = np.array([odds(r) for r in rows]), math.log(confidence.SOLVED / (1 - confidence.SOLVED))
+    found, sure = np.array([odds(r) for r in rows]), confidence.SURE
 
     def predict(c: Floats) -> Floats:
         slope = 1 / np.sqrt(1 + c[0] ** 2 * confidence.PER_SCORE**2 / held) if which == "found" else c[0]
@@ -90,7 +98,7 @@ def words(p: Floats, rows: Sequence[Judged]) -> dict[str, Any]:
     y = (cc >= RIGHT).astype(float)
     sure = np.array([confidence.SOLVED if r.evidence.given is None else confidence.SOLVED_GIVEN for r in rows])
     hopeless = [confidence.NOT_SOLVED if r.evidence.given is None else confidence.NOT_SOLVED_GIVEN for r in rows]
-    solved, lost = p >= sure, p <= np.array(hopeless)
+    solved, lost = (p >= sure) & np.array([enough(r) for r in rows]), p <= np.array(hopeless)
 
     def names(which: NDArray[np.bool_]) -> list[str]:
         return [f"{rows[i].name} ({cc[i]:.2f})" for i in np.flatnonzero(which)]

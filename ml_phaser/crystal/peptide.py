@@ -86,11 +86,11 @@ def _hinges(sequence: str, chain: Chain) -> tuple[Hinge, ...]:
         for _, parent, second, _, _, _, chi, offset in side_chain(letter):
             if chi and offset == 0 and letter != "P":
                 turning.append((at[i, second], at[i, parent], letter not in "VTIL"))
-    return tuple(Hinge(a, b, _beyond(linked, a, b), jumps) for a, b, jumps in turning)
+    return tuple(Hinge(a, b, beyond(linked, a, b), jumps) for a, b, jumps in turning)
 
 
-def _beyond(linked: NDArray[np.bool_], near: int, far: int) -> NDArray[np.bool_]:
-    """Atoms on the far side of a bond, its far atom included."""
+def beyond(linked: NDArray[np.bool_], near: int, far: int) -> NDArray[np.bool_]:
+    """Atoms (n,) on the far side of a bond, its far atom included; ``linked`` : (n, n), of all bonds."""
     reached = np.zeros(len(linked), dtype=bool)
     reached[far] = True
     while True:

@@ -29,6 +29,8 @@ SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around 
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
+SURE = math.log(SOLVED / (1 - SOLVED))  # log-odds
+FEW = 30  # held-out reflections that are too few to trust at once
 SOLVED_GIVEN = 0.96  # where phases were put in, which may claim too much: wrong ones came to 0.95
 NOT_SOLVED_GIVEN = 0.05  # of maps from phases put in a quarter of those below 0.25 were right after all
 
@@ -188,6 +190,16 @@ def probability_right(
     return tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
 
 
+def enough(
+    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None
+) -> bool:
+    """Whether there is enough to say "solved": fewer than FEW reflections must say so with two errors of their score
+    taken off, since the luckiest of many starts was chosen by them. Parameters as in ``probability_right``."""
+    if held >= FEW or (placed is not None and log_odds_of_pieces(placed.merit) >= SURE):
+        return True
+    return log_odds_solved(score, held, symmetry, agreeing, d_min) - PER_SCORE / math.sqrt(max(held, 4)) >= SURE
+
+
 def tempered(odds: float, slope: float) -> float:
     """Probability (0-1) of the verdict, of the search's log-odds.
 
@@ -195,8 +207,7 @@ def tempered(odds: float, slope: float) -> float:
     no evidence against a map: the log-odds are drawn towards those of SOLVED, to ``slope`` times their distance
     (docs/confidence.md).
     """
-    sure = math.log(SOLVED / (1 - SOLVED))
-    return _probability(odds if odds >= sure else sure + slope * (odds - sure))
+    return _probability(odds if odds >= SURE else SURE + slope * (odds - SURE))
 
 
 def probability_of_given(score: float, held: int, fom: float) -> float:
@@ -215,9 +226,10 @@ def judge(
     pieces it comes from: their merit, or what decision 4 rests on, whichever says more; ``given`` is the mean figure of
     merit of phases that were put in."""
     if given is not None:
-        p = probability_of_given(score, held, given)
+        p, sure = probability_of_given(score, held, given), True
     else:
         p = probability_right(score, held, symmetry, agreeing, d_min, placed)
+        sure = enough(score, held, symmetry, agreeing, d_min, placed)
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
     if given is not None:
         facts += f", phases put in of mean figure of merit {given:.2f}"
@@ -230,7 +242,9 @@ def judge(
     if agreeing:
         facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
     if p >= (SOLVED if given is None else SOLVED_GIVEN):
-        return Verdict("solved", p, f"{facts}.")
+        if sure:
+            return Verdict("solved", p, f"{facts}.")
+        facts += f"; {held} reflections are too few to be sure"
     if p > (NOT_SOLVED if given is None else NOT_SOLVED_GIVEN):
         return Verdict("uncertain", p, f"{facts}: look at the map before building on it.")
     return Verdict("not solved", p, f"{facts}: the map is most likely wrong and unlikely to be traceable.")

@@ -191,6 +191,15 @@ def test_few_held_out_reflections_say_little_against_a_map() -> None:
     assert many < 0.02 < few < 0.5
 
 
+def test_few_reflections_must_be_surer() -> None:
+    """A flat molecule of eight atoms at 1.5 A: 0.70 on 27 reflections and three agreeing starts, all of them wrong."""
+    few, more = (judge(0.70, held, 0.51, 3, 1.5) for held in (27, 31))
+    assert few.word == "uncertain" and "27 reflections are too few" in few.reason and more.word == "solved"
+    assert SOLVED < few.probability < more.probability and "too few" not in more.reason
+    assert judge(0.98, 27, 0.51, 3, 1.2).word == "solved"
+    assert judge(0.70, 27, 0.51, 3, 1.5, pieces(0.8)).word == "solved"  # it is not they alone that say so
+
+
 def test_the_verdict_on_phases_given_rests_on_their_figures_of_merit_too() -> None:
     p = [probability_of_given(0.3, 60, fom) for fom in np.linspace(0, 1, 21)]
     assert p == sorted(p) and p[0] < 0.4 and p[-1] > 0.9 and all(0 < x < 1 for x in p)

@@ -63,17 +63,17 @@ def bonds_and_angles(xyz, bonds):
 
 
 def test_which_molecules_are_looked_for_whole():
-    (one,) = molecules.molecules(["GS"], 11)
+    (one,) = molecules.molecules([], ["GS"], 11)
     assert one.label == "the molecule GS" and "OXT" in one.names and not one.grows
     assert len(one) == 11 and len(one.hinges) == len(build("GS", [(0, 0)] * 2, [(), (60,)], [180.0] * 2).hinges)
-    assert molecules.molecules(["GS"], 40) == []  # there is more in the crystal
-    assert molecules.molecules(["GS", "GS"], 22) == []
-    assert molecules.molecules(["MVGGVVSS"], 60) == []  # too many bonds that turn
-    assert molecules.molecules(["GX"], 11) == [] and molecules.molecules(["G"], 5) == []
+    assert molecules.molecules([], ["GS"], 40) == []  # there is more in the crystal
+    assert molecules.molecules([], ["GS", "GS"], 22) == []
+    assert molecules.molecules([], ["MVGGVVSS"], 60) == []  # too many bonds that turn
+    assert molecules.molecules([], ["GX"], 11) == [] and molecules.molecules([], ["G"], 5) == []
 
 
 def test_conformers_are_peptides_of_many_shapes():
-    some, again = (conformers("RS", 30, np.random.default_rng(1)) for _ in range(2))
+    some, again = (conformers(whole("RS"), 30, np.random.default_rng(1)) for _ in range(2))
     assert np.array_equal(some, again)
     bonds = build("RS", [(0, 0)] * 2, [(0,) * 4, (60,)], [180.0] * 2).bonds
     lengths = bonds_and_angles(some, bonds)

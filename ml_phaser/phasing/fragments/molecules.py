@@ -20,15 +20,14 @@ from scipy.spatial.transform import Rotation
 
 from ml_phaser.crystal.peptide import build
 from ml_phaser.crystal.rotamers import ROTAMERS, likely
-from ml_phaser.phasing.fragments.pieces import Piece, whole
-from ml_phaser.phasing.fragments.refine import Fitted, Stride, about, better, climb
+from ml_phaser.phasing.fragments.pieces import MOST_HINGES, Piece, whole
+from ml_phaser.phasing.fragments.refine import Fitted, Stride, about, bent, better, climb
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import PEAKS, Translations
 
 # phi, psi in degrees: where residues are found
 SHAPES = ((-120, 130), (-140, 150), (-95, 120), (-62, -42), (-70, 145), (-85, 5), (57, 40))
 SPREAD = 15.0  # degrees about those, and about rotamers
-MOST_HINGES = 16  # bonds that turn: with more, minutes do not do
 LEAST = 0.6  # of the room there is must the molecule take
 SIDE_BY_SIDE, STEPS = 64, 20  # molecules, and steps of a climb
 DRAWN = 8  # molecules of which one is begun with, the one that fits best
@@ -42,12 +41,13 @@ LEAD, SETTLED = 0.2, 10  # correlation over the median, and rounds without a gai
 Floats = NDArray[np.float64]
 
 
-def molecules(sequences: Sequence[str], room: int) -> list[Piece]:
-    """The peptide of the sequence, if it is all there is room for and has few enough bonds that turn; else none."""
-    if len(sequences) != 1 or len(sequences[0]) < 2 or not set(sequences[0]) <= set(ROTAMERS):
-        return []
-    molecule = whole(sequences[0])
-    return [molecule] if len(molecule.hinges) <= MOST_HINGES and len(molecule) >= LEAST * room else []
+def molecules(pieces: Sequence[Piece], sequences: Sequence[str], room: int) -> list[Piece]:
+    """The user's molecule among the pieces, or the peptide of the sequence, if it is all there is room for and has few
+    enough bonds that turn; else none."""
+    found = [p for p in pieces if p.given]
+    if not found and len(sequences) == 1 and len(sequences[0]) > 1 and set(sequences[0]) <= set(ROTAMERS):
+        found = [whole(sequences[0])]
+    return [m for m in found if 0 < len(m.hinges) <= MOST_HINGES and len(m) >= LEAST * room]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class Wander:
     def anew(self, count: int) -> Fitted:
         """Molecules that fit best of DRAWN times as many in any shape and orientation, each at the optimum next to
         it."""
-        xyz = self.tensor(conformers(self.molecule.letters, DRAWN * count, self.rng))
+        xyz = self.tensor(conformers(self.molecule, DRAWN * count, self.rng))
         shift, score = self.placed(xyz)
         chosen = score.argsort(descending=True)[:count]
         return self.climbed(xyz[chosen], shift[chosen])
@@ -140,19 +140,26 @@ class Wander:
         return torch.where(self.tensor(moving)[..., None], there, xyz)
 
 
-def conformers(sequence: str, count: int, rng: np.random.Generator) -> Floats:
-    """Whole peptides (count, m, 3) in A about their mean, in common shapes and rotamers, turned anyhow."""
-    found = []
-    for _ in range(count):
-        shapes = np.array(SHAPES)[rng.integers(len(SHAPES), size=len(sequence))]
-        shapes = shapes + SPREAD * rng.normal(size=shapes.shape)
-        rotamers = [likely(letter) for letter in sequence]
-        chis = [np.array(r[rng.integers(len(r))]) for r in rotamers]
-        chis = [chi + SPREAD * rng.normal(size=len(chi)) for chi in chis]
-        pairs = [(float(phi), float(psi)) for phi, psi in shapes]
-        xyz = build(sequence, pairs, [chi.tolist() for chi in chis], [180.0] * len(sequence)).xyz
-        found.append(Rotation.from_quat(rng.normal(size=4)).apply(xyz - xyz.mean(0)))
-    return np.array(found)
+def conformers(molecule: Piece, count: int, rng: np.random.Generator) -> Floats:
+    """Molecules (count, m, 3) in A about their mean, turned anyhow: peptides in common shapes and rotamers, the user's
+    with every bond turned anyhow."""
+    if molecule.given:
+        by = torch.from_numpy(rng.uniform(-math.pi, math.pi, (count, len(molecule.hinges))))
+        made = bent(torch.from_numpy(molecule.xyz).expand(count, -1, -1), molecule.hinges, by).numpy()
+    else:
+        made = np.stack([_peptide(molecule.letters, rng) for _ in range(count)])
+    turn = Rotation.from_quat(rng.normal(size=(count, 4))).as_matrix()
+    return np.asarray(np.einsum("bij,bmj->bmi", turn, made - made.mean(1, keepdims=True)))
+
+
+def _peptide(sequence: str, rng: np.random.Generator) -> Floats:
+    shapes = np.array(SHAPES)[rng.integers(len(SHAPES), size=len(sequence))]
+    shapes = shapes + SPREAD * rng.normal(size=shapes.shape)
+    rotamers = [likely(letter) for letter in sequence]
+    chis = [np.array(r[rng.integers(len(r))]) for r in rotamers]
+    chis = [chi + SPREAD * rng.normal(size=len(chi)) for chi in chis]
+    pairs = [(float(phi), float(psi)) for phi, psi in shapes]
+    return build(sequence, pairs, [chi.tolist() for chi in chis], [180.0] * len(sequence)).xyz
 
 
 def _angles(count: int, rng: np.random.Generator) -> Floats:

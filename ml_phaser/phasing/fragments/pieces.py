@@ -10,8 +10,10 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.bonds import hinges
 from ml_phaser.crystal.peptide import Hinge, Peptide, build
 from ml_phaser.crystal.rotamers import ROTAMERS, likely
+from ml_phaser.outcome import Chain
 
 # phi, psi in degrees. Real strands differ more from each other than a search at 1.5 A forgives.
 STRANDS = ((-120.0, 130.0), (-140.0, 140.0), (-135.0, 150.0), (-110.0, 120.0))
@@ -40,6 +42,8 @@ SHAPES: dict[int, tuple[tuple[float, ...], ...]] = {
 }  # fmt: skip
 LITTLE = 30  # atoms there is room for: below, pieces of three residues come first
 SLACK = 1.2  # times the room, which is an estimate, may a piece have
+MOST_HINGES = 16  # bonds of a molecule that turn: with more, minutes do not do
+LARGEST_LIMP = 100  # atoms of a model whose bonds turn: larger ones are parts of proteins
 SHORTEST, LONGEST, STRETCHES = 2, 5, 3  # residues of stretches of a sequence, and how many are searched for
 
 
@@ -50,6 +54,7 @@ class Piece:
     names, elements : (m,); residue : (m,) number from 0; letters : of the residues
     xyz : (m, 3) A, centred; weight : (m,) electrons; hinges : bonds that may turn
     sequence, first : of the chain it is part of, and which residue of that it begins with; empty where it is not known
+    given : it is the user's
     """
 
     label: str
@@ -62,14 +67,17 @@ class Piece:
     hinges: tuple[Hinge, ...] = ()
     sequence: str = ""
     first: int = 0
+    given: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def grows(self) -> bool:
-        """Whether it is a chain, of alanine or of a known sequence, that can be built on; whole molecules are not."""
-        return bool(self.hinges) and (bool(self.sequence) or set(self.letters) == {"A"}) and "OXT" not in self.names
+        """Whether it is a chain, of alanine or of a known sequence, that can be built on; whole molecules are not, nor
+        are the user's."""
+        chain = bool(self.hinges) and (bool(self.sequence) or set(self.letters) == {"A"})
+        return chain and not self.given and "OXT" not in self.names
 
     @property
     def radius(self) -> float:
@@ -85,6 +93,14 @@ def piece(
     z = np.array([gemmi.Element(e).atomic_number for e in elements], dtype=float)
     centred = xyz - (z[:, None] * xyz).sum(0) / z.sum()
     return Piece(label, tuple(names), tuple(elements), residue, letters, centred, z, tuple(hinges))
+
+
+def of_user(label: str, chain: Chain) -> Piece:
+    """A model of the user's; its bonds turn if it is not large."""
+    turning = hinges(chain.elements, chain.xyz) if len(chain.names) <= LARGEST_LIMP else ()
+    turning = turning if len(turning) <= MOST_HINGES else ()
+    made = piece(label, chain.names, chain.elements, chain.residue, chain.letters, chain.xyz, turning)
+    return replace(made, given=True)
 
 
 def of_peptide(label: str, peptide: Peptide) -> Piece:

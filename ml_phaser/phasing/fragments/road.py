@@ -137,7 +137,7 @@ class Road:
         def late(share: float = IMPROVING) -> bool:
             return now() - began > share * seconds
 
-        for molecule in molecules(self.sequences, self.room):
+        for molecule in molecules(self.pieces, self.sequences, self.room):
             self.models += self.whole(molecule, late)
             tell(min(SEARCHING, (now() - began) / seconds))
         for i, piece in enumerate(self.pieces):
@@ -283,7 +283,7 @@ class Road:
 
     def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
         """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best."""
-        clash = CLASH_DRESSED if piece.sequence else CLASH
+        clash = CLASH_DRESSED if piece.sequence or piece.given else CLASH
         fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > clash).nonzero()[:, 0])
         fitted = best_of(fitted, len(fitted))
         found: list[Model] = []
