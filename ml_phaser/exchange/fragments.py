@@ -11,22 +11,44 @@ import numpy as np
 from ml_phaser.atomic import atomic
 from ml_phaser.crystal.amino_acids import THREE_LETTERS
 from ml_phaser.errors import UserError
+from ml_phaser.exchange.model import read_model
 from ml_phaser.outcome import Chain, Fragments
 
-MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 MOST_ATOMS = 2000
+HALF = 0.499  # occupancy
 B_ISO = 15.0  # A^2, of atoms whose B nobody has refined
 
 
 def read_piece(path: Path) -> Chain:
-    """The first model of a coordinate file without hydrogens, waters and alternative conformers but the first.
+    """The first model of a coordinate file (PDB, mmCIF, small-molecule CIF, .ins, .res) without hydrogens, waters and
+    alternatives: of macromolecules the first is kept, of small molecules what has an occupancy of a half or more.
 
     Raises UserError for a file that cannot be read, has no atoms, or more than MOST_ATOMS.
     """
-    try:
-        structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"cannot be read ({str(error).splitlines()[0]})", f"xyzin {path}", "PDB or mmCIF") from None
+    model = read_model(path)
+    if isinstance(model.structure, gemmi.Structure):
+        found = _macromolecule(model.structure)
+    else:
+        sites = [s for s in model.structure.sites if not s.element.is_hydrogen and s.occ >= HALF]
+        xyz = np.array([model.cell.orthogonalize(s.fract).tolist() for s in sites]).reshape(-1, 3)
+        found = Chain(
+            tuple(s.label for s in sites),
+            tuple(s.element.name for s in sites),
+            np.zeros(len(sites), dtype=int),
+            "X",
+            xyz,
+        )
+    if not found.names:
+        raise UserError("has no atoms to place", f"xyzin {path}", "a file of a few residues, or of the molecule")
+    if len(found.names) > MOST_ATOMS:
+        raise UserError(
+            f"has {len(found.names)} atoms, {MOST_ATOMS} at most can be placed", f"xyzin {path}",
+            "a part of it, or phaser",
+        )  # fmt: skip
+    return found
+
+
+def _macromolecule(structure: gemmi.Structure) -> Chain:
     structure.remove_alternative_conformations()
     structure.remove_hydrogens()
     structure.remove_waters()
@@ -40,13 +62,7 @@ def read_piece(path: Path) -> Chain:
                 elements.append(atom.element.name)
                 residue.append(len(letters) - 1)
                 xyz.append(atom.pos.tolist())
-    if not names:
-        raise UserError("has no atoms to place", f"xyzin {path}", "a PDB or mmCIF file of a few residues")
-    if len(names) > MOST_ATOMS:
-        raise UserError(
-            f"has {len(names)} atoms, {MOST_ATOMS} at most can be placed", f"xyzin {path}", "a part of it, or phaser"
-        )
-    return Chain(tuple(names), tuple(elements), np.array(residue), letters, np.array(xyz, dtype=np.float64))
+    return Chain(tuple(names), tuple(elements), np.array(residue, dtype=int), letters, np.array(xyz).reshape(-1, 3))
 
 
 def write_fragments(path: Path, placed: Fragments, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> None:
