@@ -293,6 +293,27 @@ def test_pieces_written_are_read_back(tmp_path, strand, suffix):
     assert np.abs(back.xyz[:20] - chain.xyz).max() < 1e-3
 
 
+def test_small_molecule_files_are_pieces_too(tmp_path):
+    small = gemmi.SmallStructure()
+    small.cell, small.spacegroup_hm = gemmi.UnitCell(7, 8, 9, 90, 100, 90), "P 1 21/c 1"
+    for label, element, x, occ in (
+        ("C1", "C", 0.1, 1.0), ("O2", "O", 0.3, 1.0), ("H1", "H", 0.2, 1.0), ("C3A", "C", 0.5, 0.6),
+        ("C3B", "C", 0.6, 0.4),
+    ):  # fmt: skip
+        site = gemmi.SmallStructure.Site()
+        site.label, site.element, site.fract, site.occ = (
+            label,
+            gemmi.Element(element),
+            gemmi.Fractional(x, 0.2, 0.3),
+            occ,
+        )
+        small.add_site(site)
+    (tmp_path / "one.cif").write_text(small.make_cif_block().as_string())
+    found = read_piece(tmp_path / "one.cif")
+    assert found.names == ("C1", "O2", "C3A") and found.elements == ("C", "O", "C") and found.letters == "X"
+    assert np.allclose(found.xyz[1], small.cell.orthogonalize(gemmi.Fractional(0.3, 0.2, 0.3)).tolist(), atol=1e-3)
+
+
 def test_pieces_that_cannot_be_read(tmp_path):
     for name, text in (
         ("no.pdb", "HEADER    NOTHING\n"),

@@ -1,6 +1,7 @@
 """Small molecules whole: jumps keep their geometry, places are the best, the search ends at the truth."""
 
 import itertools
+from pathlib import Path
 
 import gemmi
 import numpy as np
@@ -12,10 +13,14 @@ from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
 from ml_phaser.crystal.reflections import Amplitudes, Source
-from ml_phaser.phasing.fragments import molecules
+from ml_phaser.outcome import Chain
+from ml_phaser.parameters import Options
+from ml_phaser.phasing.fragments import molecules, road
 from ml_phaser.phasing.fragments.molecules import Wander, conformers
-from ml_phaser.phasing.fragments.pieces import whole
+from ml_phaser.phasing.fragments.pieces import of_user, whole
+from ml_phaser.phasing.fragments.refine import Fitted
 from ml_phaser.phasing.fragments.scene import Scene, _Parts
+from ml_phaser.plan import plan_phasing
 
 CELL = gemmi.UnitCell(5.6, 9.2, 10.4, 90, 97, 90)
 GROUP = gemmi.SpaceGroup("P 1 21 1")
@@ -80,6 +85,51 @@ def test_conformers_are_peptides_of_many_shapes():
     assert np.allclose(lengths, lengths[0], atol=1e-6)
     ends = np.linalg.norm(some[:, 0] - some[:, -1], axis=1)
     assert np.ptp(ends) > 2 and np.allclose(some.mean(1), 0, atol=1e-9)
+
+
+def user_chain():
+    """``truth`` as a user's file would give it, in another shape."""
+    peptide = build("GS", [(-60.0, -40.0), (-120.0, 150.0)], [(), (-60.0,)], [180.0, 176.0])
+    return Chain(peptide.names, peptide.elements, peptide.residue, "GS", peptide.xyz)
+
+
+def test_the_users_molecule_goes_before_the_sequence():
+    mine = of_user("mine", user_chain())
+    assert mine.given and not mine.grows and 0 < len(mine.hinges) <= molecules.MOST_HINGES
+    assert molecules.molecules([mine], ["GS"], 11) == [mine]
+    assert molecules.molecules([mine], [], 30) == []
+    rigid = of_user("ring", Chain(("A", "B"), ("C", "C"), np.zeros(2, int), "X", np.array([[0.0, 0, 0], [1.5, 0, 0]])))
+    assert rigid.hinges == () and molecules.molecules([rigid], [], 2) == []
+    long = build("K" * 6, [(-120.0, 130.0)] * 6, [(-65.0, 180.0, 180.0, 180.0)] * 6, [180.0] * 6)
+    assert of_user("long", Chain(long.names, long.elements, long.residue, "K" * 6, long.xyz)).hinges == ()
+
+
+def test_shapes_of_the_users_molecule_keep_its_rings_and_bonds():
+    mine = of_user("mine", user_chain())
+    some = conformers(mine, 20, np.random.default_rng(2))
+    bonds = build("GS", [(0, 0)] * 2, [(), (60,)], [180.0] * 2).bonds
+    assert np.allclose(bonds_and_angles(some, bonds), bonds_and_angles(mine.xyz, bonds), atol=1e-6)
+    assert np.ptp(np.linalg.norm(some[:, 0] - some[:, -1], axis=1)) > 1
+
+
+@pytest.mark.parametrize("known", ["sequence", "molecule"])
+def test_the_road_looks_for_the_molecule_first(known, monkeypatch):
+    """Through the plan: what is found is a model like others, judged and ranked."""
+    data, _ = crystal()
+    options = Options(*(Path(name) for name in "abcd"), starts="auto", threads=1)
+    mine = (of_user("mine", user_chain()),) if known == "molecule" else ()
+    plan = plan_phasing(data, normalise(data), options, pieces=mine, sequences=("GS",))
+    xyz = torch.from_numpy(truth()[1]).float()[None]
+    middle = xyz.mean(1)
+    found = Fitted(xyz - middle[:, None], middle @ plan.road.scene.frac.T, torch.zeros(1))
+    seen = []
+    monkeypatch.setattr(road, "CLASH_DRESSED", 0.5)  # this crystal is no real one
+    monkeypatch.setattr(Wander, "run", lambda search, stop: seen.append(search.molecule) or found)
+    plan.road.travel(1.0, lambda share: None)
+    assert len(seen) == 1 and seen[0].given == bool(mine)
+    best = plan.road.ranked()[0]
+    assert best.label == ("mine" if mine else "the molecule GS") and best.fit > 0.9
+    assert np.sqrt(((best.bodies[0].xyz.numpy() - xyz[0].numpy()) ** 2).sum(1).mean()) < 0.2
 
 
 def test_jumps_turn_bonds_and_nothing_else(search):
