@@ -94,7 +94,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "xyzin",
         "input",
-        "your own piece, or molecule, to place: PDB, mmCIF, CIF or .res [strands and helices]",
+        "your own piece, or molecule, to place: PDB, CIF or .res [strands and helices]",
         caption="Piece to place",
         group="starts",
     ),
