@@ -34,12 +34,14 @@ def measure(task: tuple[str, int]) -> dict[str, Any]:
     from benchmarks.fragments import GROUPS, Case, of_random_atoms
     from benchmarks.phasing.entrants import options
     from ml_phaser import pipeline
+    from ml_phaser.phasing.fragments.pieces import STRANDS, polyalanine
     from ml_phaser.plan import plan_phasing
 
     group, atoms = task
     crystal = of_random_atoms(Case("atoms", "0", None, group, D_MIN, atoms // GROUPS[group], 0))
     normalised = pipeline.normalise(crystal.data)
-    plan = plan_phasing(crystal.data, normalised, options(60.0, 0, "auto"))
+    strand = polyalanine(4, STRANDS[0], "strand of 4")
+    plan = plan_phasing(crystal.data, normalised, options(60.0, 0, "auto"), pieces=(strand,))
     road = plan.road
     if road is None:
         sys.exit(f"no pieces can be placed in {group} with {atoms} atoms")

@@ -20,7 +20,7 @@ from ml_phaser.networks.domain import Domain, outside
 from ml_phaser.networks.runtime import Runtime
 from ml_phaser.networks.store import Card, bundled_one_shot, load_one_shot
 from ml_phaser.parameters import Options
-from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library
+from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library, molecules
 from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.search import Entrant
@@ -54,9 +54,12 @@ def fragment_road(
     asked = options.starts == "fragments" or bool(pieces)
     if options.starts == "random":
         return None, None, []
+    wanted = tuple(pieces) or tuple(library(sequences, room))
+    too_large = not wanted and not molecules((), sequences, room)
     reasons = [
         (network is None or not learned, "the learned projection, which judges them, is not used"),
         (not pieces and not data.spacegroup.is_sohncke(), "no chiral molecule can crystallise in this space group"),
+        (too_large, f"none is small enough for the {room} atoms there is room for"),
         (not asked and data.d_min < FRAGMENTS_D_MIN, ""),
         (not asked and not FRAGMENTS_ROOM[0] <= room <= FRAGMENTS_ROOM[1], ""),
     ]
@@ -84,7 +87,6 @@ def fragment_road(
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
     )  # fmt: skip
     scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
-    wanted = tuple(pieces) or tuple(library(sequences, room))
     road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences, options.seed)
     what = "the piece given" if pieces else "pieces of strand and helix"
     told = ", and completed with side chains of the sequence" if road.sequences else ""

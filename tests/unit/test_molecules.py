@@ -1,5 +1,6 @@
 """Small molecules whole: jumps keep their geometry, places are the best, the search ends at the truth."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
 from ml_phaser.crystal.reflections import Amplitudes, Source
+from ml_phaser.errors import UserError
 from ml_phaser.outcome import Chain
 from ml_phaser.parameters import Options
-from ml_phaser.phasing.fragments import molecules, road
+from ml_phaser.phasing.fragments import pieces, road
 from ml_phaser.phasing.fragments.molecules import Wander, conformers
 from ml_phaser.phasing.fragments.pieces import of_user, whole
 from ml_phaser.phasing.fragments.refine import Fitted
@@ -68,13 +70,13 @@ def bonds_and_angles(xyz, bonds):
 
 
 def test_which_molecules_are_looked_for_whole():
-    (one,) = molecules.molecules([], ["GS"], 11)
+    (one,) = pieces.molecules([], ["GS"], 11)
     assert one.label == "the molecule GS" and "OXT" in one.names and not one.grows
     assert len(one) == 11 and len(one.hinges) == len(build("GS", [(0, 0)] * 2, [(), (60,)], [180.0] * 2).hinges)
-    assert molecules.molecules([], ["GS"], 40) == []  # there is more in the crystal
-    assert molecules.molecules([], ["GS", "GS"], 22) == []
-    assert molecules.molecules([], ["MVGGVVSS"], 60) == []  # too many bonds that turn
-    assert molecules.molecules([], ["GX"], 11) == [] and molecules.molecules([], ["G"], 5) == []
+    assert pieces.molecules([], ["GS"], 40) == []  # there is more in the crystal
+    assert pieces.molecules([], ["GS", "GS"], 22) == []
+    assert pieces.molecules([], ["MVGGVVSS"], 60) == []  # too many bonds that turn
+    assert pieces.molecules([], ["GX"], 11) == [] and pieces.molecules([], ["G"], 5) == []
 
 
 def test_conformers_are_peptides_of_many_shapes():
@@ -95,11 +97,11 @@ def user_chain():
 
 def test_the_users_molecule_goes_before_the_sequence():
     mine = of_user("mine", user_chain())
-    assert mine.given and not mine.grows and 0 < len(mine.hinges) <= molecules.MOST_HINGES
-    assert molecules.molecules([mine], ["GS"], 11) == [mine]
-    assert molecules.molecules([mine], [], 30) == []
+    assert mine.given and not mine.grows and 0 < len(mine.hinges) <= pieces.MOST_HINGES
+    assert pieces.molecules([mine], ["GS"], 11) == [mine]
+    assert pieces.molecules([mine], [], 30) == []
     rigid = of_user("ring", Chain(("A", "B"), ("C", "C"), np.zeros(2, int), "X", np.array([[0.0, 0, 0], [1.5, 0, 0]])))
-    assert rigid.hinges == () and molecules.molecules([rigid], [], 2) == []
+    assert rigid.hinges == () and pieces.molecules([rigid], [], 2) == []
     long = build("K" * 6, [(-120.0, 130.0)] * 6, [(-65.0, 180.0, 180.0, 180.0)] * 6, [180.0] * 6)
     assert of_user("long", Chain(long.names, long.elements, long.residue, "K" * 6, long.xyz)).hinges == ()
 
@@ -179,3 +181,18 @@ def test_slopes_of_structure_factors_are_those_of_finite_differences():
     rng = np.random.default_rng(0)
     x, turned, weight = (torch.from_numpy(rng.normal(size=s)) for s in ((2, 5, 3), (4, 2, 3), (5,)))
     assert torch.autograd.gradcheck(lambda a: _Parts.apply(a, turned, weight), x.requires_grad_())
+
+
+def test_where_nothing_is_small_enough_nothing_is_begun_with():
+    """Room for twelve atoms: no piece of three residues; a sequence of two is a molecule."""
+    cell = gemmi.UnitCell(5.0, 8.0, 10.4, 90, 97, 90)
+    hkl = gemmi.make_miller_array(cell, GROUP, 1.4)
+    hkl = hkl[~np.asarray(GROUP.operations().systematic_absences(hkl), dtype=bool)]
+    f = np.random.default_rng(0).rayleigh(10, len(hkl))
+    data = Amplitudes(hkl.astype(np.int32), f, 0.05 * f, cell, GROUP, Source("made", "test", {}, "amplitude"))
+    auto = Options(*(Path(name) for name in "abcd"), threads=1)
+    assert pieces.library((), 11) == [] and plan_phasing(data, normalise(data), auto).road is None
+    with pytest.raises(UserError, match="none is small enough for the 11 atoms"):
+        plan_phasing(data, normalise(data), dataclasses.replace(auto, starts="fragments"))
+    known = plan_phasing(data, normalise(data), dataclasses.replace(auto, starts="fragments"), sequences=("GS",))
+    assert known.road is not None and known.road.sequences == ("GS",)

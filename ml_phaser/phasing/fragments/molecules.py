@@ -9,7 +9,7 @@ a jump counts if that is better, or not much worse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gemmi
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ml_phaser.crystal.peptide import build
-from ml_phaser.crystal.rotamers import ROTAMERS, likely
-from ml_phaser.phasing.fragments.pieces import MOST_HINGES, Piece, whole
+from ml_phaser.crystal.rotamers import likely
+from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.refine import Fitted, Stride, about, bent, better, climb
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import PEAKS, Translations
@@ -28,7 +28,6 @@ from ml_phaser.phasing.fragments.search import PEAKS, Translations
 # phi, psi in degrees: where residues are found
 SHAPES = ((-120, 130), (-140, 150), (-95, 120), (-62, -42), (-70, 145), (-85, 5), (57, 40))
 SPREAD = 15.0  # degrees about those, and about rotamers
-LEAST = 0.6  # of the room there is must the molecule take
 SIDE_BY_SIDE, STEPS = 64, 20  # molecules, and steps of a climb
 DRAWN = 8  # molecules of which one is begun with, the one that fits best
 WIDE = Stride(turn=0.06, move=0.12, bend=0.12, cooling=0.96, stiffness=0.0)
@@ -39,15 +38,6 @@ RENEWED, EVERY = 16, 4  # molecules that begin anew, and after how many rounds
 LEAD, SETTLED = 0.2, 10  # correlation over the median, and rounds without a gain, that tell the search is done
 
 Floats = NDArray[np.float64]
-
-
-def molecules(pieces: Sequence[Piece], sequences: Sequence[str], room: int) -> list[Piece]:
-    """The user's molecule among the pieces, or the peptide of the sequence, if it is all there is room for and has few
-    enough bonds that turn; else none."""
-    found = [p for p in pieces if p.given]
-    if not found and len(sequences) == 1 and len(sequences[0]) > 1 and set(sequences[0]) <= set(ROTAMERS):
-        found = [whole(sequences[0])]
-    return [m for m in found if 0 < len(m.hinges) <= MOST_HINGES and len(m) >= LEAST * room]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +75,7 @@ class Wander:
         return best
 
     def tensor(self, a: NDArray) -> torch.Tensor:
+        """An array where the scene is, real numbers in single precision."""
         return torch.from_numpy(a.astype(np.float32) if a.dtype == np.float64 else a).to(self.scene.device)
 
     def climbed(self, xyz: torch.Tensor, shift: torch.Tensor) -> Fitted:

@@ -43,6 +43,7 @@ SHAPES: dict[int, tuple[tuple[float, ...], ...]] = {
 LITTLE = 30  # atoms there is room for: below, pieces of three residues come first
 SLACK = 1.2  # times the room, which is an estimate, may a piece have
 MOST_HINGES = 16  # bonds of a molecule that turn: with more, minutes do not do
+MOST_OF = 0.6  # of the room there is must a molecule take to be searched for whole
 LARGEST_LIMP = 100  # atoms of a model whose bonds turn: larger ones are parts of proteins
 SHORTEST, LONGEST, STRETCHES = 2, 5, 3  # residues of stretches of a sequence, and how many are searched for
 
@@ -188,3 +189,12 @@ def library(sequences: Sequence[str] = (), room: int | None = None) -> list[Piec
         *map(turn, TURNS), *helices[2:], *strands[3], *([] if little else shapes[3]), *strands[6],
     ]  # fmt: skip
     return [p for p in found if room is None or len(p) <= SLACK * room]
+
+
+def molecules(pieces: Sequence[Piece], sequences: Sequence[str], room: int) -> list[Piece]:
+    """The user's molecule among the pieces, or the peptide of the sequence, if it is all there is room for and has few
+    enough bonds that turn; else none."""
+    found = [p for p in pieces if p.given]
+    if not found and len(sequences) == 1 and len(sequences[0]) > 1 and set(sequences[0]) <= set(ROTAMERS):
+        found = [whole(sequences[0])]
+    return [m for m in found if 0 < len(m.hinges) <= MOST_HINGES and len(m) >= MOST_OF * room]

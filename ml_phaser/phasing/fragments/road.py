@@ -22,8 +22,8 @@ from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
-from ml_phaser.phasing.fragments.molecules import Wander, molecules
-from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.fragments.molecules import Wander
+from ml_phaser.phasing.fragments.pieces import Piece, molecules
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import distinct, orientations, search, wanted
