@@ -54,16 +54,15 @@ def fragment_road(
     asked = options.starts == "fragments" or bool(pieces)
     if options.starts == "random":
         return None, None, []
-    wanted = tuple(pieces) or tuple(library(sequences, room))
-    too_large = not wanted and not molecules((), sequences, room)
     reasons = [
         (network is None or not learned, "the learned projection, which judges them, is not used"),
         (not pieces and not data.spacegroup.is_sohncke(), "no chiral molecule can crystallise in this space group"),
-        (too_large, f"none is small enough for the {room} atoms there is room for"),
         (not asked and data.d_min < FRAGMENTS_D_MIN, ""),
         (not asked and not FRAGMENTS_ROOM[0] <= room <= FRAGMENTS_ROOM[1], ""),
     ]
-    for hit, why in reasons:
+    wanted = tuple(pieces) if pieces or any(hit for hit, _ in reasons) else tuple(library(sequences, room))
+    too_large = not wanted and not molecules((), sequences, room)
+    for hit, why in (*reasons, (too_large, f"none is small enough for the {room} atoms there is room for")):
         if hit and asked:
             raise UserError(f"no pieces can be placed: {why}", "starts fragments", "starts auto")
         if hit:
