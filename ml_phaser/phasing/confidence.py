@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 # it was fitted and on what.
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
-PIECES_BIAS, PER_MERIT = -6.0, 12.4  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
-NOISE, PIECES_SLOPE = 0.66, 0.64  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
+NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
 GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.20, 5.94, 0.64  # for phases put in; docs/confidence.md
 SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around them that weigh as much as all
