@@ -27,21 +27,23 @@ def kind(row: Judged) -> str:
     return "pieces" if row.about["own"].get("fragments") else "found"
 
 
+def reckoned(own: dict[str, Any]) -> tuple[float, int, float, int, float]:
+    """What the search's reckoning takes of a solution."""
+    symmetry = math.nan if own["symmetry"] is None else own["symmetry"]
+    return own["score"], own["held"], symmetry, own["agreeing"], own["d_min"]
+
+
 def odds(row: Judged) -> float:
     """The search's log-odds."""
     own = row.about["own"]
-    symmetry = math.nan if own["symmetry"] is None else own["symmetry"]
-    found = confidence.log_odds_solved(own["score"], own["held"], symmetry, own["agreeing"], own["d_min"])
-    pieces = placed(own)
+    found, pieces = confidence.log_odds_solved(*reckoned(own)), placed(own)
     return found if pieces is None else max(found, confidence.log_odds_of_pieces(pieces.merit))
 
 
 def enough(row: Judged) -> bool:
     """Whether "solved" may be said."""
     own = row.about["own"]
-    symmetry = math.nan if own["symmetry"] is None else own["symmetry"]
-    said = confidence.enough(own["score"], own["held"], symmetry, own["agreeing"], own["d_min"], placed(own))
-    return said or row.evidence.given is not None
+    return row.evidence.given is not None or confidence.enough(*reckoned(own), placed(own))
 
 
 def model(which: str, rows: Sequence[Judged]) -> tuple[Predict, Floats]:
