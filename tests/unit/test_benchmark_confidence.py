@@ -9,6 +9,7 @@ from scipy.stats import vonmises
 
 from benchmarks.confidence import verdict
 from benchmarks.confidence.crystals import FINE, cases
+from benchmarks.confidence.fit import fit_seeds
 from benchmarks.confidence.measures import equal_count, equal_width, expected_error, largest_gap, quadrant
 from benchmarks.confidence.rows import judged
 from ml_phaser.crystal.agreement import move
@@ -105,3 +106,18 @@ def test_the_verdict_that_is_fitted_is_the_one_that_is_used() -> None:
     constants = np.array([confidence.GIVEN_BIAS, confidence.GIVEN_PER_SCORE, confidence.GIVEN_PER_FOM])
     p = verdict.model("given", given)[0](constants)  # type: ignore[arg-type]
     assert p == pytest.approx([confidence.probability_of_given(s, 60, fom) for s in (-0.1, 0.6) for fom in (0.1, 0.9)])
+
+
+def test_entries_of_a_table_that_are_equal_when_rounded_are_kept_once() -> None:
+    """As the program that reads it wants: figures of merit that differ by less than a table tells apart."""
+    n = 4000
+    rng = np.random.default_rng(4)
+
+    class Row:
+        best, turn = rng.uniform(-np.pi, np.pi, n), rng.normal(size=n)
+        used, centric = np.ones(n, dtype=bool), np.arange(n) % 2 == 0
+
+    tables = fit_seeds([Row()], [0.5 + 2e-4 * rng.random(n)])  # type: ignore[list-item]
+    assert all(
+        len(raw) > 1 and (np.diff(raw) > 0).all() and (np.diff(right) >= 0).all() for raw, right in tables.values()
+    )
