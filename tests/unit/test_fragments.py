@@ -85,7 +85,7 @@ def test_orientations_are_rotations_and_cover_them_evenly():
 
 
 def test_larger_pieces_want_more_orientations():
-    counts = [wanted(r, d) for r, d in ((3.0, 2.0), (3.0, 1.5), (5.0, 1.5))]
+    counts = [wanted(r, d, 2) for r, d in ((3.0, 2.0), (3.0, 1.5), (5.0, 1.5))]
     assert counts == sorted(counts) and counts[0] < counts[-1]
 
 

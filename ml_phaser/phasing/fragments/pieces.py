@@ -1,8 +1,9 @@
-"""What is searched for: strands, helices and turns of poly-alanine, stretches of a known sequence, or a model of the
-user's."""
+"""What is searched for: strands, helices, hairpins and turns of poly-alanine, stretches of a known sequence, or a model
+of the user's."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from ml_phaser.crystal.bonds import hinges
 from ml_phaser.crystal.peptide import Hinge, Peptide, build
 from ml_phaser.crystal.rotamers import ROTAMERS, likely
 from ml_phaser.outcome import Chain
+from ml_phaser.phasing.fragments.shapes import HAIRPINS, SHAPES
 
 # phi, psi in degrees. Real strands differ more from each other than a search at 1.5 A forgives.
 STRANDS = ((-120.0, 130.0), (-140.0, 140.0), (-135.0, 150.0), (-110.0, 120.0))
@@ -24,24 +26,9 @@ TURNS = {
     "I": ((-60.0, -30.0), (-90.0, 0.0)), "II": ((-60.0, 120.0), (80.0, 0.0)),
     "I'": ((60.0, 30.0), (90.0, 0.0)), "II'": ((60.0, -120.0), (-80.0, 0.0)),
 }  # fmt: skip
-# The commonest shapes of three and of four residues in proteins: psi of the first, phi and psi of those between, phi
-# and psi of the last. Each is the middle of stretches within 0.5 and 0.6 A r.m.s.d.; together they hold 76 and 61 % of
-# all (`python -m benchmarks.conformations`, entries of the training split).
-SHAPES: dict[int, tuple[tuple[float, ...], ...]] = {
-    3: (
-        (-29, -79, -28, -72, -29), (123, -99, 134, -110, 151), (146, -77, -16, -84, -32), (157, -67, 128, -69, -28),
-        (-14, -100, 125, -67, 147), (149, -108, 163, -83, 160), (143, -108, 4, -150, 172), (-45, -80, -5, 60, 33),
-        (-4, -117, 130, -105, 123), (-18, -87, -5, -102, 113), (135, -130, 143, -125, 149), (63, -76, 146, -84, -49),
-    ),
-    4: (
-        (-25, -59, -45, -67, -38, -65, -41), (134, -98, 143, -122, 131, -104, 130), (128, -82, 161, -77, 139, -69, 152),
-        (116, -97, 153, -64, -23, -84, 9), (18, -99, 154, -121, 124, -114, 146), (152, -84, 115, -119, 152, -90, 141),
-        (110, -66, -18, -85, -17, -77, 147), (-42, -69, -29, -102, 13, 62, 41), (128, -120, 133, -96, 128, -67, -9),
-        (-11, -82, -2, -108, 154, -108, 144), (-44, -78, -19, 64, 51, -136, 162), (16, 58, 28, -85, 140, -77, 139),
-    ),
-}  # fmt: skip
 LITTLE = 30  # atoms there is room for: below, pieces of three residues come first
 SLACK = 1.2  # times the room, which is an estimate, may a piece have
+PER_RESIDUE = 6.5  # atoms of it that the side chains of longer pieces will need, for each residue
 MOST_HINGES = 16  # bonds of a molecule that turn: with more, minutes do not do
 MOST_OF = 0.6  # of the room there is must a molecule take to be searched for whole
 LARGEST_LIMP = 100  # atoms of a model whose bonds turn: larger ones are parts of proteins
@@ -175,20 +162,29 @@ def shape(torsions: Sequence[float], label: str) -> Piece:
 
 
 def library(sequences: Sequence[str] = (), room: int | None = None) -> list[Piece]:
-    """Strands and helices of several lengths, stretches of the sequences where those are known, turns, and the
-    commonest shapes of main chain: those to be found and told first come first.
+    """Strands, helices and hairpins of several lengths, stretches of the sequences where those are known, turns, and
+    the commonest shapes of main chain: one of each kind in turn, those to be found and told first before the others.
 
     room : atoms the asymmetric unit has place for; pieces that are larger are left out
     """
     strands = {n: [polyalanine(n, t, f"strand of {n}, {t[0]:.0f} {t[1]:.0f}") for t in STRANDS] for n in (3, 4, 5, 6)}
     helices = [polyalanine(n, t, f"helix of {n}") for n in (8, 5, 12) for t in HELICES]
     shapes = {n: [shape(t, f"shape {i} of {n}") for i, t in enumerate(SHAPES[n], 1)] for n in SHAPES}
+    pins = {n: [shape(t, f"hairpin {i} of {n}") for i, t in enumerate(HAIRPINS[n], 1)] for n in HAIRPINS}
     own, little = stretches(sequences), room is not None and room < LITTLE
-    found = [
-        *(shapes[3] if little else []), *strands[4], *own[:1], *helices[:2], *own[1:], *strands[5], *shapes[4][2:],
-        *map(turn, TURNS), *helices[2:], *strands[3], *([] if little else shapes[3]), *strands[6],
-    ]  # fmt: skip
-    return [p for p in found if room is None or len(p) <= SLACK * room]
+    kinds = (
+        [*strands[4], *strands[5]], own, helices, pins[8], [*shapes[6][1:], *shapes[4][2:]], pins[10],
+        [*pins[6], *map(turn, TURNS)],
+    )  # fmt: skip
+    mixed = [p for some in itertools.zip_longest(*kinds) for p in some if p is not None]
+    found = [*shapes[3], *mixed, *strands[3]] if little else [*mixed, *strands[3], *shapes[3], *strands[6]]
+    return [p for p in found if room is None or fits(p, room)]
+
+
+def fits(piece: Piece, room: int) -> bool:
+    """Whether there is place for a piece, and for the side chains of one that is longer than most."""
+    residues = len(piece.letters)
+    return len(piece) <= SLACK * room and (residues <= LONGEST or residues * PER_RESIDUE <= room)
 
 
 def molecules(pieces: Sequence[Piece], sequences: Sequence[str], room: int) -> list[Piece]:

@@ -85,6 +85,8 @@ def climb(
     fixed: torch.Tensor | None = None, stride: Stride = FINE,
 ) -> Fitted:  # fmt: skip
     """As ``refine``, from atoms (B, m, 3) in A about their places ``shift`` (B, 3)."""
+    if not len(xyz):
+        return Fitted(xyz, shift, shift.new_zeros(0))
     some = max(1, scene.together(len(piece)) // 2)
     done = [
         _climb(scene, piece, x, s, steps, bend, fixed, stride)

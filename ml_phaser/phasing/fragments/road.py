@@ -1,7 +1,8 @@
 """The road from pieces to solutions: search, refine, judge, dress, grow, add copies, complete; small molecules whole.
 
-pieces --every pose--> best by E^2 --rigid, then bonds--> no clashes --the network predicts unseen reflections-->
-best --side chains? one more residue? another copy?--> judged again --density modification with the model in view-->
+pieces --a quick look, the likeliest first; every pose--> best by E^2 --rigid, then bonds--> no clashes --the network
+predicts unseen reflections--> best --side chains? one more residue? another copy?--> judged again --density
+modification with the model in view-->
 solutions
 """
 
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import gemmi
 import numpy as np
@@ -26,11 +28,14 @@ from ml_phaser.phasing.fragments.molecules import Wander
 from ml_phaser.phasing.fragments.pieces import Piece, molecules
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
 from ml_phaser.phasing.fragments.scene import Scene
-from ml_phaser.phasing.fragments.search import distinct, orientations, search, wanted
+from ml_phaser.phasing.fragments.search import Poses, distinct, orientations, search, wanted
 from ml_phaser.structure_factors.direct import structure_factors
 
-SEARCHED, HOPEFUL = 150, 60  # poses of a piece refined as rigid bodies, a little and further,
-BENT, JUDGED = 40, 12  # with torsions, and judged
+SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so many, reflections, poses refined,
+TRIED = 8  # and then with torsions
+SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
+BENT, JUDGED = 24, 12  # with torsions, and judged
+EAGER = 3  # of which before other pieces have been searched for
 HURRIED = 2  # poses judged, and models completed, when the time is up
 REGISTERS = 3  # places in the sequence, of all that a chain can have, whose side chains are judged
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement,
@@ -45,12 +50,15 @@ PEER = 0.04  # none of which has a merit so much less
 TWIN = 0.95  # overlap from which on two poses are one
 SAME = 0.6  # map correlation from which on two models are one solution
 
-SEARCHING, IMPROVING = 0.6, 0.85  # of the time, until pieces are searched for, and until models are added to
+# of the time, until pieces are looked at, until what is seen of them is tried, until they are searched for, and until
+# models are added to
+GLANCING, TRYING, SEARCHING, IMPROVING = 0.3, 0.4, 0.6, 0.85
 
 CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
+Late = Callable[[float], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +138,8 @@ class Road:
     ) -> list[Completed]:
         """Look at small molecules whole, then at piece after piece, for so long; the best models completed, best first.
 
-        After the search comes the time for side chains, for growing and for further copies, then for completing.
+        A quick look at every piece tells which to search for first. After the search comes the time for side chains,
+        for growing and for further copies, then for completing.
         """
         began = now()
 
@@ -140,11 +149,11 @@ class Road:
         for molecule in molecules(self.pieces, self.sequences, self.room):
             self.models += self.whole(molecule, late)
             tell(min(SEARCHING, (now() - began) / seconds))
-        for i, piece in enumerate(self.pieces):
-            if late(SEARCHING) and self.models:
-                break
-            self.models += self.placed(piece, (), lambda: late(SEARCHING))
-            tell(min(1.0, max((i + 1) / len(self.pieces) * SEARCHING, (now() - began) / seconds)))
+        self.look_for(
+            self.promising(late) if len(self.pieces) > 1 else self.pieces,
+            late,
+            lambda done: tell(max(done, min(1.0, (now() - began) / seconds))),
+        )
         before, after = ([self.dress], [self.dress_grown]) if self.sequences else ([], [])
         for step in (*before, self.grow, self.add_copies, *after):
             for model in self.ranked()[:BEST]:
@@ -222,21 +231,79 @@ class Road:
         fitted = climb(self.scene, molecule, found.xyz, found.shift, BENDING_STEPS, bend=True)
         return self.judge_all(molecule, fitted, (), JUDGED)
 
-    def placed(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> list[Model]:
-        """The best poses of a piece beside what is in place, refined and judged."""
-        known = self.fixed(fixed)
-        turns = orientations(wanted(piece.radius, self.d_min))
-        poses = search(self.scene, self.spacegroup, piece, turns, 2 * SEARCHED, known, stop)
+    def promising(self, late: Late) -> list[Piece]:
+        """The pieces in the order in which they are worth searching for: by what the judge says of the best pose of a
+        quick look, then, where there was no time for that, by its fit."""
+        seen: dict[int, Fitted] = {}
+        for i, piece in enumerate(self.pieces):
+            if late(GLANCING):
+                break
+            seen[i] = self.glance(piece)
+        fits = {i: float(fitted.score.max()) if len(fitted) else -1.0 for i, fitted in seen.items()}
+        judged: dict[int, float] = {}
+        for i in sorted(seen, key=lambda i: -fits[i]):
+            if late(TRYING):
+                break
+            first = best_of(seen[i], TRIED)
+            fitted = climb(self.scene, self.pieces[i], first.xyz, first.shift, BENDING_STEPS, bend=True)
+            found = self.judge_all(self.pieces[i], fitted, (), 1)
+            self.models += found
+            judged[i] = max((m.judged for m in found), default=-1.0)
+        rank = sorted(range(len(self.pieces)), key=lambda i: (-judged.get(i, -2.0), -fits.get(i, -2.0)))
+        return [self.pieces[i] for i in rank]
+
+    def glance(self, piece: Piece) -> Fitted:
+        """The best poses of few orientations of a piece, a little refined, on the reflections that tell most."""
+        poses = search(self.outline, self.spacegroup, piece, self.turns(piece)[::SCOUTS], 2 * SCOUTED)
+        poses = self.free(piece, poses, (), SCOUTED)
+        return refine(self.outline, piece, poses, FIRST_STEPS, bend=False)
+
+    def look_for(self, pieces: Sequence[Piece], late: Late, tell: Callable[[float], None]) -> None:
+        """Search for piece after piece and judge the poses that fit best, then, in the same order, more of them."""
+        searched: list[tuple[Piece, Fitted, list[Model]]] = []
+        for i, piece in enumerate(pieces):
+            if late(SEARCHING) and self.models:
+                return
+            fitted = self.fitted(piece, (), lambda: late(SEARCHING))
+            found = self.judge_all(piece, fitted, (), HURRIED if late(SEARCHING) else EAGER)
+            searched.append((piece, fitted, found))
+            self.models += found
+            tell((i + 1) / len(pieces) * SEARCHING)
+        for piece, fitted, found in searched:
+            if late(SEARCHING):
+                return
+            self.models += self.judge_all(piece, fitted, (), JUDGED, found)
+
+    @cached_property
+    def outline(self) -> Scene:
+        """The reflections of a first look."""
+        return self.scene.outline(OUTLINE)
+
+    def turns(self, piece: Piece) -> Floats:
+        """Orientations (k, 3, 3) of a piece that are worth trying."""
+        return orientations(wanted(piece.radius, self.d_min, len(self.scene.rot)))
+
+    def free(self, piece: Piece, poses: Poses, fixed: Sequence[Body], most: int) -> Poses:
+        """The first poses that do not overlap with copies of themselves and what is in place."""
         atoms = torch.from_numpy(piece.xyz).float().to(self.scene.device)
         there = torch.einsum("bij,mj->bmi", poses.turn, atoms)
-        poses = poses.take((self.contact(there, poses.shift, fixed) > OVERLAP).nonzero()[:, 0][:SEARCHED])
-        if not len(poses):
-            return []
+        return poses.take((self.contact(there, poses.shift, fixed) > OVERLAP).nonzero()[:, 0][:most])
+
+    def placed(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> list[Model]:
+        """The best poses of a piece beside what is in place, refined and judged."""
+        fitted = self.fitted(piece, fixed, stop)
+        return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
+
+    def fitted(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> Fitted:
+        """The best poses of a piece beside what is in place, refined; with torsions while there is time."""
+        known = self.fixed(fixed)
+        poses = search(self.scene, self.spacegroup, piece, self.turns(piece), 2 * SEARCHED, known, stop)
+        poses = self.free(piece, poses, fixed, SEARCHED)
         fitted = best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
         fitted = best_of(climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT)
-        if not stop():
-            fitted = climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
-        return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
+        if stop():
+            return fitted
+        return climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
 
     def dress(self, model: Model, late: Callable[[], bool]) -> None:
         """Give the bodies of a model the side chains of the sequence, one body after the other, where the density that
@@ -281,18 +348,23 @@ class Road:
         target = np.sqrt(self.scene.value.clamp_min(0).cpu().numpy()) * np.exp(1j * np.angle(f[rows]))
         return torch.from_numpy(target.astype(np.complex64)).to(self.scene.device) * self.scene.epsilon.sqrt()
 
-    def judge_all(self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int) -> list[Model]:
-        """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best."""
+    def judge_all(
+        self, piece: Piece, fitted: Fitted, fixed: tuple[Body, ...], most: int, before: Sequence[Model] = ()
+    ) -> list[Model]:
+        """Models of the poses that clash with nothing, each kind of map once, the ``most`` that fit best; without
+        those judged ``before``."""
         clash = CLASH_DRESSED if piece.sequence or piece.given else CLASH
         fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > clash).nonzero()[:, 0])
         fitted = best_of(fitted, len(fitted))
-        found: list[Model] = []
+        found = list(before)
         for xyz, shift, fit in zip(fitted.xyz, fitted.shift, fitted.score, strict=True):
+            if len(found) >= most:
+                break
             bodies = (*fixed, Body(piece, xyz + shift @ self.scene.orth.T))
             f = self.model_factors(bodies)
-            if len(found) < most and all(abs(overlap(f, m.f)) < TWIN for m in found):
+            if all(abs(overlap(f, m.f)) < TWIN for m in found):
                 found.append(Model(bodies, float(fit), self.judge.score(f), f))
-        return found
+        return found[len(before) :]
 
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
         """Place the first piece, as it has become, again, as long as there is room and the judge approves."""

@@ -8,7 +8,8 @@ translation in a factor: that makes searching translations cheap (Navaza & Verno
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ml_phaser.crystal.reflections import Amplitudes
 
 LARGEST = 12.0  # E^2 counted as no more: one reflection must not decide
 PAIRS = 2**23  # atom-reflection-operator triples held at once
+CORNERS = 13  # points along each edge of a cell, to see which images of an atom can be near
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,16 @@ class Scene:
             tensor(np.array(data.cell.orth.mat)), tensor(rot), tensor(tran), tensor(images),
         )  # fmt: skip
 
+    def outline(self, most: int) -> Scene:
+        """The scene of the reflections that tell most of a pose, those whose E^2 is furthest from 1."""
+        told = self.weight * (self.value - 1).abs()
+        some = told.topk(min(most, len(told))).indices.sort().values
+        weight = self.weight[some]
+        return replace(
+            self, rows=self.rows[some.cpu().numpy()], turned=self.turned[some], phasor=self.phasor[some],
+            value=self.value[some], weight=weight / weight.sum(), epsilon=self.epsilon[some],
+        )  # fmt: skip
+
     @property
     def device(self) -> torch.device:
         return self.value.device
@@ -109,24 +121,38 @@ class Scene:
         ``among``, the first so many atoms are another molecule, and distances within the rest do not count."""
         x = xyz @ self.frac.T + shift[:, None]
         m = x.shape[1]
+        metric = self.orth.T @ self.orth
+        code = torch.tensor([100.0, 10.0, 1.0], device=x.device)  # tells the images of ``images`` apart
         best = []
         for some in x.split(max(1, PAIRS // (m * m * len(self.images)))):
             least = some.new_full((len(some),), math.inf)
             for s in range(len(self.rot)):
                 copy = some @ self.rot[s].T + self.tran[s]
                 apart = some[:, :, None] - copy[:, None]  # (b, m, m, 3)
-                apart = apart - apart.round()
-                square = ((apart[..., None, :] + self.images) @ self.orth.T).pow(2).sum(-1)  # (b, m, m, images)
+                cells = apart.round()
+                apart = apart - cells
+                images = self.images if s == 0 else self.nearby
+                along = apart @ metric
+                square = (apart * along).sum(-1, keepdim=True) + 2 * along @ images.T  # (b, m, m, images)
+                square += torch.einsum("ki,ij,kj->k", images, metric, images)
                 if s == 0:
-                    own = torch.zeros_like(square, dtype=torch.bool)
-                    same = (apart[..., None, :] + self.images) - (some[:, :, None] - some[:, None])[..., None, :]
-                    own = same.abs().amax(-1) < 1e-3  # the molecule itself, not an image of it
+                    own = (cells @ code)[..., None] == images @ code  # the molecule itself, not an image of it
                     if among:
                         own[:, :among, among:] = own[:, among:, :among] = False
                     square = square.masked_fill(own, math.inf)
                 least = torch.minimum(least, square.flatten(1).amin(1))
-            best.append(least.sqrt())
+            best.append(least.clamp_min(0).sqrt())
         return torch.cat(best)
+
+    @cached_property
+    def nearby(self) -> torch.Tensor:
+        """The images (k, 3) that can be nearer than where rounding to whole cells takes an atom: without centring and
+        oblique angles only that itself."""
+        edge = torch.linspace(-0.5, 0.5, CORNERS, device=self.device)
+        apart = torch.cartesian_prod(edge, edge, edge)
+        square = ((apart[:, None] + self.images) @ self.orth.T).pow(2).sum(-1)
+        itself = (self.images == 0).all(-1)
+        return self.images[itself | (square < square[:, itself] * (1 - 1e-5)).any(0)]
 
 
 class _Parts(torch.autograd.Function):

@@ -26,7 +26,7 @@ from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.scene import Scene
 
 STEP = 1.1  # A: how far an atom at the piece's radius moves from one orientation to the next
-FEWEST, MOST = 1500, 20_000  # orientations
+FEWEST, MOST = 3000, 40_000  # orientations, counted with those that operators of the group make of them
 PEAKS = 3  # translations kept of an orientation
 
 
@@ -61,10 +61,11 @@ def orientations(count: int) -> NDArray[np.float64]:
     ], 1)  # fmt: skip
 
 
-def wanted(radius: float, d_min: float) -> int:
-    """Orientations worth trying for a piece of ``radius`` A at ``d_min`` A: the volume of SO(3), 8 pi^2, in cells."""
+def wanted(radius: float, d_min: float, operators: int) -> int:
+    """Orientations worth trying for a piece of ``radius`` A at ``d_min`` A: twice the volume of SO(3), 8 pi^2, in
+    cells, shared among the operators of the group, each of which makes another of every one."""
     angle = STEP * max(d_min, 1.5) / 1.5 / max(radius, 2.0)
-    return int(np.clip(8 * np.pi**2 / angle**3, FEWEST, MOST))
+    return round(float(np.clip(2 * 8 * np.pi**2 / angle**3, FEWEST, MOST)) / operators)
 
 
 @dataclass(frozen=True, eq=False)
