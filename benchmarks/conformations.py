@@ -133,7 +133,7 @@ def ideal(xyz: Floats) -> list[int]:
         own = np.array([at[r, name] for r in range(count) for name in MAIN])
         return np.asarray((superposed(own, xyz) - xyz).ravel())
 
-    found = least_squares(off, np.array(torsions(xyz), dtype=float), diff_step=1e-3, x_scale=10.0).x
+    found = least_squares(off, np.array(torsions(xyz), dtype=float), method="lm", diff_step=1e-3).x
     return [round(t) for t in (found + 180) % 360 - 180]
 
 

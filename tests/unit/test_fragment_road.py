@@ -212,6 +212,42 @@ def packed(way: Road, piece: pieces.Piece, fixed: tuple[Body, ...], seed: int) -
     raise AssertionError("no room")
 
 
+@pytest.fixture(scope="module")
+def pinned() -> tuple[Road, list[pieces.Piece]]:
+    """A road in a crystal of a hairpin, which is the last of its pieces."""
+    some = [p for p in pieces.library() if p.label in ("helix of 5", "strand of 4, -120 130", "hairpin 3 of 8")]
+    some.sort(key=lambda p: p.label.startswith("hairpin"))
+    cell = gemmi.UnitCell(15.0, 13.0, 17.0, 90, 98, 90)
+    empty = road_of(made([some[-1].xyz], some[-1].weight, cell)[0], some, 60)
+    _, xyz = packed(empty, some[-1], (), 1)
+    return road_of(made([xyz], some[-1].weight, cell)[0], some, 60), some
+
+
+def test_the_likeliest_piece_is_searched_for_first(pinned: tuple[Road, list[pieces.Piece]]) -> None:
+    way, some = pinned
+    way.models = []
+    assert way.promising(lambda share: False)[0] is some[-1]
+    assert way.ranked()[0].label == some[-1].label and len(way.models) == len(some)
+
+
+def test_without_the_time_to_try_a_quick_look_decides(pinned: tuple[Road, list[pieces.Piece]]) -> None:
+    way, some = pinned
+    way.models = []
+    assert way.promising(lambda share: share == road.TRYING)[0] is some[-1]
+    assert way.promising(lambda share: True) == some and way.models == []
+
+
+def test_more_poses_are_judged_when_every_piece_has_been_searched(pinned: tuple[Road, list[pieces.Piece]]) -> None:
+    way, some = pinned
+    way.models, told = [], []
+    way.look_for(some[:1] * 2, lambda share: len(way.models) >= road.EAGER + 1, told.append)
+    early = len(way.models)
+    assert road.EAGER < early <= 2 * road.EAGER and told == [0.5 * road.SEARCHING, road.SEARCHING]
+    way.models = []
+    way.look_for(some[:1] * 2, lambda share: False, told.append)
+    assert 2 * road.EAGER < len(way.models) <= 2 * road.JUDGED
+
+
 @pytest.mark.parametrize("room", [45, 30])
 def test_a_second_copy_is_added_where_there_is_room(strand: pieces.Piece, room: int, monkeypatch) -> None:
     cell = gemmi.UnitCell(12.0, 11.0, 19.0, 90, 98, 90)

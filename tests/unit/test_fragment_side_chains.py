@@ -208,7 +208,7 @@ def test_the_library_knows_turns_and_the_sequence() -> None:
     assert np.allclose(middle, pieces.TURNS["II"], atol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "which"), [(3, 7), (4, 2), (4, 10)])
+@pytest.mark.parametrize(("count", "which"), [(3, 7), (4, 2), (4, 10), (6, 5)])
 def test_shapes_have_their_torsions(count: int, which: int) -> None:
     wanted = pieces.SHAPES[count][which]
     made_ = pieces.shape(wanted, "x")
@@ -219,6 +219,28 @@ def test_shapes_have_their_torsions(count: int, which: int) -> None:
     last = count - 1
     turn = gemmi.calculate_dihedral(*(gemmi.Position(*xyz[n, last]) for n in ("N", "CA", "C", "O")))
     assert np.cos(turn) == pytest.approx(np.cos(np.deg2rad(wanted[-1] + 180)), abs=1e-3)
+
+
+def test_hairpins_come_back_to_where_they_began() -> None:
+    pins = [p for p in pieces.library() if p.label.startswith("hairpin")]
+    assert {len(p.letters) for p in pins} == {6, 8, 10} and len(pins) > 20
+    for piece in pins:
+        ca = piece.xyz[[i for i, n in enumerate(piece.names) if n == "CA"]]
+        # the outermost pairs of residues are neighbours in a sheet: 4.4 to 6 A
+        assert 3.5 < np.linalg.norm(ca[0] - ca[-1]) < 6.8 and 3.5 < np.linalg.norm(ca[1] - ca[-2]) < 6.8
+        far = np.linalg.norm(piece.xyz[:, None] - piece.xyz[None], axis=-1)
+        apart = np.abs(piece.residue[:, None] - piece.residue[None]) > 1
+        assert far[apart].min() > 2.3
+
+
+def test_every_kind_of_piece_comes_early() -> None:
+    first = [p.label.split()[0] for p in pieces.library(room=100)[:8]]
+    assert {"strand", "helix", "hairpin", "shape"} <= set(first)
+
+
+def test_long_pieces_leave_room_for_side_chains() -> None:
+    longest = {room: max(len(p.letters) for p in pieces.library(room=room)) for room in (45, 60, 100)}
+    assert longest[45] == 6 and longest[60] == 8 and longest[100] == 12
 
 
 def test_the_library_suits_the_room() -> None:

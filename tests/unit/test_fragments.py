@@ -87,6 +87,8 @@ def test_orientations_are_rotations_and_cover_them_evenly():
 def test_larger_pieces_want_more_orientations():
     counts = [wanted(r, d, 2) for r, d in ((3.0, 2.0), (3.0, 1.5), (5.0, 1.5))]
     assert counts == sorted(counts) and counts[0] < counts[-1]
+    # each operator turns one orientation into another: four of them need a quarter
+    assert [wanted(5.0, 1.5, n) for n in (1, 4)] == pytest.approx([2 * counts[-1], counts[-1] / 2], abs=1)
 
 
 # -------------------------------------------------------------------------------------------------------- scene
@@ -241,6 +243,38 @@ def test_climbing_never_leaves_a_better_pose(strand):
         assert (after.score >= before - 1e-5).all()
         found = (after.xyz + after.shift[:, None] @ scene.orth.T)[0].numpy()
         assert np.sqrt(((found - truth) ** 2).sum(1).mean()) < 0.1
+
+
+def test_the_outline_keeps_what_tells_most(strand):
+    data, _, xyz = crystal("P 21 21 21", strand, np.eye(3), np.array([3.0, 2.0, 8.0]))
+    scene = scene_of(data)
+    part = scene.outline(60)
+    told = (scene.weight * (scene.value - 1).abs()).numpy()
+    kept = np.isin(scene.rows, part.rows)
+    assert len(part.rows) == 60 and told[kept].min() >= told[~kept].max()
+    assert float(part.weight.sum()) == pytest.approx(1, abs=1e-5)
+    f = scene.structure(torch.from_numpy(xyz).float()[None], torch.from_numpy(strand.weight).float())
+    x, y, w = (f.abs()[0] ** 2 / scene.epsilon).numpy()[kept], scene.value.numpy()[kept], scene.weight.numpy()[kept]
+    c = np.cov(x, y, aweights=w)
+    there = part.structure(torch.from_numpy(xyz).float()[None], torch.from_numpy(strand.weight).float())
+    assert float(part.correlation(there)[0]) == pytest.approx(c[0, 1] / np.sqrt(c[0, 0] * c[1, 1]), abs=1e-4)
+    assert len(scene.outline(10**6).rows) == len(scene.rows)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_images_left_out_are_never_the_nearest(name, strand):
+    data, _, _ = crystal(name, strand, np.eye(3), np.zeros(3))
+    scene = scene_of(data)
+    rng = np.random.default_rng(4)
+    apart = rng.uniform(-0.5, 0.5, (2000, 3))
+
+    def nearest(images: torch.Tensor) -> np.ndarray:
+        every = (apart[:, None] + images.numpy()) @ np.array(data.cell.orth.mat).T
+        return np.linalg.norm(every, axis=-1).min(1)
+
+    assert np.allclose(nearest(scene.nearby), nearest(scene.images), atol=1e-3)
+    right_angles = data.cell.alpha == data.cell.beta == data.cell.gamma == 90
+    assert (len(scene.nearby) == 1) == (right_angles and not name.startswith(("C", "I")))
 
 
 # --------------------------------------------------------------------------------------------------------- grow
