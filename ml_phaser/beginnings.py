@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from ml_phaser.phasing.fragments.road import Road
 
-FRAGMENTS_D_MIN = 1.2  # A: to here atoms are found one by one
+FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
+ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
 FRAGMENTS_ROOM = (12, 400)  # atoms of the asymmetric unit that pieces may be part of
 SCENE_MOST = 1500  # reflections that poses are scored against
 
@@ -89,7 +90,14 @@ def fragment_road(
     road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences, options.seed)
     what = "the piece given" if pieces else "pieces of strand and helix"
     told = ", and completed with side chains of the sequence" if road.sequences else ""
-    return road, rows, [f"Begins with {what}, placed by their agreement with E^2 and judged by the network{told}."]
+    begins = "After half the time goes on" if last_resort(data.d_min, options, pieces) else "Begins"
+    return road, rows, [f"{begins} with {what}, placed by their agreement with E^2 and judged by the network{told}."]
+
+
+def last_resort(d_min: float, options: Options, pieces: Sequence[Piece]) -> bool:
+    """Whether pieces are looked for only after random phases have led nowhere: they were not asked for, and the data
+    show single atoms."""
+    return options.starts == "auto" and not pieces and d_min < ATOMS_D_MIN
 
 
 def predicted_entrants(

@@ -169,26 +169,41 @@ def make_plan(
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
-    """Pieces of structure where they pay, then many starts until a solution convinces or the time is up, by the clock
-    ``now`` in seconds."""
+    """Pieces of structure where they pay and many random starts, until a solution convinces or the time is up, by the
+    clock ``now`` in seconds. Pieces come first, where single atoms can be found after them."""
     from ml_phaser.phasing.search import Hunt, search
 
     hunt, began = Hunt(plan.whole, plan.rows), now()
-    if plan.road is not None and plan.road_rows is not None:
-        from ml_phaser.phasing.fragments.solutions import from_fragments
 
-        share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
-        from_fragments(
-            hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, share * options.timelimit,
-            lambda done: notify.progress(share * done, hunt.best, hunt.trials), now, plan.polisher,
+    def left() -> float:
+        return options.timelimit - (now() - began)
+
+    def at_random(seconds: float, first: float, share: float) -> None:
+        search(
+            plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=options.trials,
+            seed=options.seed, progress=lambda done, best, trials: notify.progress(first + share * done, best, trials),
+            now=now, hunt=hunt, polisher=plan.polisher,
         )  # fmt: skip
-        if options.starts == "fragments" and hunt.solutions:
+
+    if plan.road is None or plan.road_rows is None:
+        at_random(left(), 0.0, 1.0)
+        return hunt
+    share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
+    if plan.road_last:
+        at_random((1 - share) * options.timelimit, 0.0, 1 - share)
+        if hunt.convinced:
             return hunt
-    return search(
-        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=options.timelimit - (now() - began),
-        most_trials=options.trials, seed=options.seed, progress=notify.progress, now=now, hunt=hunt,
-        polisher=plan.polisher,
+    from ml_phaser.phasing.fragments.solutions import from_fragments
+
+    before = 1 - share if plan.road_last else 0.0
+    from_fragments(
+        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed,
+        left() if plan.road_last else share * options.timelimit,
+        lambda done: notify.progress(before + share * done, hunt.best, hunt.trials), now, plan.polisher,
     )  # fmt: skip
+    if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
+        at_random(left(), share, 1 - share)
+    return hunt
 
 
 def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> tuple[Solution, Given | None]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
-from ml_phaser.beginnings import fragment_road, predicted_entrants
+from ml_phaser.beginnings import fragment_road, last_resort, predicted_entrants
 from ml_phaser.board import Board, lay_out
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
@@ -56,8 +56,9 @@ class Plan:
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
     log; polisher : what solutions are polished with, on data finer than the network sees; weights : name and hash of
-    the network, empty if none is used; starts : phases that were given, on
-    all reflections; road : to starts from pieces of structure, on the rows ``road_rows``, with finishers for finer data
+    the network, empty if none is used; starts : phases that were given, on all reflections; road : to starts from
+    pieces of structure, on the rows ``road_rows``, with finishers for finer data; road_last : random phases are tried
+    before it
     predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
     is right (empty if there is none); the phases it predicts, on all reflections
     """
@@ -75,6 +76,7 @@ class Plan:
     road: Road | None = None
     road_rows: NDArray[np.int64] | None = None
     road_finishers: tuple[Finisher, ...] = ()
+    road_last: bool = False
     predictor: dict[str, Any] = field(default_factory=dict)
     predicted: PhaseDistributions | None = None
     polisher: Polisher | None = None
@@ -159,7 +161,8 @@ def plan_phasing(
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
-        road, road_rows, beyond, predictor, predicted, polisher,
+        road, road_rows, beyond, road is not None and last_resort(data.d_min, options, pieces), predictor, predicted,
+        polisher,
     )  # fmt: skip
 
 

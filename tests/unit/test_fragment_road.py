@@ -495,6 +495,34 @@ def test_starts_decide_what_is_tried(starts: str, small, strand: pieces.Piece, m
         assert best.merit == best.fragments.merit and hunt.solutions[0].merit == max(s.merit for s in hunt.solutions)
 
 
+@pytest.mark.parametrize("convinced", [False, True])
+def test_where_atoms_are_seen_pieces_are_the_last_resort(strand: pieces.Piece, convinced: bool, monkeypatch) -> None:
+    """At 1.1 A random phases come first, and pieces only if those convince of nothing; where they are asked for, or the
+    data end at 1.6 A, first."""
+    from ml_phaser.phasing import search as searching
+    from ml_phaser.phasing.fragments import solutions
+
+    large, order = gemmi.UnitCell(10.0, 12.0, 14.0, 90, 98, 90), []
+    monkeypatch.setattr(searching, "search", lambda *args, seconds, **more: order.append(("random", seconds)))
+    monkeypatch.setattr(solutions, "from_fragments", lambda *args, **more: order.append(("pieces", args[6])))
+    monkeypatch.setattr(Hunt, "convinced", property(lambda hunt: convinced))
+    found = []
+    for d_min, starts in ((1.6, "auto"), (1.1, "auto"), (1.1, "fragments")):
+        data, _ = made([strand.xyz], strand.weight, large, d_min=d_min)
+        options = replace(OPTIONS, starts=starts, timelimit=10.0)
+        plan = plan_phasing(data, normalise(data), options)
+        assert plan.road_last == (d_min == 1.1 and starts == "auto")
+        assert plan.road_last == any(said.startswith("After half the time goes on with") for said in plan.choices)
+        order.clear()
+        pipeline.phase(plan, options, Silent(), lambda: 0.0)
+        found.append(list(order))
+    assert found[0] == [("pieces", 5.0), ("random", 10.0)]
+    assert found[1] == ([("random", 5.0)] if convinced else [("random", 5.0), ("pieces", 10.0)])
+    assert found[2] == [("pieces", 10.0), ("random", 10.0)]  # nothing was found by them here
+    given = plan_phasing(data, normalise(data), OPTIONS, pieces=(strand,))
+    assert given.road is not None and not given.road_last
+
+
 def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Piece) -> None:
     data, _ = made([strand.xyz + np.array([2.0, 3.0, 5.0])], strand.weight, TINY)
     way = road_of(data, [strand], 30)
