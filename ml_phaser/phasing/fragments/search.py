@@ -27,7 +27,8 @@ from ml_phaser.phasing.fragments.scene import Scene
 
 STEP = 1.1  # A: how far an atom at the piece's radius moves from one orientation to the next
 FEWEST, MOST = 3000, 40_000  # orientations, counted with those that operators of the group make of them
-PEAKS = 3  # translations kept of an orientation
+PEAKS = 3  # translations kept of an orientation,
+RIVALS = 12  # of so many times as many points, the highest, which may be neighbours
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +74,15 @@ class Translations:
     """The translation function's grid.
 
     shape : points along a, b, c, over one ``periods``-th of each edge, after which the function repeats
-    flat : (n, pairs) where each pair of operators has its coefficient; pairs : of operators; cross : (n, S) where the
-        terms linear in G_s go
+    pairs : of operators; paired : where the coefficient of each pair goes; crossed : where the terms linear in G_s go
     allowed : (points,) bool, one of each set of points that permissible origin shifts make equal
     """
 
     shape: tuple[int, int, int]
     periods: tuple[int, int, int]
-    flat: torch.Tensor
     pairs: tuple[tuple[int, int], ...]
-    cross: torch.Tensor
+    paired: Places
+    crossed: Places
     allowed: torch.Tensor
 
     @classmethod
@@ -100,37 +100,71 @@ class Translations:
         k, most = k // periods, np.abs(every // periods).max(0, initial=0)
         shape = tuple(1 if n == 0 else 2 * next_fast_len(int(n) + 1, real=True) for n in most)
         allowed = np.ones(shape, dtype=bool) if fixed else _one_of_each(shape, periods, spacegroup)
-
-        def places(index: NDArray) -> torch.Tensor:
-            u, v, w = np.moveaxis(index % np.array(shape), -1, 0)
-            return torch.from_numpy((u * shape[1] + v) * shape[2] + w).to(scene.device)
-
         mask = torch.from_numpy(allowed.reshape(-1)).to(scene.device)
-        return cls(shape, tuple(periods.tolist()), places(k), pairs, places(turned), mask)  # type: ignore[arg-type]
+        paired, crossed = (Places.of(index, shape, scene.device) for index in (k, turned // periods))
+        return cls(shape, tuple(periods.tolist()), pairs, paired, crossed, mask)  # type: ignore[arg-type]
 
     def peaks(self, scene: Scene, parts: torch.Tensor, fixed: torch.Tensor | None, count: int) -> torch.Tensor:
         """The ``count`` best translations (B, count, 3) of each orientation, parts (B, n, S), fractions of the cell."""
         size = math.prod(self.shape)
         if size == 1:
             return parts.real.new_zeros((len(parts), 1, 3))
-        g = parts * scene.phasor
-        pull = scene.weight * (scene.value - 1) / scene.epsilon
-        series = g.new_zeros((len(g), size))
-        for column, (a, b) in enumerate(self.pairs):
-            series.index_add_(1, self.flat[:, column], pull * g[..., a] * g[..., b].conj())
-        if fixed is not None:
-            for s in range(g.shape[-1]):
-                series.index_add_(1, self.cross[:, s], pull * g[..., s] * fixed.conj())
-        t = torch.fft.ifftn(series.reshape(-1, *self.shape), dim=(1, 2, 3)).real
-        ridge = torch.ones_like(t, dtype=torch.bool)
-        for axis, step in itertools.product((1, 2, 3), (-1, 1)):
-            if t.shape[axis] > 2:
-                ridge &= t >= t.roll(step, axis)
-        flat = t.reshape(len(t), -1).masked_fill(~ridge.reshape(len(t), -1) | ~self.allowed, -math.inf)
-        index = flat.topk(min(count, size), dim=1).indices
+        t = self.function(scene, parts, fixed)
+        flat = t.flatten(1)
+        index = flat.masked_fill(~self.allowed, -math.inf).topk(min(RIVALS * count, size), dim=1).indices
         v, w = self.shape[1:]
         steps = torch.stack([index // (v * w), index // w % v, index % w], -1)
+        value = flat.gather(1, index)
+        ridge = torch.ones_like(index, dtype=torch.bool)
+        for axis, step in itertools.product(range(3), (-1, 1)):
+            if self.shape[axis] > 2:
+                beside = steps.clone()
+                beside[..., axis] = (beside[..., axis] + step) % self.shape[axis]
+                ridge &= value >= flat.gather(1, (beside[..., 0] * v + beside[..., 1]) * w + beside[..., 2])
+        best = value.masked_fill(~ridge, -math.inf).topk(min(count, size), dim=1).indices
+        steps = steps.gather(1, best[..., None].expand(-1, -1, 3))
         return steps / torch.tensor(self.shape, device=t.device) / torch.tensor(self.periods, device=t.device)
+
+    def function(self, scene: Scene, parts: torch.Tensor, fixed: torch.Tensor | None) -> torch.Tensor:
+        """The translation function (B, u, v, w) of each orientation, up to a factor and a constant."""
+        half = (*self.shape[:2], self.shape[2] // 2 + 1)
+        g = parts * scene.phasor
+        pull = scene.weight * (scene.value - 1) / scene.epsilon
+        series = g.new_zeros((len(g), math.prod(half)))
+        for column, (a, b) in enumerate(self.pairs):
+            self.paired.add(series, column, pull * g[..., a] * g[..., b].conj())
+        if fixed is not None:
+            for s in range(g.shape[-1]):
+                self.crossed.add(series, s, pull * g[..., s] * fixed.conj())
+        return torch.fft.irfftn(series.reshape(-1, *half), s=self.shape, dim=(1, 2, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where coefficients go in the half of a Fourier series that makes it real.
+
+    flat : (n, columns) place; real, imag : (n, columns) factors of the parts: those in the other half are conjugated,
+    and all but those of the first plane, which have no counterpart, are halved
+    """
+
+    flat: torch.Tensor
+    real: torch.Tensor
+    imag: torch.Tensor
+
+    @classmethod
+    def of(cls, index: NDArray[np.int64], shape: tuple[int, ...], device: torch.device) -> Places:
+        """Of indices (n, columns, 3) on a grid."""
+        other = index[..., 2] < 0
+        u, v, w = np.moveaxis(np.where(other[..., None], -index, index), -1, 0)
+        flat = (u % shape[0] * shape[1] + v % shape[1]) * (shape[2] // 2 + 1) + w
+        real = np.where(w == 0, 1.0, 0.5).astype(np.float32)
+        imag = np.where(other, -real, real)
+        return cls(*(torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (flat, real, imag)))
+
+    def add(self, series: torch.Tensor, column: int, values: torch.Tensor) -> None:
+        """Add the values (B, n) of a column to the series (B, points)."""
+        turned = torch.complex(values.real * self.real[:, column], values.imag * self.imag[:, column])
+        series.index_add_(1, self.flat[:, column], turned)
 
 
 def _one_of_each(shape: tuple[int, ...], periods: NDArray[np.int64], spacegroup: gemmi.SpaceGroup) -> NDArray[np.bool_]:
