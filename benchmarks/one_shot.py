@@ -91,6 +91,11 @@ class Results:
             self.rows.setdefault(part, {})
         self.rows["run"] = {"processor": processor("cpu"), "versions": versions()}
 
+    def forget(self, network: str, digest: str) -> None:
+        """Leave out races of a network with other weights."""
+        rows = self.rows["race"].items()
+        self.rows["race"] = {k: r for k, r in rows if r.get("network") != network or r["digest"] == digest}
+
     def add(self, part: str, key: str, row: dict[str, Any]) -> None:
         self.rows[part][key] = json_safe(row)
         with atomic(self.path) as tmp:
@@ -135,6 +140,7 @@ def _report(report: Report) -> dict[str, Any]:
 def race_all(results: Results, contestants: list[Contestant], holdout: Library, crystals: int, seconds: float) -> None:
     """Networks alone, and every method from random phases and from each network's prediction, crystal by crystal."""
     for c in contestants:
+        results.forget(c.name, c.digest)
         recipe = c.recipe
         batches = first(one_shot_batches(holdout, DRAW, SEED, recipe), crystals)
         everyone = ((batch, i) for batch in batches for i in range(len(batch.truth)))
@@ -165,7 +171,7 @@ def time_all(results: Results, contestants: list[Contestant], holdout: Library) 
     """Seconds of one prediction: of the networks given, and of untrained ones of the papers' sizes."""
     todo: list[tuple[str, str, Any, OneShotRecipe]] = [(c.name, "as given", c, c.recipe) for c in contestants]
     for kind, family in product(("unet", "crysformer"), FAMILIES):
-        make, config, recipe = configure(kind, family, 1.5, FAMILIES[family].spacing, parts=False, recycled=True)
+        make, config, recipe = configure(kind, family, 1.5, 1.5 / 3, parts=False, recycled=True)
         todo.append((f"{kind}, {family}", "untrained, default size", (make, config), recipe))
     for (name, what, made, recipe), threads in product(todo, (1, 2)):
         key = f"{name} | {threads} threads"
