@@ -85,7 +85,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "auto: prediction or pieces of peptide, where they pay; then random phases",
+        "auto: prediction or pieces of peptide, where they pay, and random phases",
         default="auto",
         choices=("auto", "random", "fragments", "network"),
         caption="Begin with",
