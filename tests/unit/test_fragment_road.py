@@ -226,15 +226,17 @@ def pinned() -> tuple[Road, list[pieces.Piece]]:
 def test_the_likeliest_piece_is_searched_for_first(pinned: tuple[Road, list[pieces.Piece]]) -> None:
     way, some = pinned
     way.models = []
-    assert way.promising(lambda share: False)[0] is some[-1]
+    told: list[float] = []
+    assert way.promising(lambda share: False, told.append)[0] is some[-1]
+    assert len(told) == 2 * len(some)  # of every piece looked at and tried
     assert way.ranked()[0].label == some[-1].label and len(way.models) == len(some)
 
 
 def test_without_the_time_to_try_a_quick_look_decides(pinned: tuple[Road, list[pieces.Piece]]) -> None:
     way, some = pinned
     way.models = []
-    assert way.promising(lambda share: share == road.TRYING)[0] is some[-1]
-    assert way.promising(lambda share: True) == some and way.models == []
+    assert way.promising(lambda share: share == road.TRYING, lambda done: None)[0] is some[-1]
+    assert way.promising(lambda share: True, lambda done: None) == some and way.models == []
 
 
 def test_more_poses_are_judged_when_every_piece_has_been_searched(pinned: tuple[Road, list[pieces.Piece]]) -> None:

@@ -149,11 +149,11 @@ class Road:
         for molecule in molecules(self.pieces, self.sequences, self.room):
             self.models += self.whole(molecule, late)
             tell(min(SEARCHING, (now() - began) / seconds))
-        self.look_for(
-            self.promising(late) if len(self.pieces) > 1 else self.pieces,
-            late,
-            lambda done: tell(max(done, min(1.0, (now() - began) / seconds))),
-        )
+
+        def told(done: float) -> None:
+            tell(max(done, min(1.0, (now() - began) / seconds)))
+
+        self.look_for(self.promising(late, told) if len(self.pieces) > 1 else self.pieces, late, told)
         before, after = ([self.dress], [self.dress_grown]) if self.sequences else ([], [])
         for step in (*before, self.grow, self.add_copies, *after):
             for model in self.ranked()[:BEST]:
@@ -231,7 +231,7 @@ class Road:
         fitted = climb(self.scene, molecule, found.xyz, found.shift, BENDING_STEPS, bend=True)
         return self.judge_all(molecule, fitted, (), JUDGED)
 
-    def promising(self, late: Late) -> list[Piece]:
+    def promising(self, late: Late, tell: Callable[[float], None]) -> list[Piece]:
         """The pieces in the order in which they are worth searching for: by what the judge says of the best pose of a
         quick look, then, where there was no time for that, by its fit."""
         seen: dict[int, Fitted] = {}
@@ -239,6 +239,7 @@ class Road:
             if late(GLANCING):
                 break
             seen[i] = self.glance(piece)
+            tell(0.0)
         fits = {i: float(fitted.score.max()) if len(fitted) else -1.0 for i, fitted in seen.items()}
         judged: dict[int, float] = {}
         for i in sorted(seen, key=lambda i: -fits[i]):
@@ -249,6 +250,7 @@ class Road:
             found = self.judge_all(self.pieces[i], fitted, (), 1)
             self.models += found
             judged[i] = max((m.judged for m in found), default=-1.0)
+            tell(0.0)
         rank = sorted(range(len(self.pieces)), key=lambda i: (-judged.get(i, -2.0), -fits.get(i, -2.0)))
         return [self.pieces[i] for i in rank]
 
