@@ -169,8 +169,8 @@ def make_plan(
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
-    """Pieces of structure where they pay and many random starts, until a solution convinces or the time is up, by the
-    clock ``now`` in seconds. Pieces come first, where single atoms can be found after them."""
+    """Pieces of structure, where they pay, and many starts until a solution convinces or the time is up, by the clock
+    ``now`` in seconds. Pieces come first, but last where the data show single atoms."""
     from ml_phaser.phasing.search import Hunt, search
 
     hunt, began = Hunt(plan.whole, plan.rows), now()
