@@ -18,11 +18,11 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.spatial.transform import Rotation
 
 from benchmarks.phasing.crystals import library
 from ml_phaser.crystal.peptide import build
 from ml_phaser.crystal.residues import ATOMS, RESIDUES
+from ml_phaser.phasing.fragments.chain import superposed
 from ml_phaser.simulate.fragments import LONGEST_BOND, Residues
 
 CANDIDATES, COVERED, PER_CHAIN = 700, 6000, 6
@@ -114,13 +114,7 @@ def centres(xyz: Floats, kind: Kind) -> list[tuple[Floats, float]]:
 
 def middle(members: Floats) -> Floats:
     """The mean (n, 3) of stretches (k, n, 3), each superposed on the first."""
-    return np.mean([superposed(m, members[0]) for m in members], axis=0)
-
-
-def superposed(xyz: Floats, on: Floats) -> Floats:
-    """Atoms (n, 3), moved to lie on others (n, 3)."""
-    turn, _ = Rotation.align_vectors(on - on.mean(0), xyz - xyz.mean(0))
-    return np.asarray(turn.apply(xyz - xyz.mean(0)) + on.mean(0))
+    return np.mean([superposed(m, m, members[0]) for m in members], axis=0)
 
 
 def ideal(xyz: Floats) -> list[int]:
@@ -131,7 +125,7 @@ def ideal(xyz: Floats) -> list[int]:
         chain = build("A" * count, [(0.0, values[0]), *values[1:].reshape(-1, 2)], [()] * count, [180.0] * count)
         at = {(int(r), n): x for r, n, x in zip(chain.residue, chain.names, chain.xyz, strict=True)}
         own = np.array([at[r, name] for r in range(count) for name in MAIN])
-        return np.asarray((superposed(own, xyz) - xyz).ravel())
+        return np.asarray((superposed(own, own, xyz) - xyz).ravel())
 
     found = least_squares(off, np.array(torsions(xyz), dtype=float), method="lm", diff_step=1e-3).x
     return [round(t) for t in (found + 180) % 360 - 180]

@@ -166,6 +166,29 @@ def test_the_translation_function_peaks_where_the_piece_is(name, strand):
     assert max(scores) > 0.85 * float(anywhere)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_translation_function_is_its_sum_over_reflections(name, strand, fixed):
+    """sum w (E^2 - 1) |F(x)|^2 / epsilon at every grid point, up to a constant and a factor."""
+    data, f, _ = crystal(name, strand, np.eye(3), np.array([3.0, 2.0, 5.0]))
+    scene = scene_of(data)
+    other = torch.from_numpy(f.astype(np.complex64)) if fixed else None
+    grid = Translations.of(scene, data.spacegroup, fixed=fixed)
+    turn = Rotation.random(rng=np.random.default_rng(5)).as_matrix()
+    atoms = torch.from_numpy(strand.xyz @ turn.T).float()[None]
+    parts = scene.parts(atoms, torch.from_numpy(strand.weight).float())
+    if math.prod(grid.shape) == 1:
+        assert name == "P 1" and not fixed  # no translation means anything
+        return
+    found = grid.function(scene, parts, other)[0]
+    points = np.random.default_rng(6).integers(0, grid.shape, (60, 3))
+    shift = torch.from_numpy(points / np.array(grid.shape) / np.array(grid.periods)).float()
+    total = scene.total(parts.expand(len(shift), -1, -1), shift) + (0 if other is None else other)
+    pull = scene.weight * (scene.value - 1) / scene.epsilon
+    direct = (pull * total.abs() ** 2).sum(-1).numpy()
+    assert np.corrcoef(direct, found[tuple(points.T)].numpy())[0, 1] > 0.9999
+
+
 def test_the_second_copy_is_found_beside_the_first(strand):
     rng = np.random.default_rng(4)
     cell, turns = gemmi.UnitCell(12, 13, 22, 85, 95, 100), Rotation.random(2, rng=rng).as_matrix()
