@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
-from ml_phaser.board import Board
+from ml_phaser.board import FINISH_POINTS, Board, affordable, atoms_share
 from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
 from ml_phaser.crystal.residues import RESIDUES
@@ -20,6 +21,8 @@ from ml_phaser.networks.domain import Domain, outside
 from ml_phaser.networks.runtime import Runtime
 from ml_phaser.networks.store import Card, bundled_one_shot, load_one_shot
 from ml_phaser.parameters import Options
+from ml_phaser.phasing.dual_space import Alternating, sparse
+from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library, molecules
 from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
 from ml_phaser.phasing.problem import Problem
@@ -29,11 +32,44 @@ if TYPE_CHECKING:
     import torch
 
     from ml_phaser.phasing.fragments.road import Road
+    from ml_phaser.phasing.heavy.solutions import HeavyAtoms
 
 FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
 FRAGMENTS_ROOM = (12, 400)  # atoms of the asymmetric unit that pieces may be part of
 SCENE_MOST = 1500  # reflections that poses are scored against
+HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
+HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
+DESCENT = 0.4  # of the usual share of the cell that peaks may fill: few, as long as most of them are wrong
+
+
+def heavy_atoms(
+    board: Board, entrants: Sequence[Entrant], options: Options, otherwise: str
+) -> tuple[HeavyAtoms | None, list[str]]:
+    """The search for heavy atoms if it is wanted and can pay, and what to say of it.
+
+    ``entrants`` : the classical ones, none where they are not used; ``otherwise`` : what else was given to begin with,
+    empty if nothing. Raises UserError where it was asked for and cannot be.
+    """
+    data, asked = board.data, options.starts == "heavy"
+    relaxed = next((e for e in entrants if "RRR, tight" in e.method.name), None)
+    room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
+    if asked and otherwise:
+        raise UserError("heavy atoms cannot be begun with beside that", f"starts heavy, {otherwise}", "one of them")
+    if asked and relaxed is None:
+        raise UserError("heavy atoms need the classical projections", "starts heavy", "engine auto")
+    if relaxed is None or otherwise or (not asked and options.starts != "auto"):
+        return None, []
+    if not asked and (data.d_min > HEAVY_D_MIN or room < HEAVY_ROOM):
+        return None, []
+    from ml_phaser.phasing.heavy.solutions import HeavyAtoms
+
+    problem = relaxed.problem
+    projection = sparse(atoms_share(problem.d_min, DESCENT))
+    home = Finisher(problem, relaxed.rows, (("sparse", projection),), affordable(40, problem, FINISH_POINTS))
+    entrant = replace(relaxed, home=home, seeded=True)
+    said = "Begins with heavy atoms, sulphur or heavier, from the Patterson function. To change: starts random."
+    return HeavyAtoms.of(data, board.normalised, entrant, Alternating(problem, projection)), [said]
 
 
 def fragment_road(

@@ -16,6 +16,7 @@ from ml_phaser.phasing.problem import Problem, choose_held_out, pose
 SEARCH_D_MIN = 0.8  # A: finer data cost time in the search and help only the finish
 SEARCH_FEWEST = 400  # unique reflections the search wants before it leaves finer data out
 SEARCH_B = 11.0  # A^2: the overall B the network's training crystals have
+FINISH_POINTS = 200_000  # grid points on which a finish has all its cycles
 WRAP_B = 20.0  # A^2: the overall B at which density to 1.5 A is positive but for small ripples
 
 
@@ -70,3 +71,13 @@ def search_resolution(d: NDArray[np.float64]) -> float:
     """Resolution limit of the search in A: 0.8 where the data go beyond, finer only where few reflections are left."""
     enough = float(np.sort(d)[::-1][min(len(d), SEARCH_FEWEST) - 1])
     return max(float(d.min()), min(SEARCH_D_MIN, enough))
+
+
+def affordable(cycles: int, problem: Problem, points: int) -> int:
+    """Fewer cycles on grids larger than ``points``, so that finishing one solution takes seconds."""
+    return max(2, min(cycles, round(cycles * points / problem.points)))
+
+
+def atoms_share(d_min: float, factor: float) -> float:
+    """Share of the cell's grid points that atoms fill on a sharpened map: a peak's volume goes with d_min cubed."""
+    return min(0.25, factor * 0.08 * (d_min / 0.8) ** 3)

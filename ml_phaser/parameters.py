@@ -85,9 +85,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "auto: prediction or pieces of peptide, where they pay, and random phases",
+        "auto: prediction, heavy atoms or pieces of peptide, where they pay, and random phases",
         default="auto",
-        choices=("auto", "random", "fragments", "network"),
+        choices=("auto", "random", "fragments", "network", "heavy"),
         caption="Begin with",
         group="starts",
     ),

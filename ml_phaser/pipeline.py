@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure
+HEAVY_SHARE = 0.6  # for heavy atoms
 
 
 def run(options: Options, notify: Notify) -> Outcome:
@@ -169,40 +170,58 @@ def make_plan(
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
-    """Pieces of structure, where they pay, and many starts until a solution convinces or the time is up, by the clock
-    ``now`` in seconds. Pieces come first, but last where the data show single atoms."""
+    """Heavy atoms and pieces of structure, where they pay, and many starts until a solution convinces or the time is
+    up, by the clock ``now`` in seconds. Pieces come before random phases, but last where the data show single atoms."""
     from ml_phaser.phasing.search import Hunt, search
 
-    hunt, began = Hunt(plan.whole, plan.rows), now()
+    hunt, began, gone = Hunt(plan.whole, plan.rows), now(), 0.0
 
     def left() -> float:
         return options.timelimit - (now() - began)
 
-    def at_random(seconds: float, first: float, share: float) -> None:
+    def telling(share: float) -> Callable[[float], None]:
+        """Progress through the next ``share`` of the whole."""
+        nonlocal gone
+        first, gone = gone, gone + share
+        return lambda done: notify.progress(first + share * done, hunt.best, hunt.trials)
+
+    def at_random(seconds: float, share: float) -> None:
+        tell = telling(share)
         search(
             plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=options.trials,
-            seed=options.seed, progress=lambda done, best, trials: notify.progress(first + share * done, best, trials),
-            now=now, hunt=hunt, polisher=plan.polisher,
+            seed=options.seed, progress=lambda done, best, trials: tell(done), now=now, hunt=hunt,
+            polisher=plan.polisher,
         )  # fmt: skip
 
+    if plan.heavy is not None:
+        from ml_phaser.phasing.heavy.solutions import from_heavy_atoms
+
+        only = options.starts == "heavy"
+        share = 1.0 if only else HEAVY_SHARE
+        from_heavy_atoms(
+            hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * options.timelimit, telling(share), now,
+            plan.polisher,
+        )  # fmt: skip
+        if hunt.convinced or (only and hunt.solutions):
+            return hunt
+    rest = 1.0 - gone
     if plan.road is None or plan.road_rows is None:
-        at_random(left(), 0.0, 1.0)
+        at_random(left(), rest)
         return hunt
     share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
     if plan.road_last:
-        at_random((1 - share) * options.timelimit, 0.0, 1 - share)
+        at_random((1 - share) * left(), (1 - share) * rest)
         if hunt.convinced:
             return hunt
     from ml_phaser.phasing.fragments.solutions import from_fragments
 
-    before = 1 - share if plan.road_last else 0.0
+    seconds = left() if plan.road_last else share * left()
     from_fragments(
-        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed,
-        left() if plan.road_last else share * options.timelimit,
-        lambda done: notify.progress(before + share * done, hunt.best, hunt.trials), now, plan.polisher,
+        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, seconds, telling(share * rest), now,
+        plan.polisher,
     )  # fmt: skip
     if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
-        at_random(left(), share, 1 - share)
+        at_random(left(), (1 - share) * rest)
     return hunt
 
 

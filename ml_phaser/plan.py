@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
-from ml_phaser.beginnings import fragment_road, last_resort, predicted_entrants
-from ml_phaser.board import Board, lay_out
+from ml_phaser.beginnings import fragment_road, heavy_atoms, last_resort, predicted_entrants
+from ml_phaser.board import FINISH_POINTS, Board, affordable, atoms_share, lay_out
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
@@ -30,6 +30,7 @@ from ml_phaser.phasing.starts import modification, phased, remembering
 
 if TYPE_CHECKING:
     from ml_phaser.phasing.fragments.road import Road
+    from ml_phaser.phasing.heavy.solutions import HeavyAtoms
 
 RELAXED_D_MIN = 0.9  # A: to here relaxed reflections with sparseness lead, beyond charge flipping
 FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separate
@@ -45,7 +46,6 @@ LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
 POLISHING = 10  # cycles
 POINT_BYTES = 2000  # of memory that the learned projection takes for a grid point
-FINISH_POINTS = 200_000
 ONE_THREAD = 60_000  # grid points
 SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
 
@@ -58,7 +58,7 @@ class Plan:
     log; polisher : what solutions are polished with, on data finer than the network sees; weights : name and hash of
     the network, empty if none is used; starts : phases that were given, on all reflections; road : to starts from
     pieces of structure, on the rows ``road_rows``, with finishers for finer data; road_last : random phases are tried
-    before it
+    before it; heavy : to starts from heavy atoms
     predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
     is right (empty if there is none); the phases it predicts, on all reflections
     """
@@ -80,6 +80,7 @@ class Plan:
     predictor: dict[str, Any] = field(default_factory=dict)
     predicted: PhaseDistributions | None = None
     polisher: Polisher | None = None
+    heavy: HeavyAtoms | None = None
 
 
 def plan_phasing(
@@ -154,6 +155,8 @@ def plan_phasing(
         first, predictor, predicted, said = predicted_entrants(board, runtime, entrants, options, count, only)
         entrants = first + entrants
         choices += said
+    heavy, said = heavy_atoms(board, classical, options, _otherwise(starts, seeds, pieces))
+    choices += said
     road, road_rows = None, None
     if starts is None and seeds is None and options.starts != "network" and not predictor:
         road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces, sequences)
@@ -162,8 +165,14 @@ def plan_phasing(
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
         road, road_rows, beyond, road is not None and last_resort(data.d_min, options, pieces), predictor, predicted,
-        polisher,
+        polisher, heavy,
     )  # fmt: skip
+
+
+def _otherwise(starts: PhaseDistributions | None, seeds: Seeds | None, pieces: Sequence[Piece]) -> str:
+    """What the user gave to begin with, by the name of its parameter."""
+    named = (("phasein", starts is not None), ("seedin", seeds is not None), ("xyzin", bool(pieces)))
+    return next((name for name, there in named if there), "")
 
 
 def held_for(entrant: Entrant, cycles: int | None) -> Entrant:
@@ -314,13 +323,3 @@ def batch_size(points: int, together: int, place: str) -> int:
 
         return int(np.clip(torch.cuda.mem_get_info()[0] // (2 * POINT_BYTES * points), 1, 256))
     return int(np.clip(together // points, 1, 8))
-
-
-def affordable(cycles: int, problem: Problem, points: int) -> int:
-    """Fewer cycles on grids larger than ``points``, so that finishing one solution takes seconds."""
-    return max(2, min(cycles, round(cycles * points / problem.points)))
-
-
-def atoms_share(d_min: float, factor: float) -> float:
-    """Share of the cell's grid points that atoms fill on a sharpened map: a peak's volume goes with d_min cubed."""
-    return min(0.25, factor * 0.08 * (d_min / 0.8) ** 3)

@@ -1,0 +1,144 @@
+"""From sites of heavy atoms to phases: density modification of what the sites tell, as trials beside all others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ive
+
+from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.outcome import Trial
+from ml_phaser.phasing.dual_space import Method
+from ml_phaser.phasing.finish import Finisher, finish
+from ml_phaser.phasing.heavy.sites import SiteSet, Superposition
+from ml_phaser.phasing.heavy.vectors import HIGHEST_E2, Moduli, Operators, Vectors
+from ml_phaser.phasing.polish import WORTH_IT, Polisher
+from ml_phaser.phasing.problem import Problem
+from ml_phaser.phasing.projections import inverse, unit_variance, with_amplitudes
+from ml_phaser.phasing.search import Entrant, Hunt
+
+METHOD = "heavy atoms"
+TRIED = 6  # sets of sites of a round that phases are made from
+SEARCHING, DESCENDING = 200, 100  # cycles of relaxed reflections, of alternating ones
+MOST_SHARED = 0.75
+LEAST_SIGMA_A2 = 0.005
+SEARCH_SHARE = 0.6  # of the time, that the search for sites may take
+
+
+@dataclass(frozen=True, eq=False)
+class HeavyAtoms:
+    """The search for heavy atoms of one crystal.
+
+    superposition : of the reflections in use, none held out; entrant : whose problem, method, and way to a solution in
+    the group are used; descent : what follows its method, alternating projections
+    rows : of the problem's reflections among all
+    """
+
+    superposition: Superposition
+    entrant: Entrant
+    descent: Method
+    operators: Operators
+
+    @property
+    def problem(self) -> Problem:
+        return self.entrant.problem
+
+    @classmethod
+    def of(cls, data: Amplitudes, normalised: Normalised, entrant: Entrant, descent: Method) -> HeavyAtoms:
+        """The Patterson function laid out; reflections held out of ``entrant.problem`` are not in it."""
+        rows = entrant.rows[~entrant.problem.held]
+        hkl, e = data.hkl[rows], normalised.e[rows]
+        excess = np.minimum(e**2, HIGHEST_E2) - 1
+        weight = telling(data.d[rows], normalised.sig_e[rows] / np.maximum(e, 1e-3))
+        vectors = Vectors.of(hkl, excess * weight, data.cell, data.spacegroup)
+        moduli = Moduli.of(hkl, excess, weight, vectors.operators)
+        d_min = entrant.problem.d_min
+        superposition = Superposition.of(vectors, moduli, data.cell, data.spacegroup, d_min)
+        return cls(superposition, entrant, descent, vectors.operators)
+
+    def start(self, sites: NDArray[np.float64]) -> NDArray[np.complex128]:
+        """Structure factors (n,) to begin with: measured moduli of reflections in use, phases of point atoms at the
+        sites (m, 3), weights after Sim."""
+        p = self.problem
+        everything = Moduli.of(p.hkl, np.arange(len(p.hkl), dtype=float), np.ones(len(p.hkl)), self.operators)
+        f = np.zeros(len(p.hkl), dtype=np.complex128)
+        for site, weight in zip(sites, self.superposition.vectors.weights(sites), strict=True):
+            f += weight * everything.of_site(site)
+        return np.where(p.held, 0, p.amplitude * _sim(p, f, self.operators) * np.exp(1j * np.angle(f)))
+
+
+def telling(d: NDArray[np.float64], relative: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What reflections (n,) of spacing ``d`` (A) are expected to say of heavy atoms: the share of a sulphur atom in
+    their intensity, among nitrogen, which grows with resolution; less where they are not well measured (``relative`` :
+    sigma of F over F)."""
+    s2 = 0.25 / d**2
+    heavy, light = (np.array([gemmi.Element(name).it92.calculate_sf(float(v)) for v in s2]) for name in ("S", "N"))
+    weight = (heavy / light) ** 2 / (1 + (4 * relative) ** 2)
+    return np.asarray(weight / weight.mean())
+
+
+def _sim(p: Problem, f: NDArray[np.complex128], operators: Operators) -> NDArray[np.float64]:
+    """I1(X) / I0(X) (n,) of partial structure factors: sigmaA^2 is the covariance of E^2 with those of the part."""
+    use = ~p.held & (np.abs(f) > 0)
+    # what the calculated moduli lack of mean square 1 in a row of the lattice is epsilon, for both alike
+    obs, calc = p.amplitude, np.abs(f)
+    obs, calc = obs / math.sqrt(np.mean(obs[use] ** 2)), calc / math.sqrt(np.mean(calc[use] ** 2))
+    square = max(LEAST_SIGMA_A2, min(0.9, float(np.mean((obs[use] ** 2 - 1) * (calc[use] ** 2 - 1)))))
+    x = 2 * math.sqrt(square) / (1 - square) * obs * calc
+    return np.asarray(ive(1, x) / ive(0, x))
+
+
+def from_heavy_atoms(
+    hunt: Hunt, heavy: HeavyAtoms, finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
+    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: Polisher | None = None,
+) -> None:  # fmt: skip
+    """Look for sites and make phases of them for so many seconds, until a solution convinces."""
+    began = now()
+
+    def spent() -> float:
+        return now() - began
+
+    for sets in heavy.superposition.rounds(lambda: spent() > SEARCH_SHARE * seconds):
+        tell(min(1.0, spent() / seconds))
+        for found in unlike(sets)[:TRIED]:
+            _tried(hunt, heavy, found, finishers, n, seed, now, polisher)
+            tell(min(1.0, spent() / seconds))
+            if hunt.convinced or spent() > seconds:
+                return
+
+
+def unlike(sets: Sequence[SiteSet]) -> list[SiteSet]:
+    """The sets that have not MOST_SHARED of their sites from one before."""
+    out: list[SiteSet] = []
+    for candidate in sets:
+        rows = {site.tobytes() for site in candidate.sites}
+        if all(len(rows & {site.tobytes() for site in s.sites}) < MOST_SHARED * len(rows) for s in out):
+            out.append(candidate)
+    return out
+
+
+def _tried(
+    hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, finishers: Sequence[Finisher], n: int, seed: int,
+    now: Callable[[], float], polisher: Polisher | None,
+) -> None:  # fmt: skip
+    """One set of sites as a trial: cycles, and a solution where the reflections held out speak for it."""
+    p, since = heavy.problem, now()
+    x = unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape))
+    x = heavy.entrant.method.advance(x, SEARCHING)
+    half = heavy.entrant.method.estimate(x)
+    x = unit_variance(inverse(with_amplitudes(half, p.target), p.shape))
+    half = heavy.descent.estimate(heavy.descent.advance(x, DESCENDING))
+    score, residual = float(p.scores(half)[0]), float(p.residuals(half)[0])
+    index = len(hunt.trials)
+    name = f"{METHOD}, {len(found.sites)} sites"
+    hunt.trials.append(Trial(index, name, seed, SEARCHING + DESCENDING, now() - since, score, residual, math.nan))
+    if score > max(heavy.entrant.bar, 2.5 / math.sqrt(max(1, int(p.held.sum())))):
+        solution = finish(p.gather_p1(half[0]), heavy.entrant, finishers, n, index)
+        hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
