@@ -105,8 +105,11 @@ def from_heavy_atoms(
     def spent() -> float:
         return now() - began
 
-    for sets in heavy.superposition.rounds(lambda: spent() > SEARCH_SHARE * seconds):
+    def over() -> bool:
         tell(min(1.0, spent() / seconds))
+        return spent() > SEARCH_SHARE * seconds
+
+    for sets in heavy.superposition.rounds(over):
         for found in unlike(sets)[:TRIED]:
             _tried(hunt, heavy, found, finishers, n, seed, now, polisher)
             tell(min(1.0, spent() / seconds))
