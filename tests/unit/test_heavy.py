@@ -18,7 +18,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.notify import Silent
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.heavy import sites as heavy_sites
-from ml_phaser.phasing.heavy.sites import SiteSet, Superposition
+from ml_phaser.phasing.heavy.sites import Effort, SiteSet, Superposition
 from ml_phaser.phasing.heavy.solutions import METHOD, from_heavy_atoms, telling, unlike
 from ml_phaser.phasing.heavy.vectors import Moduli, Operators, Vectors
 from ml_phaser.phasing.search import Hunt
@@ -189,12 +189,13 @@ def test_a_search_out_of_time_still_gives_sites() -> None:
     assert len(rounds) == 1 and len(rounds[0][0].sites) >= 2
 
 
-def test_later_rounds_begin_elsewhere(monkeypatch) -> None:
+def test_later_rounds_look_further(monkeypatch) -> None:
     data, _ = measured(atoms("P 1 21 1", 40, 3), 1.2)
-    monkeypatch.setattr(heavy_sites, "FIRST", 3)
-    s = superposition(data)
-    firsts = [{p.sites[0].tobytes() for p in s._begun(which, lambda: False)} for which in range(3)]
-    assert all(firsts) and not firsts[0] & firsts[1] and not (firsts[0] | firsts[1]) & firsts[2]
+    narrow, wide = Effort(2, 2, (2,), 1, (3,), 2), Effort(8, 6, (6, 4), 2, (30, 20), 10)
+    monkeypatch.setattr(heavy_sites, "EFFORTS", (narrow, wide))
+    one, two = superposition(data).rounds(lambda: False)
+    assert len(one) <= 2 < len(two) <= 10 and two[0].fit >= one[0].fit
+    assert [wide.next(n) for n in (2, 3, 4, 9)] == [6, 4, 2, 2] and [wide.keep(n) for n in (2, 3, 4)] == [30, 20, 10]
 
 
 @pytest.mark.parametrize("name", ["P 1 21 1", "P 21 21 21", "C 1 2 1"])
@@ -239,6 +240,7 @@ def test_sets_that_share_most_of_their_sites_are_tried_once() -> None:
     half = np.vstack([base[:4], rng.random((4, 3))])
     sets = [SiteSet(x, fit) for x, fit in ((base, 9.0), (near, 8.0), (half, 7.0))]
     assert unlike(sets) == [sets[0], sets[2]]
+    assert unlike(sets[1:], sets[:1]) == [sets[2]]
 
 
 # ----------------------------------------------------------------------------------------------------------- phasing

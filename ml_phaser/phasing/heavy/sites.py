@@ -24,14 +24,39 @@ from ml_phaser.phasing.heavy.vectors import Moduli, Vectors
 COARSE = 1 / 2.5  # of d_min: spacing of the positions looked at
 APART = 1.6  # A between sites, and from a site to its images
 DISTINCT = 0.6  # A: vectors nearer than that, in the Patterson's symmetry, are one
-FIRST = 100  # first sites of a round, or second ones, where the first is the origin
-SECOND = 40  # second sites for each
-KEPT = {2: 300, 3: 128}  # sets of so many sites that are gone on with,
-SETS = 32  # and of more
-NEXT = {2: 12, 3: 3}  # sites tried as the next of each,
-MORE = 2  # and of larger sets
 MOST_SITES = 10
-ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How wide a search is.
+
+    first : first sites, or second ones where the first is the origin; second : for each
+    following : sites tried as the next of each set of two, three...; more : of larger ones
+    kept : sets of two, three... gone on with; sets : larger ones
+    """
+
+    first: int
+    second: int
+    following: tuple[int, ...]
+    more: int
+    kept: tuple[int, ...]
+    sets: int
+
+    def next(self, size: int) -> int:
+        """Sites tried as the next of a set of ``size``."""
+        return self.following[size - 2] if size - 2 < len(self.following) else self.more
+
+    def keep(self, size: int) -> int:
+        """Sets of ``size`` sites gone on with."""
+        return self.kept[size - 2] if size - 2 < len(self.kept) else self.sets
+
+
+# Right sets of few sites do not lead by their fit, but by that of six or eight: the second round waits for them.
+EFFORTS = (
+    Effort(100, 40, (12, 3), 2, (300, 128), 32),
+    Effort(200, 60, (60, 20, 10), 3, (300, 1200, 600, 200), 60),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,40 +123,33 @@ class Superposition:
         draws = np.random.default_rng(1).random((10, 3))
         return max(self._distinct(x) for x in draws)
 
-    def rounds(self, out_of_time: Callable[[], bool]) -> Iterator[list[SiteSet]]:
-        """Sets of sites, best first, in rounds that begin with ever less likely ones; a round is cut short, but not
-        left out, when the time is over."""
-        for which in range(ROUNDS):
-            found = self._grown(self._begun(which, out_of_time), out_of_time)
-            if not found:
-                return
-            yield [SiteSet(np.array(p.sites), p.fit) for p in found]
-            if out_of_time():
+    def rounds(self, over: Callable[[], bool]) -> Iterator[list[SiteSet]]:
+        """Sets of sites, best first, of ever wider searches; one is cut short, but not left out, when time is over."""
+        for effort in EFFORTS:
+            found = self._grown(self._begun(effort, over), effort, over)
+            if found:
+                yield [SiteSet(np.array(p.sites), p.fit) for p in found]
+            if over():
                 return
 
-    def _begun(self, which: int, out_of_time: Callable[[], bool]) -> list[Partial]:
+    def _begun(self, effort: Effort, over: Callable[[], bool]) -> list[Partial]:
         """Pairs of sites, best first."""
-        slice_ = slice(which * FIRST, (which + 1) * FIRST)
         if len(self.origins.directions) == 3:  # P1: the first site is anywhere
-            firsts, second = [np.zeros(3)], slice_
-        else:
-            firsts = self._peaks(self.own, (), slice_.stop, unlike=True)[slice_]
-            second = slice(0, SECOND)
+            return _best(self._extended(self._single(np.zeros(3)), effort.first), effort.keep(2))
         pairs: list[Partial] = []
-        for x in firsts:
-            if pairs and out_of_time():
+        for x in self._peaks(self.own, (), effort.first, unlike=True):
+            if pairs and over():
                 break
-            pairs += self._extended(self._single(x), second)
-            pairs = _best(pairs, KEPT[2])
+            pairs = _best(pairs + self._extended(self._single(x), effort.second), effort.keep(2))
         return pairs
 
-    def _grown(self, sets: list[Partial], out_of_time: Callable[[], bool]) -> list[Partial]:
+    def _grown(self, sets: list[Partial], effort: Effort, over: Callable[[], bool]) -> list[Partial]:
         for size in range(2, MOST_SITES):
-            kept, more = KEPT.get(size + 1, SETS), list[Partial]()
+            kept, more = effort.keep(size + 1), list[Partial]()
             for part in sets:
-                if more and out_of_time():
+                if more and over():
                     break
-                more += self._extended(part, slice(0, NEXT.get(size, MORE)))
+                more += self._extended(part, effort.next(size))
                 if len(more) > 2 * kept:
                     more = _best(more, kept)
             if not more:
@@ -143,11 +161,11 @@ class Superposition:
         f = self.moduli.of_site(x)
         return Partial((x,), self.moduli.fit(f), self.own, f)
 
-    def _extended(self, part: Partial, which: slice) -> list[Partial]:
-        """The set with each of its likeliest next sites."""
+    def _extended(self, part: Partial, count: int) -> list[Partial]:
+        """The set with each of its ``count`` likeliest next sites."""
         sums = part.sums + self._said_by(part.sites[-1])
         out = []
-        for x in self._peaks(sums, part.sites, which.stop)[which]:
+        for x in self._peaks(sums, part.sites, count):
             f = part.f + self.moduli.of_site(x)
             out.append(Partial((*part.sites, x), self.moduli.fit(f), sums, f))
         return out

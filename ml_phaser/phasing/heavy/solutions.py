@@ -109,20 +109,23 @@ def from_heavy_atoms(
         tell(min(1.0, spent() / seconds))
         return spent() > SEARCH_SHARE * seconds
 
+    tried: list[SiteSet] = []
     for sets in heavy.superposition.rounds(over):
-        for found in unlike(sets)[:TRIED]:
+        for found in unlike(sets, tried)[:TRIED]:
+            tried.append(found)
             _tried(hunt, heavy, found, finishers, n, seed, now, polisher)
             tell(min(1.0, spent() / seconds))
             if hunt.convinced or spent() > seconds:
                 return
 
 
-def unlike(sets: Sequence[SiteSet]) -> list[SiteSet]:
-    """The sets that have not MOST_SHARED of their sites from one before."""
+def unlike(sets: Sequence[SiteSet], tried: Sequence[SiteSet] = ()) -> list[SiteSet]:
+    """The sets that have not MOST_SHARED of their sites from one before, or from one that was tried."""
     out: list[SiteSet] = []
     for candidate in sets:
         rows = {site.tobytes() for site in candidate.sites}
-        if all(len(rows & {site.tobytes() for site in s.sites}) < MOST_SHARED * len(rows) for s in out):
+        before = ({site.tobytes() for site in s.sites} for s in (*tried, *out))
+        if all(len(rows & other) < MOST_SHARED * len(rows) for other in before):
             out.append(candidate)
     return out
 
