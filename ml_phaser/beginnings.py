@@ -55,7 +55,8 @@ def heavy_atoms(
     relaxed = next((e for e in entrants if "RRR, tight" in e.method.name), None)
     room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
     if asked and otherwise:
-        raise UserError("heavy atoms cannot be begun with beside that", f"starts heavy, {otherwise}", "one of them")
+        what = f"heavy atoms and {otherwise} cannot both be begun with"
+        raise UserError(what, "starts heavy", f"leave it or {otherwise} out")
     if asked and relaxed is None:
         raise UserError("heavy atoms need the classical projections", "starts heavy", "engine auto")
     if relaxed is None or otherwise or (not asked and options.starts != "auto"):
