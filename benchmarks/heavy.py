@@ -5,8 +5,8 @@
 
 Measured proteins, amplitudes alone, cut to several resolutions, and simulated crystals of held-out proteins (protein0,
 protein1...; 30 to 90 residues, as many sulphur atoms as they happen to have); "heavy" and "random" starts with the same
-processor time each, one thread. Writes heavy.json and heavy.md into benchmarks/results after every run; what is there is not run
-again.
+processor time each, one thread. Writes heavy.json and heavy.md into benchmarks/results after every run; what is there
+is not run again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def run(name: str, cut: float, seconds: float, starts: str, seed: int) -> dict[s
     heavy = [t for t in hunt.trials if t.method.startswith(METHOD)]
     return {
         "name": name, "cut": cut, "starts": starts, "group": data.spacegroup.hm, "d_min": round(data.d_min, 2),
-        "reflections": len(data), "sulphurs": sulphurs(crystal), "volume": round(data.cell.volume / len(list(data.spacegroup.operations()))),
+        "reflections": len(data), "sulphurs": sulphurs(crystal),
+        "volume": round(data.cell.volume / len(list(data.spacegroup.operations()))),
         "tried": len(heavy), "trials": len(hunt.trials), "budget": seconds, "seconds": round(used, 1),
         "verdict": verdict.word, "probability": verdict.probability, **agreement(crystal, best, normalised.f, 5),
     }  # fmt: skip
@@ -84,7 +85,8 @@ def run(name: str, cut: float, seconds: float, starts: str, seed: int) -> dict[s
 
 def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """The table."""
-    head = ("set", "group", "d_min", "reflections", "A^3 in the asymmetric unit", "S known to be there", "starts", "sets of sites tried",
+    head = ("set", "group", "d_min", "reflections", "A^3 in the asymmetric unit", "S known to be there", "starts",
+            "sets of sites tried",
             "all trials", "CC", "phase error", "chance", "P", "verdict", "s", "of")  # fmt: skip
     body = [
         (r["name"], r["group"], f"{r['d_min']:.2f}", str(r["reflections"]), str(r["volume"]),
@@ -94,8 +96,8 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         for r in rows
     ]  # fmt: skip
     about = (
-        f"Measured proteins and simulated ones, amplitudes alone, processor seconds of one thread, seed {facts['settings']['seed']}; "
-        f"ml_phaser {facts['version']}. CC: of the map with the model's, best origin and hand."
+        "Measured proteins and simulated ones, amplitudes alone, processor seconds of one thread, seed "
+        f"{facts['settings']['seed']}; ml_phaser {facts['version']}. CC: of the map with the model's, best origin and hand."
     )
     return "\n".join(["# Heavy atoms", "", about, "", *table(head, body)])
 
