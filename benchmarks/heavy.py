@@ -97,7 +97,8 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     ]  # fmt: skip
     about = (
         "Measured proteins and simulated ones, amplitudes alone, processor seconds of one thread, seed "
-        f"{facts['settings']['seed']}; ml_phaser {facts['version']}. CC: of the map with the model's, best origin and hand."
+        f"{facts['settings']['seed']}; ml_phaser {facts['version']}. CC: of the map with the model's, at the best "
+        "origin and hand."
     )
     return "\n".join(["# Heavy atoms", "", about, "", *table(head, body)])
 
