@@ -21,7 +21,7 @@ from ml_phaser.networks.domain import Domain, outside
 from ml_phaser.networks.runtime import Runtime
 from ml_phaser.networks.store import Card, bundled_one_shot, load_one_shot
 from ml_phaser.parameters import Options
-from ml_phaser.phasing.dual_space import Alternating, sparse
+from ml_phaser.phasing.dual_space import Alternating, Relaxed, sparse
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library, molecules
 from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
@@ -40,7 +40,8 @@ FRAGMENTS_ROOM = (12, 400)  # atoms of the asymmetric unit that pieces may be pa
 SCENE_MOST = 1500  # reflections that poses are scored against
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
-DESCENT = 0.4  # of the usual share of the cell that peaks may fill: few, as long as most of them are wrong
+GROWTH = (1.0, 0.9)  # relaxation, and share of the cell in usual ones, with which relaxed reflections complete them
+DESCENT = 0.3  # of the usual share of the cell that peaks may fill: few, as long as most of them are wrong
 
 
 def heavy_atoms(
@@ -68,7 +69,9 @@ def heavy_atoms(
     problem = relaxed.problem
     projection = sparse(atoms_share(problem.d_min, DESCENT))
     home = Finisher(problem, relaxed.rows, (("sparse", projection),), affordable(40, problem, FINISH_POINTS))
-    entrant = replace(relaxed, home=home, seeded=True)
+    beta, factor = GROWTH
+    method = Relaxed(problem, sparse(atoms_share(problem.d_min, factor)), beta, relaxed.method.name)
+    entrant = replace(relaxed, method=method, home=home, seeded=True)
     said = "Begins with heavy atoms, sulphur or heavier, from the Patterson function. To change: starts random."
     return HeavyAtoms.of(data, board.normalised, entrant, Alternating(problem, projection)), [said]
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ml_phaser.phasing.heavy.solutions import HeavyAtoms
 
 RELAXED_D_MIN = 0.9  # A: to here relaxed reflections with sparseness lead, beyond charge flipping
+TIGHT, TIGHT_BEYOND = (0.4, 1.0), (0.8, 0.6)  # relaxation and share of the cell, to and beyond RELAXED_D_MIN
 FLIPS_D_MIN = 1.25  # A: charge flipping in the group needs atoms that are separate
 WRAP_D_MIN = 1.25  # A: beyond it shrink-wrap is worth its time; finer data are solved without
 WRAP_SHARES = (0.25, 0.12, 0.45)  # of the cell: how empty it is, is not known; in order of success
@@ -238,14 +239,15 @@ def classical_entrants(board: Board, whole: Problem, d_search: float) -> list[En
     core = sparse(atoms_share(d_search, 0.25))
     batch = batch_size(problem.points, STARTS_POINTS, board.place)
     block = 50 if problem.points < SMALL_GRID else 10
-    tight = Relaxed(problem, sparse(atoms_share(d_search, 1.0)), 0.4, "RRR, tight")
+    beta, factor = TIGHT if d_search < RELAXED_D_MIN else TIGHT_BEYOND
+    tight = Relaxed(problem, sparse(atoms_share(d_search, factor)), beta, "RRR, tight")
     loose = Relaxed(problem, sparse(atoms_share(d_search, 1.5)), 0.5, "RRR, loose")
     flipping = ChargeFlipping(problem)
     methods: tuple[tuple[Method, int, float], ...]
     if d_search < RELAXED_D_MIN:
         methods = ((tight, 1500, 2.0), (loose, 1500, 1.0), (flipping, 600, 1.0))
     else:
-        methods = ((flipping, 600, 3.0), (tight, 1500, 1.0), (loose, 1500, 0.5))
+        methods = ((flipping, 600, 3.0), (tight, 1500, 2.0), (loose, 1500, 0.5))
     return [
         Entrant(method, problem, rows, batch, cycles, block, core, share, home) for method, cycles, share in methods
     ]

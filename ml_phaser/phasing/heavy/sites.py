@@ -55,7 +55,7 @@ class Effort:
 # Right sets of few sites do not lead by their fit, but by that of six or eight: the second round waits for them.
 EFFORTS = (
     Effort(100, 40, (12, 3), 2, (300, 128), 32),
-    Effort(200, 60, (60, 20, 10), 3, (300, 1200, 600, 200), 60),
+    Effort(200, 60, (30, 10, 5), 3, (300, 400, 200, 100), 60),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gemmi
 import numpy as np
@@ -26,7 +26,8 @@ from ml_phaser.phasing.search import Entrant, Hunt
 
 METHOD = "heavy atoms"
 TRIED = 6  # sets of sites of a round that phases are made from
-SEARCHING, DESCENDING = 200, 100  # cycles of relaxed reflections, of alternating ones
+SEARCHING, DESCENDING = 200, 100  # cycles of relaxed reflections, of alternating ones,
+TURNS = 3  # so often at most, each going on with the first where the one before left them
 MOST_SHARED = 0.75
 LEAST_SIGMA_A2 = 0.005
 SEARCH_SHARE = 0.6  # of the time, that the search for sites may take
@@ -134,17 +135,23 @@ def _tried(
     hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, finishers: Sequence[Finisher], n: int, seed: int,
     now: Callable[[], float], polisher: Polisher | None,
 ) -> None:  # fmt: skip
-    """One set of sites as a trial: cycles, and a solution where the reflections held out speak for it."""
-    p, since = heavy.problem, now()
-    x = unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape))
-    x = heavy.entrant.method.advance(x, SEARCHING)
-    half = heavy.entrant.method.estimate(x)
-    x = unit_variance(inverse(with_amplitudes(half, p.target), p.shape))
-    half = heavy.descent.estimate(heavy.descent.advance(x, DESCENDING))
-    score, residual = float(p.scores(half)[0]), float(p.residuals(half)[0])
-    index = len(hunt.trials)
+    """One set of sites as a trial: cycles, and a solution as soon as the reflections held out speak for it."""
+    p, since, index = heavy.problem, now(), len(hunt.trials)
+    bar = max(heavy.entrant.bar, 2.5 / math.sqrt(max(1, int(p.held.sum()))))
     name = f"{METHOD}, {len(found.sites)} sites"
-    hunt.trials.append(Trial(index, name, seed, SEARCHING + DESCENDING, now() - since, score, residual, math.nan))
-    if score > max(heavy.entrant.bar, 2.5 / math.sqrt(max(1, int(p.held.sum())))):
-        solution = finish(p.gather_p1(half[0]), heavy.entrant, finishers, n, index)
-        hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
+    hunt.trials.append(Trial(index, name, seed, 0, 0.0, -1.0, 1.0, math.nan))
+    x = unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape))
+    for turn in range(TURNS):
+        x = heavy.entrant.method.advance(x, SEARCHING, turn * SEARCHING)
+        half = heavy.entrant.method.estimate(x)
+        y = unit_variance(inverse(with_amplitudes(half, p.target), p.shape))
+        half = heavy.descent.estimate(heavy.descent.advance(y, DESCENDING))
+        score, residual = float(p.scores(half)[0]), float(p.residuals(half)[0])
+        cycles = (turn + 1) * (SEARCHING + DESCENDING)
+        hunt.trials[index] = replace(
+            hunt.trials[index], cycles=cycles, seconds=now() - since, score=score, r_work=residual
+        )
+        if score > bar:
+            solution = finish(p.gather_p1(half[0]), heavy.entrant, finishers, n, index)
+            hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
+            return
