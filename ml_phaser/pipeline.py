@@ -199,8 +199,8 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
         only = options.starts == "heavy"
         share = 1.0 if only else HEAVY_SHARE
         from_heavy_atoms(
-            hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * options.timelimit, telling(share), now,
-            plan.polisher,
+            hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * options.timelimit, options.trials,
+            telling(share), now, plan.polisher,
         )  # fmt: skip
         if hunt.convinced or (only and hunt.solutions):
             return hunt

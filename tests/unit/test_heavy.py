@@ -261,13 +261,23 @@ def test_phases_grow_from_heavy_atoms(protein) -> None:
     assert plan.heavy is not None
     hunt = Hunt(plan.whole, plan.rows)
     told: list[float] = []
-    from_heavy_atoms(hunt, plan.heavy, plan.finishers, plan.n, 0, 60.0, told.append)
+    from_heavy_atoms(hunt, plan.heavy, plan.finishers, plan.n, 0, 60.0, None, told.append)
     assert hunt.convinced and all(t.method.startswith(METHOD) for t in hunt.trials)
     best = hunt.solutions[0]
     assert np.isnan(best.symmetry)  # the sites obey the group: that the phases do is no evidence
     phased = data.f * np.exp(1j * np.angle(best.f))
     assert compare(data.hkl, phased, truth, data.cell, data.spacegroup, repeats=0).map_cc > 0.8
     assert told == sorted(told) and told[0] >= 0 and told[-1] <= 1
+
+
+def test_no_more_trials_than_allowed_and_one_is_always_finished(monkeypatch) -> None:
+    data, _ = measured(atoms("P 1 21 1", 60, 0, seed=4), 1.3)  # nothing heavy in it, and too coarse for light ones
+    options = replace(OPTIONS, starts="heavy", trials=2)
+    plan = plan_phasing(data, normalise(data), options)
+    hunt = pipeline.phase(plan, options, Silent())
+    assert len(hunt.trials) == 2 and len(hunt.solutions) == 1
+    assert hunt.trials[hunt.solutions[0].trial].finished
+    assert [t.cycles for t in hunt.trials] == [900, 900]  # nothing spoke for either
 
 
 def test_reflections_held_out_are_not_in_the_patterson(protein) -> None:

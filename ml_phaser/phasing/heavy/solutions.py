@@ -51,6 +51,11 @@ class HeavyAtoms:
     def problem(self) -> Problem:
         return self.entrant.problem
 
+    @property
+    def bar(self) -> float:
+        """Held-out correlation from which on phases are worth finishing."""
+        return max(self.entrant.bar, 2.5 / math.sqrt(max(1, int(self.problem.held.sum()))))
+
     @classmethod
     def of(cls, data: Amplitudes, normalised: Normalised, entrant: Entrant, descent: Method) -> HeavyAtoms:
         """The Patterson function laid out; reflections held out of ``entrant.problem`` are not in it."""
@@ -98,10 +103,12 @@ def _sim(p: Problem, f: NDArray[np.complex128], operators: Operators) -> NDArray
 
 def from_heavy_atoms(
     hunt: Hunt, heavy: HeavyAtoms, finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
-    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: Polisher | None = None,
+    most_trials: int | None, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic,
+    polisher: Polisher | None = None,
 ) -> None:  # fmt: skip
-    """Look for sites and make phases of them for so many seconds, until a solution convinces."""
-    began = now()
+    """Look for sites and make phases of them for so many seconds, until a solution convinces or there have been so many
+    trials; these being all there may be, the best of them is finished in any case."""
+    began, best = now(), (-math.inf, -1, np.zeros(0, dtype=np.complex128))
 
     def spent() -> float:
         return now() - began
@@ -110,13 +117,24 @@ def from_heavy_atoms(
         tell(min(1.0, spent() / seconds))
         return spent() > SEARCH_SHARE * seconds
 
+    def enter(f_p1: NDArray[np.complex128], trial: int) -> None:
+        solution = finish(f_p1, heavy.entrant, finishers, n, trial)
+        hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
+
     tried: list[SiteSet] = []
     for sets in heavy.superposition.rounds(over):
         for found in unlike(sets, tried)[:TRIED]:
             tried.append(found)
-            _tried(hunt, heavy, found, finishers, n, seed, now, polisher)
+            index = len(hunt.trials)
+            score, f_p1 = _tried(hunt, heavy, found, seed, now)
+            best = max(best, (score, index, f_p1), key=lambda b: b[0])
+            if score > heavy.bar:
+                enter(f_p1, index)
             tell(min(1.0, spent() / seconds))
-            if hunt.convinced or spent() > seconds:
+            last = most_trials is not None and len(hunt.trials) >= most_trials
+            if last and not hunt.solutions:
+                enter(best[2], best[1])
+            if last or hunt.convinced or spent() > seconds:
                 return
 
 
@@ -132,14 +150,13 @@ def unlike(sets: Sequence[SiteSet], tried: Sequence[SiteSet] = ()) -> list[SiteS
 
 
 def _tried(
-    hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, finishers: Sequence[Finisher], n: int, seed: int,
-    now: Callable[[], float], polisher: Polisher | None,
-) -> None:  # fmt: skip
-    """One set of sites as a trial: cycles, and a solution as soon as the reflections held out speak for it."""
+    hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, seed: int, now: Callable[[], float]
+) -> tuple[float, NDArray[np.complex128]]:
+    """One set of sites as a trial: cycles, until the reflections held out speak for it. What they say, and the phases
+    in P1."""
     p, since, index = heavy.problem, now(), len(hunt.trials)
-    bar = max(heavy.entrant.bar, 2.5 / math.sqrt(max(1, int(p.held.sum()))))
-    name = f"{METHOD}, {len(found.sites)} sites"
-    hunt.trials.append(Trial(index, name, seed, 0, 0.0, -1.0, 1.0, math.nan))
+    trial = Trial(index, f"{METHOD}, {len(found.sites)} sites", seed, 0, 0.0, -1.0, 1.0, math.nan)
+    hunt.trials.append(trial)
     x = unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape))
     for turn in range(TURNS):
         x = heavy.entrant.method.advance(x, SEARCHING, turn * SEARCHING)
@@ -148,10 +165,7 @@ def _tried(
         half = heavy.descent.estimate(heavy.descent.advance(y, DESCENDING))
         score, residual = float(p.scores(half)[0]), float(p.residuals(half)[0])
         cycles = (turn + 1) * (SEARCHING + DESCENDING)
-        hunt.trials[index] = replace(
-            hunt.trials[index], cycles=cycles, seconds=now() - since, score=score, r_work=residual
-        )
-        if score > bar:
-            solution = finish(p.gather_p1(half[0]), heavy.entrant, finishers, n, index)
-            hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
-            return
+        hunt.trials[index] = replace(trial, cycles=cycles, seconds=now() - since, score=score, r_work=residual)
+        if score > heavy.bar:
+            break
+    return score, p.gather_p1(half[0])
