@@ -280,6 +280,24 @@ def test_no_more_trials_than_allowed_and_one_is_always_finished(monkeypatch) -> 
     assert [t.cycles for t in hunt.trials] == [900, 900]  # nothing spoke for either
 
 
+def test_the_most_promising_are_gone_on_with(monkeypatch) -> None:
+    """When all sets of sites are tried, while there is time: here by a clock that goes on whenever it is looked at."""
+    from ml_phaser.phasing.heavy import solutions
+
+    monkeypatch.setattr(heavy_sites, "EFFORTS", (Effort(6, 6, (3,), 2, (12,), 8),))
+    monkeypatch.setattr(solutions, "MOST_SHARED", 0.5)
+    monkeypatch.setattr(solutions, "GONE_ON_WITH", 1)
+    data, _ = measured(atoms("P 1 21 1", 90, 0, seed=4), 1.4)
+    plan = plan_phasing(data, normalise(data), replace(OPTIONS, starts="heavy"))
+    assert plan.heavy is not None
+    hunt, looks = Hunt(plan.whole, plan.rows), iter(range(10**6))
+    from_heavy_atoms(
+        hunt, plan.heavy, plan.finishers, plan.n, 0, 260.0, None, lambda done: None, lambda: float(next(looks))
+    )  # fmt: skip
+    cycles = sorted(t.cycles for t in hunt.trials)
+    assert len(cycles) > 1 and cycles[:-1] == [900] * (len(cycles) - 1) and cycles[-1] > 900
+
+
 def test_reflections_held_out_are_not_in_the_patterson(protein) -> None:
     _, data, _ = protein
     normalised = normalise(data)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ive
 
+from ml_phaser.arrays import Array
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.outcome import Trial
@@ -27,7 +28,9 @@ from ml_phaser.phasing.search import Entrant, Hunt
 METHOD = "heavy atoms"
 TRIED = 6  # sets of sites of a round that phases are made from
 SEARCHING, DESCENDING = 200, 100  # cycles of relaxed reflections, of alternating ones,
-TURNS = 3  # so often at most, each going on with the first where the one before left them
+TURNS = 3  # so often at first, each going on with the first where the one before left them
+GONE_ON_WITH = 3  # trials, the most promising, when all sets are tried
+BETTER = 0.04  # held-out correlation by which a trial that was finished must improve to be finished again
 MOST_SHARED = 0.75
 LEAST_SIGMA_A2 = 0.005
 SEARCH_SHARE = 0.6  # of the time, that the search for sites may take
@@ -101,14 +104,28 @@ def _sim(p: Problem, f: NDArray[np.complex128], operators: Operators) -> NDArray
     return np.asarray(ive(1, x) / ive(0, x))
 
 
+@dataclass(frozen=True, eq=False)
+class Growing:
+    """Phases on their way: the state (1, u, v, w) of the relaxed reflections, what the held-out reflections say of it,
+    its phases in P1, and what they said when it was last finished."""
+
+    trial: int
+    x: Array
+    score: float = -1.0
+    f_p1: NDArray[np.complex128] | None = None
+    finished_at: float = -math.inf
+
+
 def from_heavy_atoms(
     hunt: Hunt, heavy: HeavyAtoms, finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
     most_trials: int | None, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic,
     polisher: Polisher | None = None,
 ) -> None:  # fmt: skip
     """Look for sites and make phases of them for so many seconds, until a solution convinces or there have been so many
-    trials; these being all there may be, the best of them is finished in any case."""
-    began, best = now(), (-math.inf, -1, np.zeros(0, dtype=np.complex128))
+    trials; these being all there may be, the best of them is finished in any case. If all sets lead nowhere, the most
+    promising ones are gone on with while there is time."""
+    began = now()
+    growing: list[Growing] = []
 
     def spent() -> float:
         return now() - began
@@ -117,25 +134,35 @@ def from_heavy_atoms(
         tell(min(1.0, spent() / seconds))
         return spent() > SEARCH_SHARE * seconds
 
-    def enter(f_p1: NDArray[np.complex128], trial: int) -> None:
-        solution = finish(f_p1, heavy.entrant, finishers, n, trial)
+    def finished(g: Growing) -> Growing:
+        assert g.f_p1 is not None
+        solution = finish(g.f_p1, heavy.entrant, finishers, n, g.trial)
         hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
+        return replace(g, finished_at=g.score)
+
+    def turned(g: Growing) -> Growing:
+        g = _turn(hunt, heavy, g, now)
+        return finished(g) if g.score > max(heavy.bar, g.finished_at + BETTER) else g
 
     tried: list[SiteSet] = []
     for sets in heavy.superposition.rounds(over):
         for found in unlike(sets, tried)[:TRIED]:
             tried.append(found)
-            index = len(hunt.trials)
-            score, f_p1 = _tried(hunt, heavy, found, seed, now)
-            best = max(best, (score, index, f_p1), key=lambda b: b[0])
-            if score > heavy.bar:
-                enter(f_p1, index)
+            g = _begun(hunt, heavy, found, seed)
+            for _ in range(TURNS):
+                g = turned(g)
+                if g.score > heavy.bar:
+                    break
+            growing = sorted([*growing, g], key=lambda g: -g.score)[:GONE_ON_WITH]
             tell(min(1.0, spent() / seconds))
             last = most_trials is not None and len(hunt.trials) >= most_trials
             if last and not hunt.solutions:
-                enter(best[2], best[1])
+                finished(growing[0])
             if last or hunt.convinced or spent() > seconds:
                 return
+    while growing and not hunt.convinced and spent() < seconds:
+        growing = [turned(g) for g in growing]
+        tell(min(1.0, spent() / seconds))
 
 
 def unlike(sets: Sequence[SiteSet], tried: Sequence[SiteSet] = ()) -> list[SiteSet]:
@@ -149,23 +176,22 @@ def unlike(sets: Sequence[SiteSet], tried: Sequence[SiteSet] = ()) -> list[SiteS
     return out
 
 
-def _tried(
-    hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, seed: int, now: Callable[[], float]
-) -> tuple[float, NDArray[np.complex128]]:
-    """One set of sites as a trial: cycles, until the reflections held out speak for it. What they say, and the phases
-    in P1."""
-    p, since, index = heavy.problem, now(), len(hunt.trials)
-    trial = Trial(index, f"{METHOD}, {len(found.sites)} sites", seed, 0, 0.0, -1.0, 1.0, math.nan)
-    hunt.trials.append(trial)
-    x = unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape))
-    for turn in range(TURNS):
-        x = heavy.entrant.method.advance(x, SEARCHING, turn * SEARCHING)
-        half = heavy.entrant.method.estimate(x)
-        y = unit_variance(inverse(with_amplitudes(half, p.target), p.shape))
-        half = heavy.descent.estimate(heavy.descent.advance(y, DESCENDING))
-        score, residual = float(p.scores(half)[0]), float(p.residuals(half)[0])
-        cycles = (turn + 1) * (SEARCHING + DESCENDING)
-        hunt.trials[index] = replace(trial, cycles=cycles, seconds=now() - since, score=score, r_work=residual)
-        if score > heavy.bar:
-            break
-    return score, p.gather_p1(half[0])
+def _begun(hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, seed: int) -> Growing:
+    """A set of sites as a trial."""
+    p, index = heavy.problem, len(hunt.trials)
+    name = f"{METHOD}, {len(found.sites)} sites"
+    hunt.trials.append(Trial(index, name, seed, 0, 0.0, -1.0, 1.0, math.nan))
+    return Growing(index, unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape)))
+
+
+def _turn(hunt: Hunt, heavy: HeavyAtoms, g: Growing, now: Callable[[], float]) -> Growing:
+    """Some cycles more, and what alternating projections then make of them."""
+    p, since, trial = heavy.problem, now(), hunt.trials[g.trial]
+    x = heavy.entrant.method.advance(g.x, SEARCHING, trial.cycles)
+    half = heavy.entrant.method.estimate(x)
+    y = unit_variance(inverse(with_amplitudes(half, p.target), p.shape))
+    half = heavy.descent.estimate(heavy.descent.advance(y, DESCENDING))
+    score, residual = float(p.scores(half)[0]), float(p.residuals(half)[0])
+    trial = replace(trial, cycles=trial.cycles + SEARCHING + DESCENDING, seconds=trial.seconds + now() - since)
+    hunt.trials[g.trial] = trial if trial.finished else replace(trial, score=score, r_work=residual)
+    return replace(g, x=x, score=score, f_p1=p.gather_p1(half[0]))
