@@ -85,7 +85,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "starts",
         "choice",
-        "auto: prediction, heavy atoms or pieces of peptide, where they pay, and random phases",
+        "auto: prediction, heavy atoms, pieces, where they pay, then random",
         default="auto",
         choices=("auto", "random", "fragments", "network", "heavy"),
         caption="Begin with",
