@@ -20,7 +20,7 @@ from ml_phaser.parameters import Options
 from ml_phaser.phasing.heavy import sites as heavy_sites
 from ml_phaser.phasing.heavy.sites import Effort, SiteSet, Superposition
 from ml_phaser.phasing.heavy.solutions import METHOD, from_heavy_atoms, telling, unlike
-from ml_phaser.phasing.heavy.vectors import Moduli, Operators, Vectors
+from ml_phaser.phasing.heavy.vectors import Factors, Moduli, Operators, Vectors
 from ml_phaser.phasing.search import Hunt
 from ml_phaser.plan import plan_phasing
 
@@ -82,7 +82,7 @@ def measured(small: gemmi.SmallStructure, d_min: float, noise: float = 0.03, see
 def superposition(data: Amplitudes) -> Superposition:
     excess = normalise(data).e ** 2 - 1
     vectors = Vectors.of(data.hkl, excess, data.cell, data.spacegroup)
-    moduli = Moduli.of(data.hkl, excess, telling(data.d, data.sigf / data.f), vectors.operators)
+    moduli = Moduli.of(Factors.of(data.hkl, vectors.operators), excess, telling(data.d, data.sigf / data.f))
     return Superposition.of(vectors, moduli, data.cell, data.spacegroup, data.d_min)
 
 
@@ -162,17 +162,17 @@ def test_structure_factors_of_a_site_are_the_sum_over_its_images(small) -> None:
     _, data, _ = small
     moduli, x = superposition(data).moduli, np.array([0.13, 0.27, 0.41])
     expected = np.exp(2j * np.pi * data.hkl @ mates(x[None], data.spacegroup).T).sum(axis=1)
-    np.testing.assert_allclose(moduli.of_site(x), expected, atol=2e-4)
+    np.testing.assert_allclose(moduli.factors.of_site(x), expected, atol=2e-4)
 
 
 def test_the_fit_is_a_number_of_standard_deviations(small) -> None:
     structure, data, _ = small
     moduli, rng = superposition(data).moduli, np.random.default_rng(2)
-    by_chance = [moduli.fit(sum(moduli.of_site(x) for x in rng.random((3, 3)))) for _ in range(60)]
+    by_chance = [moduli.fit(sum(moduli.factors.of_site(x) for x in rng.random((3, 3)))) for _ in range(60)]
     assert 0.6 < np.std(by_chance) < 2.0 and abs(np.mean(by_chance)) < 0.6
-    assert moduli.fit(sum(moduli.of_site(x) for x in positions(structure))) > 5
+    assert moduli.fit(sum(moduli.factors.of_site(x) for x in positions(structure))) > 5
     if len(list(data.spacegroup.operations())) == 1:
-        assert moduli.fit(moduli.of_site(np.zeros(3))) == 0.0  # one atom in P1 has the same modulus everywhere
+        assert moduli.fit(moduli.factors.of_site(np.zeros(3))) == 0.0  # one atom in P1 has the same modulus everywhere
 
 
 def test_sites_of_heavy_atoms_are_found(small) -> None:

@@ -158,7 +158,7 @@ class Superposition:
         return sets
 
     def _single(self, x: NDArray[np.float64]) -> Partial:
-        f = self.moduli.of_site(x)
+        f = self.moduli.factors.of_site(x)
         return Partial((x,), self.moduli.fit(f), self.own, f)
 
     def _extended(self, part: Partial, count: int) -> list[Partial]:
@@ -166,7 +166,7 @@ class Superposition:
         sums = part.sums + self._said_by(part.sites[-1])
         out = []
         for x in self._peaks(sums, part.sites, count):
-            f = part.f + self.moduli.of_site(x)
+            f = part.f + self.moduli.factors.of_site(x)
             out.append(Partial((*part.sites, x), self.moduli.fit(f), sums, f))
         return out
 

@@ -19,7 +19,7 @@ from ml_phaser.outcome import Trial
 from ml_phaser.phasing.dual_space import Method
 from ml_phaser.phasing.finish import Finisher, finish
 from ml_phaser.phasing.heavy.sites import SiteSet, Superposition
-from ml_phaser.phasing.heavy.vectors import HIGHEST_E2, Moduli, Operators, Vectors
+from ml_phaser.phasing.heavy.vectors import HIGHEST_E2, Factors, Moduli, Vectors
 from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import inverse, unit_variance, with_amplitudes
@@ -41,14 +41,13 @@ class HeavyAtoms:
     """The search for heavy atoms of one crystal.
 
     superposition : of the reflections in use, none held out; entrant : whose problem, method, and way to a solution in
-    the group are used; descent : what follows its method, alternating projections
-    rows : of the problem's reflections among all
+    the group are used; descent : what follows its method, alternating projections; factors : on its reflections
     """
 
     superposition: Superposition
     entrant: Entrant
     descent: Method
-    operators: Operators
+    factors: Factors
 
     @property
     def problem(self) -> Problem:
@@ -67,20 +66,19 @@ class HeavyAtoms:
         excess = np.minimum(e**2, HIGHEST_E2) - 1
         weight = telling(data.d[rows], normalised.sig_e[rows] / np.maximum(e, 1e-3))
         vectors = Vectors.of(hkl, excess * weight, data.cell, data.spacegroup)
-        moduli = Moduli.of(hkl, excess, weight, vectors.operators)
+        moduli = Moduli.of(Factors.of(hkl, vectors.operators), excess, weight)
         d_min = entrant.problem.d_min
         superposition = Superposition.of(vectors, moduli, data.cell, data.spacegroup, d_min)
-        return cls(superposition, entrant, descent, vectors.operators)
+        return cls(superposition, entrant, descent, Factors.of(entrant.problem.hkl, vectors.operators))
 
     def start(self, sites: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Structure factors (n,) to begin with: measured moduli of reflections in use, phases of point atoms at the
         sites (m, 3), weights after Sim."""
         p = self.problem
-        everything = Moduli.of(p.hkl, np.arange(len(p.hkl), dtype=float), np.ones(len(p.hkl)), self.operators)
         f = np.zeros(len(p.hkl), dtype=np.complex128)
         for site, weight in zip(sites, self.superposition.vectors.weights(sites), strict=True):
-            f += weight * everything.of_site(site)
-        return np.where(p.held, 0, p.amplitude * _sim(p, f, self.operators) * np.exp(1j * np.angle(f)))
+            f += weight * self.factors.of_site(site)
+        return np.where(p.held, 0, p.amplitude * _sim(p, f) * np.exp(1j * np.angle(f)))
 
 
 def telling(d: NDArray[np.float64], relative: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -93,10 +91,9 @@ def telling(d: NDArray[np.float64], relative: NDArray[np.float64]) -> NDArray[np
     return np.asarray(weight / weight.mean())
 
 
-def _sim(p: Problem, f: NDArray[np.complex128], operators: Operators) -> NDArray[np.float64]:
+def _sim(p: Problem, f: NDArray[np.complex128]) -> NDArray[np.float64]:
     """I1(X) / I0(X) (n,) of partial structure factors: sigmaA^2 is the covariance of E^2 with those of the part."""
     use = ~p.held & (np.abs(f) > 0)
-    # what the calculated moduli lack of mean square 1 in a row of the lattice is epsilon, for both alike
     obs, calc = p.amplitude, np.abs(f)
     obs, calc = obs / math.sqrt(np.mean(obs[use] ** 2)), calc / math.sqrt(np.mean(calc[use] ** 2))
     square = max(LEAST_SIGMA_A2, min(0.9, float(np.mean((obs[use] ** 2 - 1) * (calc[use] ** 2 - 1)))))

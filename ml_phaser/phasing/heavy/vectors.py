@@ -134,31 +134,24 @@ def _levelled(raw: NDArray[np.float32], cell: gemmi.UnitCell) -> NDArray[np.floa
 
 
 @dataclass(frozen=True, eq=False)
-class Moduli:
-    """How well equal point atoms at given sites explain E^2.
+class Factors:
+    """Structure factors of point atoms on given reflections.
 
-    index : (3, n) rows of the tables of phase factors; lowest : smallest index of each axis; excess : (n,) E^2 less its
-    mean, unit length; weight : (n,) what a reflection is expected to say of heavy atoms
+    index : (3, n) rows of the tables of phase factors; lowest, highest : indices along each axis, (3,)
     """
 
     index: NDArray[np.int32]
     lowest: NDArray[np.int32]
     highest: NDArray[np.int32]
-    excess: NDArray[np.float64]
-    weight: NDArray[np.float64]
     operators: Operators
 
     @classmethod
-    def of(
-        cls, hkl: NDArray[np.int32], excess: NDArray[np.float64], weight: NDArray[np.float64], operators: Operators
-    ) -> Moduli:
-        centred = excess - excess.mean()
+    def of(cls, hkl: NDArray[np.int32], operators: Operators) -> Factors:
         low = hkl.min(axis=0)
-        index = np.ascontiguousarray((hkl - low).T.astype(np.int32))
-        return cls(index, low, hkl.max(axis=0), centred / np.linalg.norm(centred), weight, operators)
+        return cls(np.ascontiguousarray((hkl - low).T.astype(np.int32)), low, hkl.max(axis=0), operators)
 
     def of_site(self, x: NDArray[np.float64]) -> NDArray[np.complex64]:
-        """Structure factors (n,) of an atom at ``x`` (3,) and its images."""
+        """Those (n,) of an atom at ``x`` (3,) and its images."""
         total = np.zeros(self.index.shape[1], dtype=np.complex64)
         for image in self.operators.images(x):
             tables = [
@@ -167,6 +160,23 @@ class Moduli:
             ]
             total += tables[0][self.index[0]] * tables[1][self.index[1]] * tables[2][self.index[2]]
         return total
+
+
+@dataclass(frozen=True, eq=False)
+class Moduli:
+    """How well equal point atoms at given sites explain E^2.
+
+    excess : (n,) E^2 less its mean, unit length; weight : (n,) what a reflection is expected to say of heavy atoms
+    """
+
+    factors: Factors
+    excess: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, factors: Factors, excess: NDArray[np.float64], weight: NDArray[np.float64]) -> Moduli:
+        centred = excess - excess.mean()
+        return cls(factors, centred / np.linalg.norm(centred), weight)
 
     def fit(self, f: NDArray[np.complex64]) -> float:
         """Correlation of |f|^2 (n,) with E^2 in units of its standard deviation by chance: about 1 for wrong sites,
