@@ -198,6 +198,18 @@ def test_later_rounds_look_further(monkeypatch) -> None:
     assert [wide.next(n) for n in (2, 3, 4, 9)] == [6, 4, 2, 2] and [wide.keep(n) for n in (2, 3, 4)] == [30, 20, 10]
 
 
+def test_no_more_sets_than_memory_has_room_for(monkeypatch) -> None:
+    data, _ = measured(atoms("P 1 21 1", 40, 3), 1.2)
+    s = superposition(data)
+    each = 4 * len(s.index) + 8 * len(data)
+    assert s.room == int(heavy_sites.MEMORY / each) > 300
+    monkeypatch.setattr(heavy_sites, "MEMORY", 20 * each)
+    few = superposition(data)
+    assert few.room == 20 and len(next(few.rounds(lambda: False))) <= 20 < len(next(s.rounds(lambda: False)))
+    monkeypatch.setattr(heavy_sites, "MEMORY", 1.0)
+    assert superposition(data).room == heavy_sites.FEWEST_SETS
+
+
 @pytest.mark.parametrize("name", ["P 1 21 1", "P 21 21 21", "C 1 2 1"])
 def test_no_two_sites_coincide_and_none_is_special(name: str) -> None:
     data, _ = measured(atoms(name, 40, 3, seed=5), 1.2)

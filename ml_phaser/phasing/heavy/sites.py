@@ -25,6 +25,8 @@ COARSE = 1 / 2.5  # of d_min: spacing of the positions looked at
 APART = 1.6  # A between sites, and from a site to its images
 DISTINCT = 0.6  # A: vectors nearer than that, in the Patterson's symmetry, are one
 MOST_SITES = 10
+MEMORY = 1e9  # bytes that the sets gone on with may take: in large cells fewer fit
+FEWEST_SETS = 16
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,12 @@ class Superposition:
         return self.vectors.own(self.positions)
 
     @cached_property
+    def room(self) -> int:
+        """Sets that memory has room for."""
+        each = self.own.nbytes + 8 * len(self.moduli.excess)
+        return max(FEWEST_SETS, int(MEMORY / each))
+
+    @cached_property
     def origins(self) -> Origins:
         return permissible_origins(self.spacegroup)
 
@@ -135,17 +143,17 @@ class Superposition:
     def _begun(self, effort: Effort, over: Callable[[], bool]) -> list[Partial]:
         """Pairs of sites, best first."""
         if len(self.origins.directions) == 3:  # P1: the first site is anywhere
-            return _best(self._extended(self._single(np.zeros(3)), effort.first), effort.keep(2))
+            return _best(self._extended(self._single(np.zeros(3)), effort.first), min(effort.keep(2), self.room))
         pairs: list[Partial] = []
         for x in self._peaks(self.own, (), effort.first, unlike=True):
             if pairs and over():
                 break
-            pairs = _best(pairs + self._extended(self._single(x), effort.second), effort.keep(2))
+            pairs = _best(pairs + self._extended(self._single(x), effort.second), min(effort.keep(2), self.room))
         return pairs
 
     def _grown(self, sets: list[Partial], effort: Effort, over: Callable[[], bool]) -> list[Partial]:
         for size in range(2, MOST_SITES):
-            kept, more = effort.keep(size + 1), list[Partial]()
+            kept, more = min(effort.keep(size + 1), self.room), list[Partial]()
             for part in sets:
                 if more and over():
                     break
