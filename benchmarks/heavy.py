@@ -31,7 +31,7 @@ OUT = Path(__file__).resolve().parent / "results" / "heavy.json"
 # name, d_min in A (0: all data), processor seconds
 RUNS = (
     ("4lzt", 0.0, 100), ("4lzt", 1.0, 100), ("4lzt", 1.1, 100), ("4lzt", 1.15, 100),
-    ("4lzt", 1.2, 100),
+    ("4lzt", 1.2, 250),
     ("4xof", 0.0, 300), ("4axt", 0.0, 900), ("5jdt", 0.0, 900),
 )  # fmt: skip
 PROTEIN = (
