@@ -13,6 +13,7 @@ from ml_phaser import arrays
 from ml_phaser.board import FINISH_POINTS, Board, affordable, atoms_share
 from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
+from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.residues import RESIDUES
 from ml_phaser.errors import UserError
 from ml_phaser.learned import Network, conditions, there
@@ -44,6 +45,11 @@ GROWTH = (1.0, 0.9)  # relaxation, and share of the cell in usual ones, with whi
 DESCENT = 0.3  # of the usual share of the cell that peaks may fill: few, as long as most of them are wrong
 
 
+def room_for_atoms(data: Amplitudes) -> int:
+    """Atoms that the asymmetric unit has room for."""
+    return round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
+
+
 def heavy_atoms(
     board: Board, entrants: Sequence[Entrant], options: Options, otherwise: str
 ) -> tuple[HeavyAtoms | None, list[str]]:
@@ -54,7 +60,7 @@ def heavy_atoms(
     """
     data, asked = board.data, options.starts == "heavy"
     relaxed = next((e for e in entrants if "RRR, tight" in e.method.name), None)
-    room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
+    room = room_for_atoms(data)
     if asked and otherwise:
         what = f"heavy atoms and {otherwise} cannot both be begun with"
         raise UserError(what, "starts heavy", f"leave it or {otherwise} out")
@@ -91,7 +97,7 @@ def fragment_road(
     crystal, where they are known. Raises UserError where it was asked for and cannot be.
     """
     data = board.data
-    room = round(data.cell.volume / len(data.spacegroup.operations()) / ROOM)
+    room = room_for_atoms(data)
     asked = options.starts == "fragments" or bool(pieces)
     if options.starts == "random":
         return None, None, []

@@ -260,7 +260,7 @@ def test_sets_that_share_most_of_their_sites_are_tried_once() -> None:
 
 @pytest.fixture(scope="module", params=["P 1", "P 21 21 21"])
 def protein(request) -> tuple:
-    """As many atoms as random phases do not find in the time given here, six of sulphur."""
+    """Random atoms, six of sulphur."""
     structure = atoms(request.param, {"P 1": 220, "P 21 21 21": 150}[request.param], 6, seed=7)
     return (structure, *measured(structure, 1.0, noise=0.05))
 
@@ -329,7 +329,7 @@ def test_reflections_held_out_are_not_in_the_patterson(protein) -> None:
 
 
 def test_when_heavy_atoms_are_looked_for() -> None:
-    large, few = (atoms("P 21 21 21", n, 3, seed=2) for n in (0, 0))
+    large, few = (atoms("P 21 21 21", 0, 3, seed=2) for _ in range(2))
     at_1, _ = measured(large, 1.0)
     normalised = normalise(at_1)
     auto = plan_phasing(at_1, normalised, OPTIONS)

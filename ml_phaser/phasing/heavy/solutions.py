@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ive
+from scipy.special import i0e, i1e
 
 from ml_phaser.arrays import Array
 from ml_phaser.crystal.normalise import Normalised
@@ -24,6 +24,7 @@ from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import inverse, unit_variance, with_amplitudes
 from ml_phaser.phasing.search import Entrant, Hunt
+from ml_phaser.phasing.weighting import sim_argument
 
 METHOD = "heavy atoms"
 TRIED = 6  # sets of sites of a round that phases are made from
@@ -97,8 +98,8 @@ def _sim(p: Problem, f: NDArray[np.complex128]) -> NDArray[np.float64]:
     obs, calc = p.amplitude, np.abs(f)
     obs, calc = obs / math.sqrt(np.mean(obs[use] ** 2)), calc / math.sqrt(np.mean(calc[use] ** 2))
     square = max(LEAST_SIGMA_A2, min(0.9, float(np.mean((obs[use] ** 2 - 1) * (calc[use] ** 2 - 1)))))
-    x = 2 * math.sqrt(square) / (1 - square) * obs * calc
-    return np.asarray(ive(1, x) / ive(0, x))
+    x = sim_argument(calc, obs, square)
+    return np.asarray(i1e(x) / i0e(x))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_phaser.crystal.grid import grid_shape
+from ml_phaser.crystal.grid import grid_shape, synthesise
 from ml_phaser.crystal.symmetry import expand
 
 HIGHEST_E2 = 8.0  # of one reflection: more is noise or a crystal's habit
@@ -65,13 +65,7 @@ class Vectors:
         d_min = float(cell.calculate_d_array(hkl).min()) * 0.99999
         shape = grid_shape(cell, d_min, spacing=d_min * FINE)
         expansion = expand(hkl, spacegroup)
-        half = np.zeros((shape[0], shape[1], shape[2] // 2 + 1), dtype=np.complex64)
-        value = excess[expansion.asu]
-        for sign in (1, -1):
-            h, k, l = (sign * expansion.hkl).T  # noqa: E741
-            there = l >= 0
-            half[h[there] % shape[0], k[there] % shape[1], l[there]] = value[there]
-        raw = np.fft.irfftn(half, s=shape, axes=(0, 1, 2)).astype(np.float32)
+        raw = synthesise(expansion.hkl, excess[expansion.asu], shape, cell.volume).astype(np.float32)
         raw /= raw.std()
         return cls(_levelled(raw, cell), shape, Operators.of(spacegroup))
 
