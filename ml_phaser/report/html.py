@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_phaser.atomic import atomic
 from ml_phaser.parameters import PARAMETERS
-from ml_phaser.report.log import METHODS
+from ml_phaser.report.log import methods_of
 
 if TYPE_CHECKING:
     from ml_phaser.report.pictures import Picture
@@ -36,11 +36,12 @@ def to_html(record: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
         "record": record,
         "pictures": groups,
         "signs": SIGNS,
-        "methods": METHODS,
         "defaults": defaults(record),
     }
     if page == "finished.html":
+        began = [t["method"] for t in record["trials"] if t["index"] == record["best_trial"]]
         facts |= {"key": key_numbers(record), "choices": choices(record), "ranked": ranked(record)}
+        facts["methods"] = methods_of(began)
     else:
         facts |= {"trouble": trouble(record), "ranked": ranked(record)}
     return environment.get_template(page).render(facts)

@@ -28,6 +28,10 @@ METHODS = {
         "Fienup (1982) Appl. Opt. 21, 2758-2769",
         "Elser (2003) J. Opt. Soc. Am. A20, 40-55",
     ),
+    "heavy atoms": (
+        "Schneider & Sheldrick (2002) Acta Cryst. D58, 1772-1779",
+        "Sim (1959) Acta Cryst. 12, 813-815",
+    ),
 }
 
 
@@ -326,12 +330,19 @@ def nothing_next(options: Options) -> str:
     return textwrap.fill(text, TEXT_WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
 
 
-def citation() -> str:
+def methods_of(trials: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Methods and their papers, of results that began as ``trials`` say."""
+    begun = set(trials)
+    return {m: p for m, p in METHODS.items() if m != "heavy atoms" or any(t.startswith(m) for t in begun)}
+
+
+def citation(outcome: Outcome) -> str:
     """What to cite."""
+    methods = methods_of(t.method for t in outcome.trials if t.index == outcome.best)
     return "\n".join(
         [
             " If this helped, please cite ml_phaser (CITATION.cff), and the methods it rests on:",
-            *(f"   {method}: {'; '.join(papers)}" for method, papers in METHODS.items()),
+            *(f"   {method}: {'; '.join(papers)}" for method, papers in methods.items()),
         ]
     )
 
@@ -351,7 +362,7 @@ def report(outcome: Outcome, options: Options) -> str:
     if outcome.trials:
         parts.append(trials_table(outcome.trials))
     parts += [warning_block(w) for w in warnings(outcome)]
-    parts += [citation(), files(outcome, options), verdict(outcome)]
+    parts += [citation(outcome), files(outcome, options), verdict(outcome)]
     solved = outcome.verdict.word != "not solved"
     if outcome.next_steps or not solved:
         parts.append(next_steps(outcome.next_steps, outcome.verdict.word) if solved else nothing_next(options))

@@ -118,5 +118,15 @@ def test_an_outcome_without_trials_or_shells_still_has_a_verdict():
     assert "NOT SOLVED" in text and "$TABLE" not in text
 
 
+@pytest.mark.parametrize("method", ["charge flipping", "heavy atoms, 10 sites"])
+def test_what_the_best_trial_began_with_is_cited(method):
+    done = outcome()
+    trials = tuple(dataclasses.replace(t, method=method) if t.index == done.best else t for t in done.trials)
+    other = tuple(dataclasses.replace(t, method="heavy atoms, 8 sites") for t in done.trials if t.index != done.best)
+    text = log.report(dataclasses.replace(done, trials=(*trials, *other)), options())
+    assert ("Schneider & Sheldrick (2002)" in text) == method.startswith("heavy atoms")
+    assert "Elser (2003)" in text and "Oszlanyi & Suto" in text
+
+
 def test_the_log_is_plain_ascii():
     log.report(outcome(), options()).encode("ascii")
