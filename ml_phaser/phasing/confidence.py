@@ -21,6 +21,10 @@ Floats = NDArray[np.float64]
 # it was fitted and on what.
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
+# Of large structures: docs/decisions/0023-verdict-of-large-structures.md
+LARGE_BIAS, LARGE_PER_SCORE = -4.8, 30.0
+LARGE_MOST = 0.8  # probability: wrong maps of a coiled coil came as far as right ones
+LARGE_HELD, LARGE_D = 400, (0.9, 1.25)  # held-out reflections, A
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
@@ -165,6 +169,17 @@ def probability_solved(score: float, held: int, symmetry: float, agreeing: int, 
     return _probability(log_odds_solved(score, held, symmetry, agreeing, d_min))
 
 
+def large(held: int, d_min: float) -> bool:
+    """Whether so many reflections of a large structure at atomic resolution are held out that they say more than those
+    of small ones, which the search's reckoning was set by."""
+    return held >= LARGE_HELD and LARGE_D[0] <= d_min <= LARGE_D[1]
+
+
+def probability_large(score: float, held: int) -> float:
+    """Probability (0 to LARGE_MOST) that the map of a large structure is right, by its score alone."""
+    return LARGE_MOST * _probability(LARGE_BIAS + LARGE_PER_SCORE * cautious(score, held))
+
+
 def log_odds_of_pieces(merit: float) -> float:
     """ln p / (1 - p) that a map that comes from placed pieces is right; ``merit`` as in ``Fragments``."""
     return PIECES_BIAS + PER_MERIT * merit
@@ -187,7 +202,8 @@ def probability_right(
         return tempered(max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE)
     if d_min > FITTED_TO:
         return _probability(odds)
-    return tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
+    p = tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
+    return max(p, probability_large(score, held)) if large(held, d_min) else p
 
 
 def enough(

@@ -139,7 +139,7 @@ def from_heavy_atoms(
         return replace(g, finished_at=g.score)
 
     def turned(g: Growing) -> Growing:
-        g = _turn(hunt, heavy, g, now)
+        g = turn(hunt, heavy, g, now)
         return finished(g) if g.score > max(heavy.bar, g.finished_at + BETTER) else g
 
     tried: list[SiteSet] = []
@@ -182,8 +182,8 @@ def _begun(hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, seed: int) -> Growing:
     return Growing(index, unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape)))
 
 
-def _turn(hunt: Hunt, heavy: HeavyAtoms, g: Growing, now: Callable[[], float]) -> Growing:
-    """Some cycles more, and what alternating projections then make of them."""
+def turn(hunt: Hunt, heavy: HeavyAtoms, g: Growing, now: Callable[[], float] = time.monotonic) -> Growing:
+    """Some cycles more, and what alternating projections then make of them; entered in its trial."""
     p, since, trial = heavy.problem, now(), hunt.trials[g.trial]
     x = heavy.entrant.method.advance(g.x, SEARCHING, trial.cycles)
     half = heavy.entrant.method.estimate(x)
