@@ -230,7 +230,7 @@ def choose(hunt: Hunt, data: Amplitudes, normalised: Normalised, plan: Plan) -> 
     that keeps what they say is better than the luck of so many trials; at their origin and hand, with them combined
     in."""
     if plan.starts is None:
-        return max(hunt.solutions, key=lambda s: s.probability), None
+        return replace(max(hunt.solutions, key=lambda s: s.probability), chance=hunt.chance), None
     from ml_phaser.phasing.starts import as_given
 
     known = plan.starts
@@ -291,7 +291,7 @@ def weigh(
     given = None if plan.starts is None else np.abs(plan.starts.centroid())
     verdict = confidence.judge(
         solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments,
-        None if given is None else float(given.mean()),
+        None if given is None else float(given.mean()), solution.chance,
     )  # fmt: skip
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
@@ -299,7 +299,13 @@ def weigh(
     mates = [s.f for s in others if s.cluster == solution.cluster and s.trial != solution.trial]
     phased = normalised.f * np.exp(1j * np.angle(solution.f))
     unaided = confidence.judge(
-        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
+        solution.score,
+        solution.held,
+        solution.symmetry,
+        solution.agreeing,
+        solution.d_min,
+        solution.fragments,
+        chance=solution.chance,
     )
     evidence = calibration.Evidence(
         confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d), verdict.probability, solution.score,

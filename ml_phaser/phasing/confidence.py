@@ -22,8 +22,7 @@ Floats = NDArray[np.float64]
 BIAS, PER_SCORE, PER_SYMMETRY, PER_AGREEING = -9.0, 20.0, 4.0, 0.7
 PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, come to predict held-out amplitudes
 # Of large structures: docs/decisions/0023-verdict-of-large-structures.md
-LARGE_BIAS, LARGE_PER_SCORE = -4.8, 30.0
-LARGE_MOST = 0.8  # probability: wrong maps of a coiled coil came as far as right ones
+LARGE_EVEN, LARGE_PER_LEAD = 0.08, 45.0  # lead of even odds, log-odds for each unit of it
 LARGE_HELD, LARGE_D = 400, (0.9, 1.25)  # held-out reflections, A
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confidence.md says how they were fitted
@@ -175,9 +174,11 @@ def large(held: int, d_min: float) -> bool:
     return held >= LARGE_HELD and LARGE_D[0] <= d_min <= LARGE_D[1]
 
 
-def probability_large(score: float, held: int) -> float:
-    """Probability (0 to LARGE_MOST) that the map of a large structure is right, by its score alone."""
-    return LARGE_MOST * _probability(LARGE_BIAS + LARGE_PER_SCORE * cautious(score, held))
+def probability_large(lead: float, held: int) -> float:
+    """Probability (0-1) that the map of a large structure is right, by the ``lead`` of its score over the one that
+    random phases come to in the same crystal: any density that fits the measured amplitudes predicts a little of the
+    held-out ones, in some crystals much. A standard error is taken off, as the luckiest of many starts is judged."""
+    return _probability(LARGE_PER_LEAD * (cautious(lead, held) - LARGE_EVEN))
 
 
 def log_odds_of_pieces(merit: float) -> float:
@@ -191,8 +192,9 @@ def probability_of_pieces(merit: float) -> float:
 
 
 def probability_right(
-    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None
-) -> float:
+    score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None,
+    chance: float = math.nan,
+) -> float:  # fmt: skip
     """Probability (0-1) of the verdict that the map correlates with the truth to at least 0.5.
 
     Parameters as in ``log_odds_solved`` and ``judge``.
@@ -203,7 +205,7 @@ def probability_right(
     if d_min > FITTED_TO:
         return _probability(odds)
     p = tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))
-    return max(p, probability_large(score, held)) if large(held, d_min) else p
+    return max(p, probability_large(score - chance, held)) if math.isfinite(chance) and large(held, d_min) else p
 
 
 def enough(
@@ -236,17 +238,20 @@ def probability_of_given(score: float, held: int, fom: float) -> float:
 
 def judge(
     score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None,
-    given: float | None = None,
+    given: float | None = None, chance: float = math.nan,
 ) -> Verdict:  # fmt: skip
     """The verdict in words. ``agreeing`` counts the other starts that led to the same solution; ``placed`` are the
     pieces it comes from: their merit, or what decision 4 rests on, whichever says more; ``given`` is the mean figure of
-    merit of phases that were put in."""
+    merit of phases that were put in; ``chance`` is the score that random phases come to in the same crystal, NaN where
+    that was not tried."""
     if given is not None:
         p, sure = probability_of_given(score, held, given), True
     else:
-        p = probability_right(score, held, symmetry, agreeing, d_min, placed)
+        p = probability_right(score, held, symmetry, agreeing, d_min, placed, chance)
         sure = enough(score, held, symmetry, agreeing, d_min, placed)
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
+    if math.isfinite(chance):
+        facts += f", random phases come to {chance:.2f}"
     if given is not None:
         facts += f", phases put in of mean figure of merit {given:.2f}"
     if placed is not None:

@@ -57,7 +57,7 @@ class Solution:
     peaks alone (``core_residual``); agreeing : number of other
     starts that led here; cluster : number of the solution, in order of discovery; given : it comes from phases that
     were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything; polished : the learned
-    projection has had its say
+    projection has had its say; chance : score that random phases come to, NaN where that was not tried
     """
 
     f: NDArray[np.complex128]
@@ -74,6 +74,7 @@ class Solution:
     given: bool = False
     fragments: Fragments | None = None
     polished: bool = False
+    chance: float = math.nan
 
     @property
     def merit(self) -> float:

@@ -85,12 +85,14 @@ class Entrant:
 class Hunt:
     """The state of a search: trials so far and the best solutions, best first.
 
-    ``rows`` : of the problem's reflections among all that solutions have, where they are not all
+    ``rows`` : of the problem's reflections among all that solutions have, where they are not all; ``chance`` : score of
+    a solution that began with random phases for comparison, NaN where there is none
     """
 
     problem: Problem
     rows: NDArray[np.int64] | None = None
     finishing: float = 0.0  # seconds
+    chance: float = math.nan
     trials: list[Trial] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
     residuals: dict[str, list[float]] = field(default_factory=dict)  # of a method's starts, after each block

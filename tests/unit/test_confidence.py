@@ -200,16 +200,23 @@ def test_few_reflections_must_be_surer() -> None:
     assert judge(0.70, 27, 0.51, 3, 1.5, pieces(0.8)).word == "solved"  # it is not they alone that say so
 
 
-def test_many_reflections_of_a_large_structure_say_more() -> None:
-    """4LZT cut to 1.2 A: map CC 0.6 with 0.23 on 1521 held-out reflections; wrong maps there reach 0.15. But wrong ones
-    of GCN4, a coiled coil, reach 0.28 on 750."""
+def test_a_large_structure_is_judged_by_its_lead_over_random_phases() -> None:
+    """4LZT cut to 1.2 A: map CC 0.6 with 0.23 on 1521 held-out reflections, random phases come to 0.05. Those of
+    GCN4, a coiled coil, come to 0.26 on 750, and wrong maps to 0.28."""
     none = float("nan")
-    right, wrong, coiled = (judge(s, n, none, 0, 1.2) for s, n in ((0.232, 1521), (0.15, 1521), (0.283, 750)))
-    assert right.word == coiled.word == "uncertain" and right.probability > 0.5 and wrong.word == "not solved"
+    right = judge(0.232, 1521, none, 0, 1.2, chance=0.05)
+    assert right.word == "solved" and "random phases come to 0.05" in right.reason
+    assert judge(0.283, 750, none, 0, 1.1, chance=0.257).word == "not solved"
+    assert judge(0.18, 1521, none, 0, 1.2, chance=0.05).word == "uncertain"
+    without = judge(0.232, 1521, none, 0, 1.2)
+    assert without.word == "not solved" and "random phases" not in without.reason
     for held, d_min in ((390, 1.2), (1521, 1.3), (1521, 0.8)):  # small ones, coarser ones, small molecules
-        assert judge(0.232, held, none, 0, d_min).word == "not solved"
-    p = [probability_right(score, 1521, none, 0, 1.2) for score in np.linspace(-0.1, 1, 56)]
+        assert judge(0.232, held, none, 0, d_min, chance=0.05).word == "not solved"
+    p = [probability_right(score, 1521, none, 0, 1.2, chance=0.05) for score in np.linspace(-0.1, 1, 56)]
     assert p == sorted(p)
+    assert probability_right(0.22, 420, none, 0, 1.2, chance=0.05) < SOLVED  # too few for that
+    strict = [probability_right(0.7, 1521, none, 0, 1.2, chance=c) for c in (none, 0.7)]
+    assert strict[0] == strict[1] > SOLVED  # it adds only
     assert probability_solved(0.4, 1521, none, 0, 1.2) < 0.5  # the search goes on: more can be had
 
 

@@ -16,10 +16,11 @@ from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.errors import UserError
 from ml_phaser.notify import Silent
+from ml_phaser.outcome import Verdict
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.heavy import sites as heavy_sites
 from ml_phaser.phasing.heavy.sites import Effort, SiteSet, Superposition
-from ml_phaser.phasing.heavy.solutions import METHOD, from_heavy_atoms, telling, unlike
+from ml_phaser.phasing.heavy.solutions import COMPARED, METHOD, from_heavy_atoms, telling, unlike
 from ml_phaser.phasing.heavy.vectors import Factors, Moduli, Operators, Vectors
 from ml_phaser.phasing.search import Hunt
 from ml_phaser.plan import plan_phasing
@@ -280,6 +281,35 @@ def test_phases_grow_from_heavy_atoms(protein) -> None:
     phased = data.f * np.exp(1j * np.angle(best.f))
     assert compare(data.hkl, phased, truth, data.cell, data.spacegroup, repeats=0).map_cc > 0.8
     assert told == sorted(told) and told[0] >= 0 and told[-1] <= 1
+
+
+def test_random_phases_go_the_same_way_where_a_solution_does_not_convince(protein, monkeypatch) -> None:
+    from ml_phaser.phasing import confidence, search
+
+    _, data, _ = protein
+    normalised = normalise(data)
+    options = replace(OPTIONS, starts="heavy")
+    plan = plan_phasing(data, normalised, options)
+
+    def verdict(trials: int | None = None) -> tuple[Hunt, Verdict]:
+        hunt, looks = Hunt(plan.whole, plan.rows), iter(range(10**6))
+        from_heavy_atoms(
+            hunt, plan.heavy, plan.finishers, plan.n, 0, 1.0, trials, lambda done: None, lambda: float(next(looks))
+        )  # fmt: skip
+        best, _ = pipeline.choose(hunt, data, normalised, plan)
+        return hunt, pipeline.weigh(data, normalised, plan, best, keep_hand=True)[2]
+
+    sure, _ = verdict()
+    assert np.isnan(sure.chance) and all(t.method.startswith(METHOD) for t in sure.trials)  # no need to
+    monkeypatch.setattr(search, "CONVINCED", 2.0)
+    monkeypatch.setattr(confidence, "LARGE_HELD", 10**6)
+    assert np.isnan(verdict()[0].chance)  # no use
+    monkeypatch.setattr(confidence, "LARGE_HELD", 100)
+    hunt, said = verdict()
+    assert [t.method == COMPARED for t in hunt.trials] == [False, True]
+    assert hunt.chance == hunt.trials[1].score < 0.2 < hunt.solutions[0].score
+    assert f"random phases come to {hunt.chance:.2f}" in said.reason
+    assert np.isnan(verdict(trials=1)[0].chance)
 
 
 def test_no_more_trials_than_allowed_and_one_is_always_finished(monkeypatch) -> None:

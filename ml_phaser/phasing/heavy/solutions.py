@@ -16,8 +16,9 @@ from ml_phaser.arrays import Array
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.outcome import Trial
+from ml_phaser.phasing.confidence import large
 from ml_phaser.phasing.dual_space import Method
-from ml_phaser.phasing.finish import Finisher, finish
+from ml_phaser.phasing.finish import Finisher, Solution, finish
 from ml_phaser.phasing.heavy.sites import SiteSet, Superposition
 from ml_phaser.phasing.heavy.vectors import HIGHEST_E2, Factors, Moduli, Vectors
 from ml_phaser.phasing.polish import WORTH_IT, Polisher
@@ -27,6 +28,7 @@ from ml_phaser.phasing.search import Entrant, Hunt
 from ml_phaser.phasing.weighting import sim_argument
 
 METHOD = "heavy atoms"
+COMPARED = "random phases, to compare"
 TRIED = 6  # sets of sites of a round that phases are made from
 SEARCHING, DESCENDING = 200, 100  # cycles of relaxed reflections, of alternating ones,
 TURNS = 3  # so often at first, each going on with the first where the one before left them
@@ -121,7 +123,8 @@ def from_heavy_atoms(
 ) -> None:  # fmt: skip
     """Look for sites and make phases of them for so many seconds, until a solution convinces or there have been so many
     trials; these being all there may be, the best of them is finished in any case. If all sets lead nowhere, the most
-    promising ones are gone on with while there is time."""
+    promising ones are gone on with while there is time. Random phases go the same way in the end, where there is a
+    solution that does not convince and what it scores can be compared."""
     began = now()
     growing: list[Growing] = []
 
@@ -132,35 +135,48 @@ def from_heavy_atoms(
         tell(min(1.0, spent() / seconds))
         return spent() > SEARCH_SHARE * seconds
 
-    def finished(g: Growing) -> Growing:
+    def full() -> bool:
+        return most_trials is not None and len(hunt.trials) >= most_trials
+
+    def finished(g: Growing, polisher: Polisher | None = polisher) -> Solution:
         assert g.f_p1 is not None
         solution = finish(g.f_p1, heavy.entrant, finishers, n, g.trial)
         hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
-        return replace(g, finished_at=g.score)
+        return solution
 
     def turned(g: Growing) -> Growing:
         g = turn(hunt, heavy, g, now)
-        return finished(g) if g.score > max(heavy.bar, g.finished_at + BETTER) else g
+        if g.score <= max(heavy.bar, g.finished_at + BETTER):
+            return g
+        finished(g)
+        return replace(g, finished_at=g.score)
 
-    tried: list[SiteSet] = []
-    for sets in heavy.superposition.rounds(over):
-        for found in unlike(sets, tried)[:TRIED]:
-            tried.append(found)
-            g = _begun(hunt, heavy, found, seed)
-            for _ in range(TURNS):
-                g = turned(g)
-                if g.score > heavy.bar:
-                    break
-            growing = sorted([*growing, g], key=lambda g: -g.score)[:GONE_ON_WITH]
+    def look() -> None:
+        nonlocal growing
+        tried: list[SiteSet] = []
+        for sets in heavy.superposition.rounds(over):
+            for found in unlike(sets, tried)[:TRIED]:
+                tried.append(found)
+                g = _begun(hunt, heavy, f"{METHOD}, {len(found.sites)} sites", seed, heavy.start(found.sites))
+                for _ in range(TURNS):
+                    g = turned(g)
+                    if g.score > heavy.bar:
+                        break
+                growing = sorted([*growing, g], key=lambda g: -g.score)[:GONE_ON_WITH]
+                tell(min(1.0, spent() / seconds))
+                if full() and not hunt.solutions:
+                    finished(growing[0])
+                if full() or hunt.convinced or spent() > seconds:
+                    return
+        while growing and not hunt.convinced and spent() < seconds:
+            growing = [turned(g) for g in growing]
             tell(min(1.0, spent() / seconds))
-            last = most_trials is not None and len(hunt.trials) >= most_trials
-            if last and not hunt.solutions:
-                finished(growing[0])
-            if last or hunt.convinced or spent() > seconds:
-                return
-    while growing and not hunt.convinced and spent() < seconds:
-        growing = [turned(g) for g in growing]
-        tell(min(1.0, spent() / seconds))
+
+    look()
+    worth = any(s.score > heavy.bar and large(s.held, s.d_min) for s in hunt.solutions)
+    if worth and not hunt.convinced and not full():
+        g = turn(hunt, heavy, _begun(hunt, heavy, COMPARED, seed, random_phases(heavy.problem, seed)), now)
+        hunt.chance = finished(g, polisher=None).score
 
 
 def unlike(sets: Sequence[SiteSet], tried: Sequence[SiteSet] = ()) -> list[SiteSet]:
@@ -174,12 +190,17 @@ def unlike(sets: Sequence[SiteSet], tried: Sequence[SiteSet] = ()) -> list[SiteS
     return out
 
 
-def _begun(hunt: Hunt, heavy: HeavyAtoms, found: SiteSet, seed: int) -> Growing:
-    """A set of sites as a trial."""
+def _begun(hunt: Hunt, heavy: HeavyAtoms, name: str, seed: int, start: NDArray[np.complex128]) -> Growing:
+    """Structure factors (n,) to begin with, as a trial."""
     p, index = heavy.problem, len(hunt.trials)
-    name = f"{METHOD}, {len(found.sites)} sites"
     hunt.trials.append(Trial(index, name, seed, 0, 0.0, -1.0, 1.0, math.nan))
-    return Growing(index, unit_variance(inverse(p.scatter(heavy.start(found.sites)), p.shape)))
+    return Growing(index, unit_variance(inverse(p.scatter(start), p.shape)))
+
+
+def random_phases(problem: Problem, seed: int) -> NDArray[np.complex128]:
+    """Measured moduli (n,) of reflections in use, any phases."""
+    phase = 2 * np.pi * np.random.default_rng(seed).random(len(problem.hkl))
+    return np.where(problem.held, 0, problem.amplitude * np.exp(1j * phase))
 
 
 def turn(hunt: Hunt, heavy: HeavyAtoms, g: Growing, now: Callable[[], float] = time.monotonic) -> Growing:
