@@ -173,7 +173,7 @@ def from_heavy_atoms(
             tell(min(1.0, spent() / seconds))
 
     look()
-    worth = any(s.score > heavy.bar and large(s.held, s.d_min) for s in hunt.solutions)
+    worth = any(large(s.held, s.d_min) for s in hunt.solutions)
     if worth and not hunt.convinced and not full():
         g = turn(hunt, heavy, _begun(hunt, heavy, COMPARED, seed, random_phases(heavy.problem, seed)), now)
         hunt.chance = finished(g, polisher=None).score
