@@ -2,8 +2,9 @@
 
     python benchmarks/hand.py --coordinates FOLDER [--sets FOLDER] [--crystals 48] [--out benchmarks/results/hand]
 
-On crystals the judge has not been trained on: dense boxes of held-out entries, packed peptides of them, and measured
-amplitudes of deposited models, with phase errors of several sizes. Writes OUT.md and OUT.json.
+On crystals the judge has not been trained on: dense boxes of held-out entries, packed peptides of them, small ones of
+one to eight residues, and measured amplitudes of deposited models, with phase errors of several sizes. Writes OUT.md
+and OUT.json.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ D_MIN = (1.3, 1.5, 1.7, 1.9, 2.1)
 CC = (0.5, 0.7, 0.9, 1.0)
 SHAPES = ((20, 20, 24), (24, 24, 24), (28, 28, 32))  # x 0.6 A: boxes of about 80 to 280 atoms
 GROUPS = ("P 1 21 1", "P 21 21 21")
+RESIDUES = ((1, 1), (2, 2), (3, 4), (6, 8))  # of small crystals, in P1
+SMALL_D, SMALL_CC = (1.3, 1.7), (0.75, 0.9, 1.0)
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.0)
 Row = dict[str, Any]
 
@@ -98,6 +101,29 @@ def packed(judge: HandJudge, library: Library, count: int, seed: int) -> list[Ro
     return rows
 
 
+def small(judge: HandJudge, library: Library, count: int, seed: int) -> list[Row]:
+    """Peptides of few residues in P1, so many of each size, at every one of SMALL_D and SMALL_CC."""
+    rows = []
+    for residues in RESIDUES:
+        for number in range(count):
+            rng = np.random.default_rng([seed, number, 2])
+            for d_min in SMALL_D:
+                try:
+                    sim = make(
+                        "peptide", 1000 * seed + number, library, spacegroup="P 1", d_min=d_min, residues=residues,
+                        b=(8.0, 16.0),
+                    )  # fmt: skip
+                except UserError:
+                    continue
+                stol2 = np.asarray(sim.cell.calculate_1_d2_array(sim.hkl)) / 4
+                for cc in SMALL_CC:
+                    test = spoilt(rng, sim.f, stol2, cc)
+                    odds = log_odds(judge, sim.hkl, test, sim.cell, sim.spacegroup)
+                    facts = {"kind": "small", "d_min": d_min, "cc": cc, "residues": residues[0], "name": f"{number}"}
+                    rows.append(entry(odds, sim.atoms_in_cell, sim.f, test, np.ones(len(sim.f)), **facts))
+    return rows
+
+
 def measured(judge: HandJudge, folder: Path, most_volume: float) -> tuple[list[Row], list[str]]:
     """Measured amplitudes with the deposited model's phases and errors added; and which sets were left out, and why."""
     rows, left = [], []
@@ -142,6 +168,15 @@ def grid(rows: list[Row], kind: str) -> list[str]:
     return lines
 
 
+def by_residues(rows: list[Row]) -> list[str]:
+    """Fraction of small crystals right, by their number of residues."""
+    lines = ["| residues | " + " | ".join(f"CC {cc:g}" for cc in SMALL_CC) + " |", "|---" * (len(SMALL_CC) + 1) + "|"]
+    for low, high in RESIDUES:
+        own = [[r for r in rows if (r["kind"], r["cc"], r.get("residues")) == ("small", cc, low)] for cc in SMALL_CC]
+        lines.append(f"| {low if low == high else f'{low}-{high}'} | " + " | ".join(right(x) for x in own) + " |")
+    return lines
+
+
 def reliability(rows: list[Row]) -> list[str]:
     """How often the hand chosen was right, by the probability said of it."""
     lines = ["| probability said | maps | mean said | right |", "|---|---|---|---|"]
@@ -164,7 +199,9 @@ def report(rows: list[Row], left: list[str], digest: str, command: str) -> str:
         "sign.\n",
         "## Dense boxes of held-out entries, P1\n", *grid(rows, "box"), "",
         "## Packed peptides of held-out entries, P21 and P212121\n", *grid(rows, "packed"), "",
-        "By size, maps of CC 0.7 and better:\n", "| atoms in the cell | boxes | packed |", "|---|---|---|",
+        "## Small peptides of held-out entries, P1, 1.3 and 1.7 A\n", *by_residues(rows), "",
+        "## By size\n", "Boxes and packed peptides, maps of CC 0.7 and better:\n",
+        "| atoms in the cell | boxes | packed |", "|---|---|---|",
     ]  # fmt: skip
     good = [r for r in simulated if r["cc"] >= 0.7]
     for low, high in ((0, 100), (100, 150), (150, 250), (250, 10**6)):
@@ -203,6 +240,7 @@ def main() -> None:
     library = load_library(args.coordinates, "holdout")
     rows = boxes(judge, library, args.crystals, args.seed)
     rows += packed(judge, library, args.crystals // 2, args.seed)
+    rows += small(judge, library, args.crystals // 2, args.seed)
     tested, left = measured(judge, args.sets, args.most_volume) if args.sets else ([], [])
     rows += tested
     digest = read_card(HAND_JUDGE, args.weights).sha256

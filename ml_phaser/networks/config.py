@@ -41,7 +41,7 @@ class HandConfig:
     """
 
     radii: tuple[float, ...] = (1.0, 1.4, 1.9, 2.4, 3.0, 3.8, 4.8, 6.2)
-    hidden: int = 96
+    hidden: int = 160
     products: int = 32
     spacing: float = 0.6
     d_best: float = 1.25

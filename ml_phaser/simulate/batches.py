@@ -54,7 +54,8 @@ class Recipe:
 
     hexagonal : share of boxes with an angle of 120 degrees; shown : share of the placed models shown to the network
     families : "box" (dense boxes), "peptide" (packed peptide crystals, whole where the cell fits the grid, else a piece
-        of the crystal), "protein" (pieces of protein crystals with their contacts)
+        of the crystal), "small" (the same of one to six residues in P1, each number alike), "protein" (pieces of
+        protein crystals with their contacts)
     """
 
     d_min: tuple[float, float] = (1.25, 2.2)
@@ -254,6 +255,11 @@ def make_together(
     ]
 
 
+def pools_of(library: Library, seed: int, recipe: Recipe) -> dict[str, Pool]:
+    """Empty pools of the packed crystals that a recipe draws from."""
+    return {family: Pool(family, library, seed) for family, share in recipe.families if family != "box" and share > 0}
+
+
 def batches(
     library: Library, size: int, seed: int, recipe: Recipe | None = None, device: torch.device | str | None = None
 ) -> Iterator[Batch]:
@@ -264,7 +270,7 @@ def batches(
     """
     recipe = recipe or Recipe()
     rng = np.random.default_rng(seed)
-    pools = {family: Pool(family, library, seed) for family, share in recipe.families if family != "box" and share > 0}
+    pools = pools_of(library, seed, recipe)
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
         if device is None:

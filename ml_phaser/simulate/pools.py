@@ -21,15 +21,17 @@ from ml_phaser.simulate.simulated import Simulated
 SIZE = 24  # crystals kept
 USES = 40  # times one is drawn from before another takes its place
 RADIUS = 20.0  # A of a crystal about a random atom, to cut a box from
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "peptide": {"d_min": 3.0, "starts": 2},
-    "protein": {"d_min": 8.0, "starts": 1, "residues": (30.0, 150.0)},
+SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # what is drawn from: the family it is made by, and how
+    "peptide": ("peptide", {"d_min": 3.0, "starts": 2}),
+    "small": ("peptide", {"d_min": 3.0, "starts": 2, "residues": (0.5, 6.49), "spacegroup": "P 1"}),
+    "protein": ("protein", {"d_min": 8.0, "starts": 1, "residues": (30.0, 150.0)}),
 }
 
 
 @dataclass(eq=False)
 class Pool:
-    """Crystals of a family, made as they are needed and replaced when they have served; repeatable by its seed."""
+    """Crystals of a kind (of SETTINGS), made as they are needed and replaced when they have served; repeatable by its
+    seed."""
 
     family: str
     library: Library
@@ -39,11 +41,12 @@ class Pool:
     uses: list[int] = field(default_factory=list)
 
     def _new(self) -> Simulated:
+        family, settings = SETTINGS[self.family]
         while True:
             self.made += 1
             number = int(np.random.SeedSequence([self.seed, self.made]).generate_state(1)[0])
             try:
-                return make(self.family, number, self.library, **SETTINGS[self.family])
+                return make(family, number, self.library, **settings)
             except UserError:  # a molecule that would not pack
                 continue
 

@@ -26,7 +26,7 @@ from ml_phaser.phasing.problem import pose
 from ml_phaser.phasing.projections import forward, inverse, unit_variance, with_amplitudes
 from ml_phaser.report.record import json_safe
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, resolution_profile
+from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, pools_of, resolution_profile
 from ml_phaser.simulate.crystals import Contents, wrapped_distances
 from ml_phaser.simulate.fragments import Library
 from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint
@@ -34,17 +34,21 @@ from ml_phaser.training.record import LICENCE, read_record
 
 NEAR = 32  # points about alpha carbons the loss is taken at
 # Worse maps are no solutions; one use in HandSchedule.uses begins with such and goes through cycles of the engine.
-RECIPE = Recipe(quality=(0.4, 0.99), kinds=(("phase", 0.4), ("resolution", 0.2), ("additive", 0.4)))
+RECIPE = Recipe(
+    quality=(0.4, 0.99), kinds=(("phase", 0.4), ("resolution", 0.2), ("additive", 0.4)),
+    families=(("box", 0.6), ("small", 0.4)),
+)  # fmt: skip
 
 Crystal = tuple[Drawn, NDArray[np.complex128]]  # and its structure factors
 
 
 MUON = 0.02 / 3e-3  # learning rate of matrices over that of everything else
+DECAY = 0.2  # of matrices: without, they grow for as long as the rate is high, until nothing can be learnt
 
 
 def hand_schedule(seconds: float, batch: int = 8) -> Schedule:
     """How to train the hand judge in a wall-clock budget."""
-    return Schedule(seconds, batch=batch, rate=3e-3, weight_decay=0.0, average=0.995, clip=math.inf, save_every=120.0)
+    return Schedule(seconds, batch=batch, rate=2e-3, weight_decay=0.0, average=0.995, clip=math.inf, save_every=120.0)
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,12 @@ class Maps:
 
 
 def crystals(library: Library, size: int, seed: int, recipe: Recipe = RECIPE) -> Iterator[list[Crystal]]:
-    """Endless lists of ``size`` dense boxes on one grid; the same seed gives the same ones."""
+    """Endless lists of ``size`` crystals on one grid; the same seed gives the same ones."""
     rng = np.random.default_rng(seed)
+    pools = pools_of(library, seed, recipe)
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
-        drawn = [draw(rng, library, shape, recipe) for _ in range(size)]
+        drawn = [draw(rng, library, shape, recipe, pools) for _ in range(size)]
         yield [(d, calculate(d.contents, d.hkl, d.stol2, slice(None), d.contents.xyz)) for d in drawn]
 
 
@@ -218,7 +223,7 @@ class TwoRates:
         wide = [p for p in judge.parameters() if p.ndim == 2 and min(p.shape) > 16]
         others = [p for p in judge.parameters() if not any(p is w for w in wide)]
         self.optimisers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(wide, lr=MUON * schedule.rate, weight_decay=0.0),
+            torch.optim.Muon(wide, lr=MUON * schedule.rate, weight_decay=DECAY),
             torch.optim.AdamW(others, lr=schedule.rate, weight_decay=0.0),
         )
 
@@ -251,7 +256,7 @@ DESCRIPTION = (
 LIMITS = [
     "Knows peptides and proteins of L-amino acids only: of D-peptides it finds the mirror image, of other molecules "
     "its answer means nothing.",
-    "Trained on pieces of proteins in cells of 10-21 A, C, N, O, S only, without bulk solvent, anisotropy or twinning.",
+    "Trained on pieces of proteins and on small peptides in cells of 10-21 A, C, N, O, S only, without bulk solvent, anisotropy or twinning.",
 ]
 
 

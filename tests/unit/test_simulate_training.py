@@ -253,6 +253,14 @@ def test_other_families_take_their_share(packed, library, monkeypatch):
     assert np.array_equal(one.truth, same.truth)
 
 
+def test_small_crystals_are_of_one_to_six_residues_in_p1(packed):
+    _, chains = packed
+    pool = Pool("small", chains, 5)
+    made = [pool._new() for _ in range(12)]
+    residues = {len(set(c.sites.residue_index[~c.sites.water])) for c in made}
+    assert {c.spacegroup.hm for c in made} == {"P 1"} and min(residues) <= 2 and max(residues) <= 6
+
+
 # ------------------------------------------------------------------------------------------------ corruption
 
 
