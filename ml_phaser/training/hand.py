@@ -256,7 +256,8 @@ DESCRIPTION = (
 LIMITS = [
     "Knows peptides and proteins of L-amino acids only: of D-peptides it finds the mirror image, of other molecules "
     "its answer means nothing.",
-    "Trained on pieces of proteins and on small peptides in cells of 10-21 A, C, N, O, S only, without bulk solvent, anisotropy or twinning.",
+    "Trained on pieces of proteins and on small peptides in cells of 10-21 A, C, N, O, S only, without bulk solvent, "
+    "anisotropy or twinning.",
 ]
 
 
