@@ -35,6 +35,7 @@ from ml_phaser.simulate.batches import calculate
 from ml_phaser.simulate.crystals import dense_box, random_cell
 from ml_phaser.simulate.families import make
 from ml_phaser.simulate.fragments import Library, load_library
+from ml_phaser.simulate.simulated import Simulated
 
 D_MIN = (1.3, 1.5, 1.7, 1.9, 2.1)
 CC = (0.5, 0.7, 0.9, 1.0)
@@ -79,6 +80,19 @@ def boxes(judge: HandJudge, library: Library, count: int, seed: int) -> list[Row
     return rows
 
 
+def judged(
+    judge: HandJudge, sim: Simulated, rng: np.random.Generator, correlations: tuple[float, ...], **facts: Any
+) -> list[Row]:
+    """A simulated crystal, its phases spoilt to each of some map correlations."""
+    rows = []
+    stol2, weight = np.asarray(sim.cell.calculate_1_d2_array(sim.hkl)) / 4, multiplicity(sim.hkl, sim.spacegroup)
+    for cc in correlations:
+        test = spoilt(rng, sim.f, stol2, cc)
+        odds = log_odds(judge, sim.hkl, test, sim.cell, sim.spacegroup)
+        rows.append(entry(odds, sim.atoms_in_cell, sim.f, test, weight, cc=cc, **facts))
+    return rows
+
+
 def packed(judge: HandJudge, library: Library, count: int, seed: int) -> list[Row]:
     """Packed peptide crystals, a quarter of the time with each correlation, at a resolution of 1.3 to 2.1 A."""
     rows = []
@@ -91,13 +105,7 @@ def packed(judge: HandJudge, library: Library, count: int, seed: int) -> list[Ro
             )
         except UserError:
             continue
-        stol2 = np.asarray(sim.cell.calculate_1_d2_array(sim.hkl)) / 4
-        for cc in CC:
-            test = spoilt(rng, sim.f, stol2, cc)
-            odds = log_odds(judge, sim.hkl, test, sim.cell, sim.spacegroup)
-            weight = multiplicity(sim.hkl, sim.spacegroup)
-            facts = {"kind": "packed", "d_min": d_min, "cc": cc, "name": f"{group} {seed + number}"}
-            rows.append(entry(odds, sim.atoms_in_cell, sim.f, test, weight, **facts))
+        rows += judged(judge, sim, rng, CC, kind="packed", d_min=d_min, name=f"{group} {seed + number}")
     return rows
 
 
@@ -115,12 +123,8 @@ def small(judge: HandJudge, library: Library, count: int, seed: int) -> list[Row
                     )  # fmt: skip
                 except UserError:
                     continue
-                stol2 = np.asarray(sim.cell.calculate_1_d2_array(sim.hkl)) / 4
-                for cc in SMALL_CC:
-                    test = spoilt(rng, sim.f, stol2, cc)
-                    odds = log_odds(judge, sim.hkl, test, sim.cell, sim.spacegroup)
-                    facts = {"kind": "small", "d_min": d_min, "cc": cc, "residues": residues[0], "name": f"{number}"}
-                    rows.append(entry(odds, sim.atoms_in_cell, sim.f, test, np.ones(len(sim.f)), **facts))
+                facts = {"kind": "small", "d_min": d_min, "residues": residues[0], "name": f"{number}"}
+                rows += judged(judge, sim, rng, SMALL_CC, **facts)
     return rows
 
 

@@ -289,24 +289,16 @@ def weigh(
     from ml_phaser.phasing import calibration, confidence
 
     given = None if plan.starts is None else np.abs(plan.starts.centroid())
-    verdict = confidence.judge(
-        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments,
-        None if given is None else float(given.mean()), solution.chance,
+    found = (
+        solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
     )  # fmt: skip
+    verdict = confidence.judge(*found, None if given is None else float(given.mean()), solution.chance)
+    unaided = verdict if given is None else confidence.judge(*found)
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
     mates = [s.f for s in others if s.cluster == solution.cluster and s.trial != solution.trial]
     phased = normalised.f * np.exp(1j * np.angle(solution.f))
-    unaided = confidence.judge(
-        solution.score,
-        solution.held,
-        solution.symmetry,
-        solution.agreeing,
-        solution.d_min,
-        solution.fragments,
-        chance=solution.chance,
-    )
     evidence = calibration.Evidence(
         confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d), verdict.probability, solution.score,
         normalised.e, data.d, confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup), given,

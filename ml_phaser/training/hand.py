@@ -33,7 +33,7 @@ from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint
 from ml_phaser.training.record import LICENCE, read_record
 
 NEAR = 32  # points about alpha carbons the loss is taken at
-# Worse maps are no solutions; one use in HandSchedule.uses begins with such and goes through cycles of the engine.
+# Worse maps are no solutions; one use in Judging.uses begins with such and goes through cycles of the engine.
 RECIPE = Recipe(
     quality=(0.4, 0.99), kinds=(("phase", 0.4), ("resolution", 0.2), ("additive", 0.4)),
     families=(("box", 0.6), ("small", 0.4)),
@@ -43,7 +43,7 @@ Crystal = tuple[Drawn, NDArray[np.complex128]]  # and its structure factors
 
 
 MUON = 0.02 / 3e-3  # learning rate of matrices over that of everything else
-DECAY = 0.2  # of matrices: without, they grow for as long as the rate is high, until nothing can be learnt
+DECAY = 0.2  # of matrices, which without it grow for as long as the rate is high
 
 
 def hand_schedule(seconds: float, batch: int = 8) -> Schedule:

@@ -198,7 +198,8 @@ def _begun(hunt: Hunt, heavy: HeavyAtoms, name: str, seed: int, start: NDArray[n
 
 
 def random_phases(problem: Problem, seed: int) -> NDArray[np.complex128]:
-    """Measured moduli (n,) of reflections in use, any phases."""
+    """Measured moduli (n,) of reflections in use, phases at random that obey the group, as those of sites do; random
+    starts of ``Problem`` do not."""
     phase = 2 * np.pi * np.random.default_rng(seed).random(len(problem.hkl))
     return np.where(problem.held, 0, problem.amplitude * np.exp(1j * phase))
 
