@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from ml_phaser.errors import UserError
 from ml_phaser.parameters import Parameter
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ml_phaser.networks.crysformer import CrysFormer
     from ml_phaser.networks.unet import UNet
     from ml_phaser.simulate.fragments import Library
@@ -37,6 +41,7 @@ TABLE = (
     Parameter("width", "int", "features: of the blocks (unet) or the tokens (crysformer) [25, 256]", low=8, high=4096),
     Parameter("depth", "int", "residual blocks (unet) or layers (crysformer) [7, 8]", low=1, high=64),
     Parameter("patch", "int", "grid points along a patch (crysformer) [4]", low=1, high=16),
+    Parameter("begin", "text", "bundled network, or checkpoint.pt, as wide and deep, to begin with [random weights]"),
     Parameter("batch", "int", "crystals a step", default=32, low=1, high=65536),
     Parameter("rate", "float", "highest learning rate", default=2e-3, low=1e-7, high=1.0),
     Parameter("seed", "int", "of weights and crystals", default=0, low=0, high=2**31 - 1),
@@ -91,13 +96,14 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
         options["network"], options["family"], options["resolution"], options["spacing"], parts=options["parts"],
         recycled=options["recycles"] > 0, width=options["width"], depth=options["depth"], patch=options["patch"],
     )  # fmt: skip
+    begin, origin = beginning(options["begin"], kind, config)
     schedule = Schedule(options["seconds"], batch=batch, rate=options["rate"])
     asked_for = Asked(options["loss"], recycles=options["recycles"])
     recorder = Recorder(
         out, config, schedule, library, recipe, asked_for, device=device, threads=options["threads"], workers=0,
-        seed=seed, program=PROGRAM,
+        seed=seed, begin=origin, program=PROGRAM,
     )  # fmt: skip
-    network = untrained(kind, config, seed)
+    network = untrained(kind, config, seed, begin)
     count = sum(p.numel() for p in network.parameters())
     notify.say(
         f"training {options['network']}, {count / 1e6:.2f} M parameters, on {device}; data {library.digest[:12]}"
@@ -106,6 +112,32 @@ def run_training(options: dict[str, Any], library: Library, notify: Reporter) ->
         lambda steps: one_shot_batches(library, batch, seed_of(seed, steps, 0), recipe, device), asked_for, seed
     )
     run_session(network, schedule, lessons, out, recorder, notify, session=options["session"], device=device)
+
+
+def beginning(
+    name: str | None, kind: Callable[[Any], nn.Module], config: Any
+) -> tuple[nn.Module | None, dict[str, str] | None]:
+    """A network of ``config`` with the weights of a bundled one or of a checkpoint, and what the record says of it.
+
+    Raises
+    ------
+    UserError
+        where there is none, or it is another network than ``config`` but for its crystals and its grid
+    """
+    if name is None:
+        return None, None
+    from ml_phaser.networks.store import load_one_shot, read_card
+    from ml_phaser.training.one_shot_networks import carried_over
+
+    path = Path(name)
+    if path.suffix == ".pt":
+        earlier, _, _ = averaged(path)
+        origin = {"name": name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    else:
+        earlier, origin = load_one_shot(name), {"name": name, "sha256": read_card(name).sha256}
+    network = kind(config)
+    network.load_state_dict(carried_over(earlier.state_dict(), earlier.config, config))
+    return network, origin
 
 
 def averaged(path: Path) -> tuple[UNet | CrysFormer, str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The one-shot networks against their papers' equations, written out again in numpy."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,7 @@ from ml_phaser.networks import crysformer
 from ml_phaser.networks.crysformer import POSITION, CrysFormer, CrysFormerConfig, partition, positions, rearrange
 from ml_phaser.networks.unet import Conv, Squeeze, UNet, UNetConfig
 from ml_phaser.simulate.one_shot import FAMILIES
-from ml_phaser.training.one_shot_networks import configure
+from ml_phaser.training.one_shot_networks import carried_over, configure
 
 SMALL_UNET = UNetConfig(edge=5, features=6, blocks=2, squeeze=True, parts=2, recycled=True)
 SMALL_FORMER = CrysFormerConfig(dim=24, depth=2, heads=3, widen=2, stem=3, patch=2, parts=2)
@@ -500,3 +501,49 @@ def test_wrapping_by_hand_is_wrapping_by_torch():
         thin = x[:, :, :2]
         twice = conv(torch.cat([thin, thin], dim=2))[:, :, :2]  # two cells of the same crystal
         assert torch.allclose(conv(thin), twice, atol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (3, 4), (4, 2)])
+def test_what_was_learnt_of_smooth_maps_is_carried_over_to_another_grid(before, after):
+    """Tokens, and with them predictions, of the same smooth map are nearly the same on both grids."""
+    config = CrysFormerConfig(dim=32, depth=2, heads=1, stem=4, patch=before, parts=1)
+    first = stirred(CrysFormer(config))
+    to = replace(config, patch=after, d_min=1.0)
+    second = CrysFormer(to)
+    with torch.no_grad():
+        for network in (first.embed, first.embed_part, first):  # kernels of one point: those of more see a finer grid
+            conv = network.stem if hasattr(network, "stem") else network.head
+            centre = conv.weight[..., 1:2, 1:2, 1:2].clone()
+            conv.weight.zero_()
+            conv.weight[..., 1:2, 1:2, 1:2] = centre
+        first.embed.mlp[0].weight.mul_(0.2)
+    second.load_state_dict(carried_over(first.state_dict(), config, to))
+
+    def smooth(n):
+        x = torch.arange(n) / n + 0.5 / n  # where the middles of the points are
+        wave = torch.cos(2 * torch.pi * x)
+        return (wave[:, None, None] + wave[None, :, None] * wave[None, None, :])[None, None]
+
+    lengths = torch.full((1, 3), 10.0)
+    tokens, predictions = [], []
+    for network in (first, second):
+        p = network.config.patch
+        rho = smooth(4 * p)
+        both = torch.cat([rho, rho], dim=1)
+        where = positions((4, 4, 4), lengths)
+        with torch.no_grad():
+            tokens.append(network.embed(both, where) - network.embed(0 * both, where))
+            predictions.append(F.avg_pool3d(network(rho, rho, rho, lengths)[:, None], p))
+    for pair in (tokens, predictions):
+        assert np.corrcoef(*(x.flatten() for x in pair))[0, 1] > 0.95
+    assert tokens[1].std() == pytest.approx(float(tokens[0].std()), rel=0.2)
+
+
+def test_what_was_learnt_is_kept_as_it_is_on_the_same_grid():
+    config = CrysFormerConfig(dim=32, depth=1, heads=1, stem=4, patch=3)
+    learnt = stirred(CrysFormer(config)).state_dict()
+    taken = carried_over(learnt, config, replace(config, family="dialanine-1a", d_min=2.0))
+    assert learnt.keys() == taken.keys()
+    assert all(torch.equal(learnt[name], taken[name]) for name in learnt)
+    taken["norm.weight"].zero_()
+    assert learnt["norm.weight"].any()

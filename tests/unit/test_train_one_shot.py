@@ -1,5 +1,6 @@
 """The command ``train_one_shot``: runs of seconds, what they leave behind, what it refuses."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from made_library import made_library, peptide_library
 from ml_phaser.cli import main as ml_phaser
 from ml_phaser.cli.train_one_shot import FAMILIES as NAMES_OF_THE_COMMAND
 from ml_phaser.cli.train_one_shot import TABLE, main
+from ml_phaser.networks.store import read_card
 from ml_phaser.simulate.fragments import save_library
 from ml_phaser.simulate.one_shot import FAMILIES
 from ml_phaser.training import loop
@@ -175,6 +177,59 @@ def test_the_run_record_tells_all(data, library, tmp_path):
     saved = read_checkpoint(tmp_path / CHECKPOINT)
     assert (saved["steps"], saved["samples"]) == (run["steps"], run["samples"])
     assert saved["config"]["parts"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"resolution": 2.5}, {"family": "dipeptide-12"}, {"patch": 2}, {"patch": 10, "spacing": 0.5}],
+    ids=str,
+)
+def test_a_run_begins_with_what_another_learnt(data, tmp_path, plain, changes):
+    """From its averaged weights, on another grid and other crystals, too."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert command(data, first, session=1, quiet="yes") == 0
+    checkpoint = first / CHECKPOINT
+    assert command(data, second, begin=checkpoint, session=0, quiet="yes", **changes) == 0
+    begun = {"name": str(checkpoint), "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    assert record(second)["begun_with"] == begun
+    learnt, taken = (read_checkpoint(folder / CHECKPOINT)["mean"] for folder in (first, second))
+    same = {name for name, value in learnt.items() if torch.equal(value.half().float(), taken[name].half().float())}
+    outer = {"embed.mlp.0.weight", "mlp.2.weight", "mlp.2.bias"}
+    assert same >= learnt.keys() - outer
+    assert (same >= outer) == ("patch" not in changes)
+    assert command(data, tmp_path / "third", begin=checkpoint, quiet="yes") == 0
+    row = rows(tmp_path / "third")[0]
+    assert (row["loss"], row["cc"]) != (plain["loss"], plain["cc"])
+
+
+def test_a_run_begins_with_bundled_weights(data, tmp_path):
+    """Those of 2 A, for crystals of 1.5 A."""
+    name, finer = "crysformer-dialanine-2A", {"width": 192, "depth": 6, "resolution": 1.5, "spacing": 0.63}
+    assert command(data, tmp_path, begin=name, session=0, recycles=3, **finer | {"patch": 4}) == 0
+    assert record(tmp_path)["begun_with"] == {"name": name, "sha256": read_card(name).sha256}
+
+
+@pytest.mark.parametrize(
+    ("begin", "changes", "message"),
+    [
+        ("crysformer-dialanine-2A", {}, "begin: is another network (dim 192, not 16)"),
+        ("unet-dialanine-2A", {}, "begin: is a UNet. Try: network of the same kind"),
+        ("crysformer-nothing", {}, "no such network is bundled"),
+        ("nowhere.pt", {}, "nowhere.pt: there is no checkpoint"),
+        (CHECKPOINT, {"depth": 2}, "begin: is another network (depth 1, not 2)"),
+        (CHECKPOINT, {"parts": "yes"}, "begin: is another network (parts 0, not 2)"),
+        (CHECKPOINT, {"recycles": 0}, "begin: is another network (recycled True, not False)"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_begun_with_is_told(data, tmp_path, capsys, begin, changes, message):
+    assert command(data, tmp_path / "first", session=0, quiet="yes") == 0
+    begin = tmp_path / "first" / begin if begin == CHECKPOINT else begin
+    assert command(data, tmp_path / "second", begin=begin, **changes) == 1
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert not (tmp_path / "second" / CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize("network", ["unet", "crysformer"])
