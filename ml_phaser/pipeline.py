@@ -190,7 +190,7 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
         search(
             plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=options.trials,
             seed=options.seed, progress=lambda done, best, trials: tell(done), now=now, hunt=hunt,
-            polisher=plan.polisher,
+            polisher=plan.last_touch,
         )  # fmt: skip
 
     if plan.heavy is not None:
@@ -200,7 +200,7 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
         share = 1.0 if only else HEAVY_SHARE
         from_heavy_atoms(
             hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * options.timelimit, options.trials,
-            telling(share), now, plan.polisher,
+            telling(share), now, plan.last_touch,
         )  # fmt: skip
         if hunt.convinced or (only and hunt.solutions):
             return hunt
@@ -218,7 +218,7 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
     seconds = left() if plan.road_last else share * left()
     from_fragments(
         hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, seconds, telling(share * rest), now,
-        plan.polisher,
+        plan.last_touch,
     )  # fmt: skip
     if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
         at_random(left(), (1 - share) * rest)

@@ -19,6 +19,7 @@ from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.learned import CLASSICAL_D_MIN, Network, bundled_network, density_projection, there
 from ml_phaser.networks.runtime import Runtime, choose_runtime
 from ml_phaser.parameters import Options
+from ml_phaser.phasing.completion import Completer, LastTouch, completer
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import Piece
@@ -56,7 +57,8 @@ class Plan:
     """The search laid out.
 
     whole, rows : the problem with all data used, and their rows among the n reflections; choices : sentences for the
-    log; polisher : what solutions are polished with, on data finer than the network sees; weights : name and hash of
+    log; polisher : what solutions are polished with, on data finer than the network sees; completer : what makes atoms
+    of them; weights : name and hash of
     the network, empty if none is used; starts : phases that were given, on all reflections; road : to starts from
     pieces of structure, on the rows ``road_rows``, with finishers for finer data; road_last : random phases are tried
     before it; heavy : to starts from heavy atoms
@@ -82,6 +84,14 @@ class Plan:
     predicted: PhaseDistributions | None = None
     polisher: Polisher | None = None
     heavy: HeavyAtoms | None = None
+    completer: Completer | None = None
+
+    @property
+    def last_touch(self) -> LastTouch | None:
+        """What promising solutions go through."""
+        if self.polisher is None and self.completer is None:
+            return None
+        return LastTouch(self.polisher, self.completer)
 
 
 def plan_phasing(
@@ -162,11 +172,12 @@ def plan_phasing(
     if starts is None and seeds is None and options.starts != "network" and not predictor:
         road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces, sequences)
         choices += said
+    free = completer(data, normalised, whole, used, options.timelimit) if starts is None else None
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
         road, road_rows, beyond, road is not None and last_resort(data.d_min, options, pieces), predictor, predicted,
-        polisher, heavy,
+        polisher, heavy, free,
     )  # fmt: skip
 
 

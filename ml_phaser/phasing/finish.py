@@ -15,6 +15,7 @@ from ml_phaser.outcome import Fragments
 from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.confidence import probability_of_pieces, probability_solved
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
+from ml_phaser.phasing.free_atoms import Atoms
 from ml_phaser.phasing.place import Placed, hand_is_fixed, place
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, unit_variance
@@ -57,7 +58,8 @@ class Solution:
     peaks alone (``core_residual``); agreeing : number of other
     starts that led here; cluster : number of the solution, in order of discovery; given : it comes from phases that
     were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything; polished : the learned
-    projection has had its say; chance : score that random phases come to, NaN where that was not tried
+    projection and free atoms have had their say; chance : score that random phases come to, NaN where that was not
+    tried; atoms : that ``f`` is calculated of, where it is not of a density
     """
 
     f: NDArray[np.complex128]
@@ -75,6 +77,7 @@ class Solution:
     fragments: Fragments | None = None
     polished: bool = False
     chance: float = math.nan
+    atoms: Atoms | None = None
 
     @property
     def merit(self) -> float:

@@ -15,9 +15,9 @@ from ml_phaser import arrays
 from ml_phaser.arrays import Array, Generator
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.outcome import Trial
+from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.dual_space import Method, Projection
 from ml_phaser.phasing.finish import Finisher, Solution, finish
-from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 
 CONVINCED = 0.95  # probability at which the search stops
@@ -139,7 +139,7 @@ class Hunt:
             cluster=cluster, finished=True,
         )  # fmt: skip
 
-    def polish(self, polisher: Polisher) -> None:
+    def polish(self, polisher: LastTouch) -> None:
         """Polish the best solutions, unless that was done when they were found."""
         for s in self.solutions[:POLISHED]:
             if s.polished:
@@ -177,7 +177,7 @@ def search(
     progress: Callable[[float, Trial | None, Sequence[Trial]], None],
     now: Callable[[], float] = time.monotonic,
     hunt: Hunt | None = None,
-    polisher: Polisher | None = None,
+    polisher: LastTouch | None = None,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
 
@@ -219,7 +219,7 @@ def search(
 def _batch(
     entrant: Entrant,
     finishers: Sequence[Finisher],
-    polisher: Polisher | None,
+    polisher: LastTouch | None,
     n: int,
     hunt: Hunt,
     count: int,
@@ -264,7 +264,7 @@ def _batch(
             since = now()
             phases = entrant.problem.gather_p1(half[leader])
             solution = finish(phases, entrant, entrant.finishers or finishers, n, int(trials[leader]))
-            hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
+            hunt.add(polisher(solution) if polisher and solution.score >= polisher.least else solution)
             hunt.finishing += now() - since
             finished = True
             if settled[leader]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.outcome import Chain, Fragments, Trial
+from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
 from ml_phaser.phasing.fragments.road import Body, Completed, Road
-from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.search import Hunt
 
 METHOD = "placed pieces"
@@ -21,7 +21,7 @@ METHOD = "placed pieces"
 
 def from_fragments(
     hunt: Hunt, road: Road, rows: NDArray[np.int64], finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
-    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: Polisher | None = None,
+    tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: LastTouch | None = None,
 ) -> None:  # fmt: skip
     """Travel the road for so many seconds and enter what it leads to.
 

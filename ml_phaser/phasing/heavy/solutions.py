@@ -16,12 +16,12 @@ from ml_phaser.arrays import Array
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.outcome import Trial
+from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.confidence import large
 from ml_phaser.phasing.dual_space import Method
 from ml_phaser.phasing.finish import Finisher, Solution, finish
 from ml_phaser.phasing.heavy.sites import SiteSet, Superposition
 from ml_phaser.phasing.heavy.vectors import HIGHEST_E2, Factors, Moduli, Vectors
-from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import inverse, unit_variance, with_amplitudes
 from ml_phaser.phasing.search import Entrant, Hunt
@@ -119,7 +119,7 @@ class Growing:
 def from_heavy_atoms(
     hunt: Hunt, heavy: HeavyAtoms, finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
     most_trials: int | None, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic,
-    polisher: Polisher | None = None,
+    polisher: LastTouch | None = None,
 ) -> None:  # fmt: skip
     """Look for sites and make phases of them for so many seconds, until a solution convinces or there have been so many
     trials; these being all there may be, the best of them is finished in any case. If all sets lead nowhere, the most
@@ -138,10 +138,10 @@ def from_heavy_atoms(
     def full() -> bool:
         return most_trials is not None and len(hunt.trials) >= most_trials
 
-    def finished(g: Growing, polisher: Polisher | None = polisher) -> Solution:
+    def finished(g: Growing, polisher: LastTouch | None = polisher) -> Solution:
         assert g.f_p1 is not None
         solution = finish(g.f_p1, heavy.entrant, finishers, n, g.trial)
-        hunt.add(polisher(solution) if polisher and solution.score >= WORTH_IT else solution)
+        hunt.add(polisher(solution) if polisher and solution.score >= polisher.least else solution)
         return solution
 
     def turned(g: Growing) -> Growing:

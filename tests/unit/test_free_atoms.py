@@ -1,0 +1,194 @@
+"""Free atoms: structure factors against gemmi, derivatives against differences, and structures that are found again."""
+
+import gemmi
+import numpy as np
+import pytest
+
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.crystal.peaks import Images
+from ml_phaser.phasing.free_atoms import Atoms, Moduli, Scattering, refine_atoms, usual
+
+
+def placed(rng, cell, spacegroup, count, apart=1.3):
+    """Random positions (count, 3) of an asymmetric unit, atoms and images at least so far apart (A)."""
+    images, kept = Images(cell, spacegroup), np.zeros((0, 3))
+    while len(kept) < count:
+        x = rng.random((1, 3))
+        own = np.linalg.norm(images.nearest(images.of(x)[1:] - x), axis=-1)
+        if (own > apart).all() and (not len(kept) or images.distances(x, kept).min() > apart):
+            kept = np.concatenate([kept, x])
+    return kept
+
+
+def in_gemmi(cell, spacegroup, frac, elements, b, hkl, occupancy=None):
+    """Structure factors by gemmi's direct summation."""
+    small = gemmi.SmallStructure()
+    small.cell, small.spacegroup = cell, spacegroup
+    occupancy = np.ones(len(frac)) if occupancy is None else occupancy
+    for x, element, displacement, share in zip(frac, elements, b, occupancy, strict=True):
+        site = gemmi.SmallStructure.Site()
+        site.fract, site.element, site.occ = gemmi.Fractional(*x), gemmi.Element(element), share
+        site.type_symbol, site.label, site.u_iso = element, element, displacement / (8 * np.pi**2)
+        small.add_site(site)
+    small.setup_cell_images()
+    calculator = gemmi.StructureFactorCalculatorX(small.cell)
+    return np.array([calculator.calculate_sf_from_small_structure(small, [int(i) for i in h]) for h in hkl])
+
+
+class Made:
+    """A crystal of C, N, O (and what else is asked for) with noisy amplitudes."""
+
+    def __init__(self, group="P 1", d_min=1.1, count=14, extra=(), seed=0, edges=(7.0, 8.0, 9.0), noise=0.03):
+        rng = np.random.default_rng(seed)
+        self.spacegroup = gemmi.SpaceGroup(group)
+        skew = (82, 97, 101) if group in ("P 1", "P -1") else (90, 90, 90)
+        self.cell = gemmi.UnitCell(*edges, *skew)
+        self.frac = placed(rng, self.cell, self.spacegroup, count)
+        self.elements = [*extra, *rng.choice(["C", "N", "O"], count - len(extra))]
+        self.b = rng.uniform(4, 9, count)
+        self.hkl = gemmi.make_miller_array(self.cell, self.spacegroup, d_min)
+        self.f = in_gemmi(self.cell, self.spacegroup, self.frac, self.elements, self.b, self.hkl)
+        self.amplitude = np.abs(self.f) * (1 + noise * rng.normal(size=len(self.f)))
+        self.used = rng.random(len(self.f)) > 0.08
+        self.rng = rng
+
+    def spoilt(self, error):
+        """Phases with normal errors (radians), real ones left as they are or turned by half a circle."""
+        centric = np.array(self.spacegroup.operations().centric_flag_array(self.hkl), dtype=bool)
+        wrong = self.rng.normal(0, error, len(self.f))
+        return np.angle(self.f) + np.where(centric, np.pi * (np.abs(wrong) > np.pi / 2), wrong)
+
+    def moduli(self, scale=1.0, b=6.0):
+        return Moduli(self.hkl, scale * np.abs(self.amplitude), self.used, self.cell, self.spacegroup, b)
+
+    def found(self, refined, near=0.15):
+        """Share of the atoms that were found, and of those found that are none; in P1 at the best origin."""
+        shift = compare(self.hkl, refined.f, self.f, self.cell, self.spacegroup).origin_shift
+        apart = Images(self.cell, self.spacegroup).distances(self.frac, refined.atoms.frac + shift)
+        return float((apart.min(axis=1) < near).mean()), float((apart.min(axis=0) > near).mean())
+
+    def held(self, f):
+        """Correlation of moduli of the reflections not used, their fall-off with resolution taken out."""
+        unseen = ~self.used
+        s2 = np.array(self.cell.calculate_1_d2_array(self.hkl[unseen])) / 4
+        usual = np.exp(-6 * s2) * np.array([gemmi.Element("N").it92.calculate_sf(s) for s in s2])
+        return np.corrcoef(np.abs(f[unseen]) / usual, np.abs(self.f[unseen]) / usual)[0, 1]
+
+
+@pytest.mark.parametrize("group", ["P 1", "P -1", "P 21 21 21", "P 31"])
+def test_structure_factors_are_those_of_gemmi(group):
+    rng = np.random.default_rng(3)
+    cell = gemmi.UnitCell(7, 7, 11, 90, 90, 120) if group == "P 31" else gemmi.UnitCell(7, 8, 9, 90, 90, 90)
+    spacegroup = gemmi.SpaceGroup(group)
+    frac, b = rng.random((5, 3)), rng.uniform(2, 20, 5)
+    hkl = gemmi.make_miller_array(cell, spacegroup, 1.0)
+    data = Moduli(hkl, np.ones(len(hkl)), np.ones(len(hkl), bool), cell, spacegroup, 5.0)
+    atoms = Atoms(frac, np.ones(5), b, np.ones(5, dtype=np.int64))
+    rows = np.arange(0, len(hkl), 3)
+    expected = in_gemmi(cell, spacegroup, frac, ["N"] * 5, b, hkl[rows])
+    calculated = Scattering(data, rows).calculate(atoms)
+    assert np.abs(calculated - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("group", ["P 1", "P 21 21 21"])
+def test_derivatives_are_those_of_differences(group):
+    made = Made(group, count=5)
+    scattering = Scattering(made.moduli(), np.arange(len(made.hkl)))
+    atoms = Atoms(made.frac + 0.01, np.linspace(0.5, 2, 5), made.b, np.array([1, 1, 2, 1, 1]))
+
+    def value(frac=atoms.frac, weight=atoms.weight, b=atoms.b):
+        return np.sum(np.abs(scattering.calculate(Atoms(frac, weight, b, atoms.images)) - made.f) ** 2)
+
+    by_x, by_w, by_b = scattering.derivatives(atoms, scattering.calculate(atoms) - made.f)
+    step = 2e-3
+    for i in range(5):
+        one = np.eye(5)[i] * step
+        assert (value(weight=atoms.weight + one) - value(weight=atoms.weight - one)) / (2 * step) == pytest.approx(
+            by_w[i], rel=0.01, abs=0.002 * np.abs(by_w).max()
+        )
+        assert (value(b=atoms.b + 20 * one) - value(b=atoms.b - 20 * one)) / (40 * step) == pytest.approx(
+            by_b[i], rel=0.01, abs=0.005 * np.abs(by_b).max()
+        )
+        for k in range(3):
+            shift = np.outer(np.eye(5)[i], np.eye(3)[k]) * step / 4
+            assert (value(frac=atoms.frac + shift) - value(frac=atoms.frac - shift)) / (step / 2) == pytest.approx(
+                by_x[i, k], rel=0.02, abs=0.005 * np.abs(by_x).max()
+            )
+
+
+@pytest.mark.parametrize(
+    ("group", "d_min", "error", "count"),
+    [("P 1", 1.0, 1.0, 22), ("P 1", 1.4, 0.5, 22), ("P -1", 1.1, 0.9, 12), ("P 21 21 21", 1.2, 0.8, 8)],
+)
+def test_the_structure_comes_out_of_a_spoilt_map(group, d_min, error, count):
+    """Every atom where it is and none else; reflections never seen are predicted; whatever the scale was."""
+    edges = (8.0, 9.0, 10.0) if group == "P 21 21 21" else (7.0, 8.0, 9.0)
+    made = Made(group, d_min, count, seed=4, edges=edges)
+    refined = refine_atoms(made.moduli(scale=7.3), made.spoilt(error))
+    there, false = made.found(refined)
+    assert there == 1 and false == 0
+    assert refined.r < 0.06
+    assert made.held(refined.f) > 0.97
+    assert compare(made.hkl, refined.f, made.f, made.cell, made.spacegroup).map_cc > 0.99
+
+
+def test_the_same_seed_finds_the_same():
+    made = Made(seed=6)
+    phases = made.spoilt(1.0)
+    first, again = (refine_atoms(made.moduli(), phases, seed=3) for _ in range(2))
+    assert np.array_equal(first.f, again.f)
+
+
+def test_what_was_left_out_and_completed_anew_is_better():
+    """With phases too bad for the first refinement."""
+    made = Made(count=20, d_min=1.2, seed=1)
+    phases = made.spoilt(1.5)
+    once, often = (refine_atoms(made.moduli(), phases, tries=tries) for tries in (0, 40))
+    assert often.worth < 0.3 * once.worth
+    assert made.held(often.f) > 0.97 > 0.5 > made.held(once.f)
+    stopped = refine_atoms(made.moduli(), phases, tries=40, enough=lambda: True)
+    assert np.array_equal(stopped.f, once.f)
+
+
+def test_heavier_atoms_weigh_more():
+    made = Made(extra=("S", "Cl"), seed=2, d_min=1.0)
+    atoms = refine_atoms(made.moduli(), made.spoilt(0.7)).atoms
+    apart = Images(made.cell, made.spacegroup).distances(made.frac, atoms.frac)
+    weight = atoms.weight[apart.argmin(axis=1)]
+    by_element = {e: np.mean([w for w, name in zip(weight, made.elements, strict=True) if name == e]) for e in "CNO"}
+    assert by_element["C"] < by_element["N"] < by_element["O"] < weight[0] < weight[1]
+    assert weight[0] == pytest.approx(16 / 7 * by_element["N"], rel=0.15)
+
+
+def test_an_atom_in_an_inversion_centre_is_one_atom():
+    made = Made("P -1", count=10, seed=3)
+    made.frac[0] = (0.5, 0, 0.5)
+    apart = np.linalg.norm(Images(made.cell, made.spacegroup).nearest(made.frac - made.frac[0]), axis=1)
+    keep = np.flatnonzero((apart > 1.3) | (apart == 0))
+    frac, elements, share = made.frac[keep], [made.elements[k] for k in keep], np.where(keep == 0, 0.5, 1.0)
+    made.f = in_gemmi(made.cell, made.spacegroup, frac, elements, made.b[keep], made.hkl, share)
+    made.amplitude = np.abs(made.f)
+    refined = refine_atoms(made.moduli(), np.angle(made.f))
+    here = np.linalg.norm(Images(made.cell, made.spacegroup).nearest(refined.atoms.frac - frac[0]), axis=1)
+    assert refined.atoms.images[here.argmin()] == 2
+    assert here.min() < 1e-6
+    nitrogens = gemmi.Element(elements[0]).atomic_number / 7
+    assert refined.atoms.weight[here.argmin()] / np.median(refined.atoms.weight) == pytest.approx(nitrogens, rel=0.3)
+    assert refined.r < 0.06
+
+
+def test_nothing_comes_of_nothing():
+    """Random phases give atoms that predict nothing; a flat map none."""
+    made = Made(count=40, d_min=1.2, edges=(10.0, 10.0, 11.0))
+    phases = made.rng.uniform(-np.pi, np.pi, len(made.f))
+    assert made.held(refine_atoms(made.moduli(), phases, tries=1).f) < 0.5
+    none = Made(count=3)
+    empty = Moduli(none.hkl, np.zeros(len(none.hkl)), none.used, none.cell, none.spacegroup, 6.0)
+    refined = refine_atoms(empty, np.zeros(len(none.hkl)))
+    assert len(refined.atoms) == 0
+    assert not refined.f.any()
+
+
+def test_a_few_heavy_atoms_and_many_false_ones_do_not_move_the_usual_weight():
+    assert usual(np.array([11.0, *[1.0] * 47, *[0.5] * 60])) == 1.0
+    assert usual(np.array([2.0])) == 2.0
