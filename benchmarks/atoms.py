@@ -30,6 +30,7 @@ from benchmarks.phasing.crystals import Crystal, Recipe, shared_data  # noqa: E4
 from benchmarks.phasing.entrants import options  # noqa: E402
 from benchmarks.phasing.runner import finite, record  # noqa: E402
 from benchmarks.phasing.tables import table  # noqa: E402
+from ml_phaser.errors import UserError  # noqa: E402
 
 OUT = Path(__file__).resolve().parent / "results" / "atoms.json"
 ATOMS, D_MIN = (12, 25, 50, 100), (1.0, 1.1, 1.2, 1.3, 1.4, 1.6)
@@ -61,7 +62,7 @@ def phased(crystal: Crystal, seconds: float, seed: int, *, atoms: bool) -> Row |
     from ml_phaser.notify import Silent
     from ml_phaser.plan import plan_phasing
 
-    asked, data = replace(options(seconds, seed, "auto"), starts="network"), crystal.data
+    asked, data = replace(options(seconds, seed, "auto"), starts="random"), crystal.data
     normalised = pipeline.normalise(data)
     plan = plan_phasing(data, normalised, asked)
     if plan.completer is None:
@@ -162,7 +163,7 @@ def main(argv: list[str]) -> int:
         for recipe in recipes(kind, o.crystals):
             try:
                 row = run(recipe, kind, o.seconds, o.seed)
-            except ValueError as error:  # sets without a model that fits their data
+            except (UserError, ValueError) as error:  # sets without a model that fits their data
                 print(recipe.name, str(error)[:100], flush=True)
                 continue
             if row is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import gemmi
@@ -11,20 +12,25 @@ from numpy.typing import NDArray
 from ml_phaser import arrays
 from ml_phaser.arrays import Array
 from ml_phaser.crystal.agreement import compare, hand_centre, move
+from ml_phaser.crystal.chirality import alpha_carbons
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.normalise import Normalised
+from ml_phaser.crystal.peaks import Images
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 from ml_phaser.networks.config import HandConfig
 from ml_phaser.networks.store import HAND_JUDGE, read_card
 from ml_phaser.outcome import Hand
+from ml_phaser.phasing.free_atoms import Atoms
 from ml_phaser.phasing.place import about_hand
 
 JUDGE_B = 11.0  # A^2: the overall B the judge's training crystals have
 DETERMINED = 0.9  # probability from which on a hand counts as determined
 CLEAR = 0.05  # of map correlation between hands: less tells nothing
 SUREST = 0.99
+SURE_ATOMS = 6.0  # log-odds that all alpha carbons together may come to
+PLAIN = 1.0  # log-odds from which on an alpha carbon is counted as L or D
 MOST_POINTS = 4_000_000  # grid points: about 1 kB of memory each
 
 
@@ -102,6 +108,33 @@ def decide(
     return f, Hand(
         in_words(odds, turned) if solved else f"should the map be right, {in_words(odds, turned)}", odds, turned
     )
+
+
+@dataclass(frozen=True)
+class Carbons:
+    """Alpha carbons found among the atoms of a solution: how many look L and D, and the log-odds for L of all."""
+
+    left: int
+    right: int
+    odds: float
+
+    def mirrored(self) -> Carbons:
+        return Carbons(self.right, self.left, -self.odds)
+
+    @property
+    def said(self) -> str:
+        """A clause for the log, empty where there are none."""
+        if not self.left and not self.right:
+            return ""
+        return f"; of the alpha carbons among the atoms found {self.left} look L and {self.right} D"
+
+
+def carbons_of(atoms: Atoms, data: Amplitudes) -> Carbons:
+    """What the atoms of a solution say of its hand: each alpha carbon at most as much as ``chirality.MOST``, all
+    together no more than SURE_ATOMS, as atoms may mislead as a whole."""
+    odds = alpha_carbons(atoms.frac, atoms.weight, Images(data.cell, data.spacegroup))
+    total = float(np.clip(odds.sum(), -SURE_ATOMS, SURE_ATOMS))
+    return Carbons(int((odds > PLAIN).sum()), int((odds < -PLAIN).sum()), total)
 
 
 def predicted_hand(

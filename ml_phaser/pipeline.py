@@ -323,14 +323,17 @@ def how_calibrated(weights: dict[str, Any]) -> tuple[str, tuple[Promise, ...]]:
 def tell_hand(
     data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, *, keep: bool, solved: bool
 ) -> tuple[NDArray[np.complex128], Hand]:
-    """The solution in its likelier hand, by the judge of hands and by what a network predicted."""
-    from ml_phaser.handedness import decide, predicted_hand
+    """The solution in its likelier hand, by the judge of hands, by what a network predicted, and by its atoms."""
+    from ml_phaser.handedness import Carbons, carbons_of, decide, predicted_hand
 
-    evidence = 0.0
+    carbons = Carbons(0, 0, 0.0) if solution.atoms is None else carbons_of(solution.atoms, data)
+    evidence = carbons.odds
     if plan.predicted is not None:
-        evidence = predicted_hand(data, normalised, solution.f, plan.predicted, plan.predictor["hand_right"])
+        evidence += predicted_hand(data, normalised, solution.f, plan.predicted, plan.predictor["hand_right"])
     networks = plan.runtime.networks
     f, hand = decide(data, normalised, solution.f, keep=keep, solved=solved, networks=networks, evidence=evidence)
+    if carbons.said:
+        hand = replace(hand, said=hand.said + (carbons.mirrored() if hand.turned else carbons).said)
     if solution.fragments is not None:
         hand = replace(hand, said="that of the pieces placed, which are of L-amino acids or as given")
     return f, hand

@@ -189,7 +189,7 @@ def search(
     most_trials : stop after so many starts
     progress : told the part of the time that is gone, the best trial and all of them (the list goes on changing)
     now : the clock, in seconds
-    hunt : a search to go on with; polisher : what solutions are polished with
+    hunt : a search to go on with; polisher : the last touch of solutions
     """
     hunt = Hunt(whole) if hunt is None else hunt
     generator = arrays.generator(seed, whole.target.amplitude)
@@ -264,7 +264,7 @@ def _batch(
             since = now()
             phases = entrant.problem.gather_p1(half[leader])
             solution = finish(phases, entrant, entrant.finishers or finishers, n, int(trials[leader]))
-            hunt.add(polisher(solution) if polisher and solution.score >= polisher.least else solution)
+            hunt.add(polisher.at_once(solution) if polisher else solution)
             hunt.finishing += now() - since
             finished = True
             if settled[leader]:

@@ -141,7 +141,7 @@ def from_heavy_atoms(
     def finished(g: Growing, polisher: LastTouch | None = polisher) -> Solution:
         assert g.f_p1 is not None
         solution = finish(g.f_p1, heavy.entrant, finishers, n, g.trial)
-        hunt.add(polisher(solution) if polisher and solution.score >= polisher.least else solution)
+        hunt.add(polisher.at_once(solution) if polisher else solution)
         return solution
 
     def turned(g: Growing) -> Growing:
