@@ -15,14 +15,13 @@ from ml_phaser.crystal.agreement import compare, hand_centre, move
 from ml_phaser.crystal.chirality import alpha_carbons
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.normalise import Normalised
-from ml_phaser.crystal.peaks import Images
+from ml_phaser.crystal.peaks import Atoms, Images
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.crystal.symmetry import expand
 from ml_phaser.networks.config import HandConfig
 from ml_phaser.networks.store import HAND_JUDGE, read_card
 from ml_phaser.outcome import Hand
-from ml_phaser.phasing.free_atoms import Atoms
 from ml_phaser.phasing.place import about_hand
 
 JUDGE_B = 11.0  # A^2: the overall B the judge's training crystals have

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.maps import Distribution
+from ml_phaser.crystal.peaks import Atoms
 from ml_phaser.crystal.reflections import Amplitudes
 
 
@@ -235,7 +236,7 @@ class Outcome:
     and hash of the network whose prediction the search began with, empty if there was none; ``seeds``: phase seeds
     chosen for the user, where asked for; ``seeds_given``: what became of phase seeds the user gave;
     ``calibration``: what figures of merit like these kept on crystals of known structure, empty where that is not
-    known.
+    known; ``atoms``: free atoms that the structure factors are those of, None where it is a density.
     """
 
     data: Amplitudes
@@ -263,6 +264,7 @@ class Outcome:
     seeds: PhaseSeeds | None = None
     seeds_given: SeedsGiven | None = None
     calibration: tuple[Promise, ...] = ()
+    atoms: Atoms | None = None
 
     @property
     def mean_fom(self) -> float:

@@ -101,8 +101,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "xyzout",
         "output",
-        "placed pieces, PDB or mmCIF, where the solution comes from them [not written]",
-        caption="Placed pieces",
+        "placed pieces, or free atoms, PDB or mmCIF, where the solution is of them [not written]",
+        caption="Placed pieces or atoms",
         group="output",
     ),
     Parameter(

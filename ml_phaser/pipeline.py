@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ml_phaser.crystal.normalise import Normalised
+    from ml_phaser.crystal.peaks import Atoms
     from ml_phaser.crystal.reflections import Amplitudes
     from ml_phaser.exchange.phases import UserPhases
     from ml_phaser.exchange.read_seeds import SeedsRead
@@ -64,6 +65,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         device=plan.runtime.device, threads=plan.threads, best=solution.trial, given=agreement, held=solution.held,
         fragments=solution.fragments, predictor=plan.predictor,
         seeds=pick_seeds(data, normalised, phases, plan, options), seeds_given=seeds_given,
+        atoms=in_hand(solution.atoms, data, hand),
     )  # fmt: skip
     with clock.stage("write"):
         return write(outcome, normalised, options)
@@ -339,6 +341,15 @@ def tell_hand(
     return f, hand
 
 
+def in_hand(atoms: Atoms | None, data: Amplitudes, hand: Hand) -> Atoms | None:
+    """The atoms of a solution in the hand that is written."""
+    from ml_phaser.crystal.agreement import hand_centre
+
+    if atoms is None or not hand.turned or (centre := hand_centre(data.spacegroup)) is None:
+        return atoms
+    return replace(atoms, frac=(centre - atoms.frac) % 1.0)
+
+
 def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome:
     """Map, MTZ, Patterson, files for SHELXE, run record, program.xml, report: all of them or none. Returns the outcome
     with what was noted and the programs that can go on from it."""
@@ -350,7 +361,7 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
     from ml_phaser.atomic import atomic
     from ml_phaser.crystal.maps import density, distribution, symmetric_shape, write_map
     from ml_phaser.crystal.patterson import patterson_group
-    from ml_phaser.exchange.fragments import write_fragments
+    from ml_phaser.exchange.fragments import write_atoms, write_fragments
     from ml_phaser.exchange.write import FreeSet, write_mtz
     from ml_phaser.report.pictures import draw
     from ml_phaser.report.record import run_record
@@ -376,6 +387,8 @@ def write(outcome: Outcome, normalised: Normalised, options: Options) -> Outcome
             write_map(part(options.pattout), patterson(data), data.cell, group, options.mapextent)
         if options.xyzout is not None and outcome.fragments is not None:
             write_fragments(part(options.xyzout), outcome.fragments, data.cell, data.spacegroup)
+        elif options.xyzout is not None and outcome.atoms is not None:
+            write_atoms(part(options.xyzout), outcome.atoms, data.cell, data.spacegroup)
         if options.shelxout is not None:
             notes = (*notes, *write_for_shelxe(options.shelxout, outcome, normalised, part))
         if options.seedout is not None and outcome.seeds is not None:

@@ -1,7 +1,8 @@
-"""Peaks of a periodic map, and which of them are one atom."""
+"""Peaks of a periodic map, the atoms they are, and which of them are one."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 import gemmi
@@ -10,6 +11,23 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Atoms:
+    """m atoms of the asymmetric unit. frac (m, 3); weight (m,) in nitrogens; b (m,) A^2; images (m,) by symmetry that
+    are the atom itself, 1 in general positions"""
+
+    frac: Floats
+    weight: Floats
+    b: Floats
+    images: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.frac)
+
+    def take(self, rows: NDArray) -> Atoms:
+        return Atoms(self.frac[rows], self.weight[rows], self.b[rows], self.images[rows])
 
 
 def peaks(rho: Floats, least: float) -> tuple[Floats, Floats]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from ml_phaser.atomic import atomic
 from ml_phaser.crystal.amino_acids import THREE_LETTERS
+from ml_phaser.crystal.chirality import light
+from ml_phaser.crystal.peaks import Atoms
 from ml_phaser.errors import UserError
 from ml_phaser.exchange.model import read_model
 from ml_phaser.outcome import Chain, Fragments
@@ -67,11 +69,40 @@ def _macromolecule(structure: gemmi.Structure) -> Chain:
 
 def write_fragments(path: Path, placed: Fragments, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> None:
     """Write the placed chains as PDB, or mmCIF if the suffix says so. Raises UserError where it cannot be written."""
+    letters = string.ascii_uppercase + string.ascii_lowercase
+    chains = [_chain(letter, chain) for letter, chain in zip(letters, placed.chains, strict=False)]
+    _write(path, chains, cell, spacegroup)
+
+
+def write_atoms(path: Path, atoms: Atoms, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> None:
+    """Write free atoms as PDB, or mmCIF if the suffix says so, heaviest first, each a residue UNX of its own; elements
+    are guesses by their weight over that of a carbon. Raises UserError where it cannot be written."""
+    chain, carbon = gemmi.Chain("A"), light(atoms.weight)
+    for i in np.argsort(-atoms.weight, kind="stable"):
+        residue, atom = gemmi.Residue(), gemmi.Atom()
+        residue.name, residue.seqid, residue.het_flag = "UNX", gemmi.SeqId(len(chain) + 1, " "), "H"
+        atom.element = element_of(float(atoms.weight[i]) / carbon)
+        atom.name, atom.occ, atom.b_iso = atom.element.name.upper(), 1.0 / int(atoms.images[i]), float(atoms.b[i])
+        atom.pos = cell.orthogonalize(gemmi.Fractional(*atoms.frac[i]))
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    _write(path, [chain], cell, spacegroup)
+
+
+def element_of(carbons: float) -> gemmi.Element:
+    """A guess at the element that scatters as so many carbons; between C, N, O and what is much heavier."""
+    for symbol, most in (("C", 1.09), ("N", 1.25), ("O", 1.8)):
+        if carbons < most:
+            return gemmi.Element(symbol)
+    return gemmi.Element(int(np.clip(round(6 * carbons), 11, 92)))
+
+
+def _write(path: Path, chains: list[gemmi.Chain], cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> None:
     structure = gemmi.Structure()
     structure.cell, structure.spacegroup_hm, structure.name = cell, spacegroup.xhm(), "ml_phaser"
     model = gemmi.Model(1)
-    for letter, chain in zip(string.ascii_uppercase + string.ascii_lowercase, placed.chains, strict=False):
-        model.add_chain(_chain(letter, chain))
+    for chain in chains:
+        model.add_chain(chain)
     structure.add_model(model)
     structure.setup_entities()
     with atomic(path) as part:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_phaser.crystal.peaks import Atoms
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.outcome import Fragments
 from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.confidence import probability_of_pieces, probability_solved
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
-from ml_phaser.phasing.free_atoms import Atoms
 from ml_phaser.phasing.place import Placed, hand_is_fixed, place
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, unit_variance

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
-from ml_phaser.crystal.peaks import Images, peaks
+from ml_phaser.crystal.peaks import Atoms, Images, peaks
 from ml_phaser.crystal.symmetry import Expansion, expand
 
 APART = 0.8  # A: nearer peaks are one atom
@@ -38,23 +38,6 @@ GRID = 0.3  # A, or a quarter of the resolution
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
-
-
-@dataclass(frozen=True, eq=False)
-class Atoms:
-    """m atoms of the asymmetric unit. frac (m, 3); weight (m,) in nitrogens; b (m,) A^2; images (m,) by symmetry that
-    are the atom itself, 1 in general positions"""
-
-    frac: Floats
-    weight: Floats
-    b: Floats
-    images: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.frac)
-
-    def take(self, rows: NDArray) -> Atoms:
-        return Atoms(self.frac[rows], self.weight[rows], self.b[rows], self.images[rows])
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ def to_html(record: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
     if page == "finished.html":
         began = [t["method"] for t in record["trials"] if t["index"] == record["best_trial"]]
         facts |= {"key": key_numbers(record), "choices": choices(record), "ranked": ranked(record)}
-        facts["methods"] = methods_of(began)
+        facts["methods"] = methods_of(began, atoms=record.get("atoms") is not None)
     else:
         facts |= {"trouble": trouble(record), "ranked": ranked(record)}
     return environment.get_template(page).render(facts)

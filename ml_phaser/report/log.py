@@ -28,6 +28,7 @@ METHODS = {
         "Fienup (1982) Appl. Opt. 21, 2758-2769",
         "Elser (2003) J. Opt. Soc. Am. A20, 40-55",
     ),
+    "free atoms": ("Sheldrick & Gould (1995) Acta Cryst. B51, 423-431",),
     "heavy atoms": (
         "Schneider & Sheldrick (2002) Acta Cryst. D58, 1772-1779",
         "Sim (1959) Acta Cryst. 12, 813-815",
@@ -244,6 +245,9 @@ def verdict(outcome: Outcome) -> str:
         lines += given_seeds_lines(outcome.seeds_given)
     if (placed := outcome.fragments) is not None:
         lines.append(f" Begun with: {placed.label} ({placed.atoms} atoms placed, CC {placed.fit:.2f} with E^2)")
+    if outcome.atoms is not None:
+        r = next(t.r_work for t in outcome.trials if t.index == outcome.best)
+        lines.append(f" Phases: those of {len(outcome.atoms)} free atoms in the asymmetric unit, refined to R {r:.3f}")
     lines.append(textwrap.fill(f" Hand: {outcome.hand.said}", TEXT_WIDTH, subsequent_indent="   "))
     if outcome.seeds is not None:
         lines.append(f" {seeds_line(outcome.seeds)}")
@@ -291,13 +295,18 @@ def seed_files(outcome: Outcome, options: Options) -> str | None:
     return str(options.seedout) if options.seedout and outcome.seeds is not None and len(outcome.seeds) else None
 
 
+def has_atoms(outcome: Outcome) -> bool:
+    """Whether there are coordinates to write."""
+    return outcome.fragments is not None or outcome.atoms is not None
+
+
 def files(outcome: Outcome, options: Options) -> str:
     """Output files."""
     rows = [
         ("map", options.mapout),
         ("phases", options.hklout),
         ("Patterson map", options.pattout),
-        ("pieces", options.xyzout),
+        ("atoms" if outcome.fragments is None else "pieces", options.xyzout if has_atoms(outcome) else None),
         ("run record", options.jsonout),
         ("program.xml", options.xmlout),
         ("report", options.reportout),
@@ -330,15 +339,17 @@ def nothing_next(options: Options) -> str:
     return textwrap.fill(text, TEXT_WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
 
 
-def methods_of(trials: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Methods and their papers, of results that began as ``trials`` say."""
+def methods_of(trials: Iterable[str], *, atoms: bool) -> dict[str, tuple[str, ...]]:
+    """Methods and their papers, of results that began as ``trials`` say, and of which some are free ``atoms``."""
     begun = set(trials)
-    return {m: p for m, p in METHODS.items() if m != "heavy atoms" or any(t.startswith(m) for t in begun)}
+    absent = {m for m in ("heavy atoms",) if not any(t.startswith(m) for t in begun)}
+    return {m: p for m, p in METHODS.items() if m not in absent | (set() if atoms else {"free atoms"})}
 
 
 def citation(outcome: Outcome) -> str:
     """What to cite."""
-    methods = methods_of(t.method for t in outcome.trials if t.index == outcome.best)
+    began = (t.method for t in outcome.trials if t.index == outcome.best)
+    methods = methods_of(began, atoms=outcome.atoms is not None)
     return "\n".join(
         [
             " If this helped, please cite ml_phaser (CITATION.cff), and the methods it rests on:",

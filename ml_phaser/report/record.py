@@ -222,6 +222,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "hand_judged": {"probability": outcome.hand.probability, **vars(outcome.hand)},
         "given_phases": outcome.given,
         "fragments": _fragments(outcome.fragments),
+        "atoms": outcome.atoms,
         "seeds": _seeds(outcome.seeds),
         "given_seeds": outcome.seeds_given,
         "shells": outcome.shells,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_free_atoms import Made
+from resolved import Made
 
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.normalise import normalise
