@@ -73,6 +73,8 @@ def key_numbers(record: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     if (placed := record["fragments"]) is not None:
         rows.append(("Begun with", f"{placed['label']} ({placed['atoms']} atoms)"))
+    if record.get("atoms") is not None and best is not None:
+        rows.append(("Phases of", f"{len(record['atoms'])} free atoms, R {number(best['r_work'], 3)}"))
     a, b, c, alpha, beta, gamma = record["cell"]
     density = record["density"]
     rows += [

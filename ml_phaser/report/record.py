@@ -25,6 +25,7 @@ from ml_phaser.report.log import ln_mean_intensities
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ml_phaser.crystal.peaks import Atoms
     from ml_phaser.crystal.reflections import Amplitudes
     from ml_phaser.outcome import Fragments, Outcome, PhaseSeeds, Trial
 
@@ -116,6 +117,19 @@ def _fragments(placed: Fragments | None) -> dict[str, Any] | None:
         return None
     names = ("label", "atoms", "fit", "judged", "merit", "lead")
     return {name: getattr(placed, name) for name in names}
+
+
+def _atoms(atoms: Atoms | None) -> list[dict[str, Any]] | None:
+    """Free atoms, heaviest first: fractional x, y, z, weight in nitrogens, B in A^2, its images that are one."""
+    if atoms is None:
+        return None
+    return [
+        {
+            "x": x, "y": y, "z": z, "weight": float(atoms.weight[i]), "b": float(atoms.b[i]),
+            "images": int(atoms.images[i]),
+        }
+        for i in np.argsort(-atoms.weight, kind="stable") for x, y, z in [atoms.frac[i].tolist()]
+    ]  # fmt: skip
 
 
 def _seeds(seeds: PhaseSeeds | None) -> dict[str, Any] | None:
@@ -222,7 +236,7 @@ def run_record(outcome: Outcome, options: Options) -> dict[str, Any]:
         "hand_judged": {"probability": outcome.hand.probability, **vars(outcome.hand)},
         "given_phases": outcome.given,
         "fragments": _fragments(outcome.fragments),
-        "atoms": outcome.atoms,
+        "atoms": _atoms(outcome.atoms),
         "seeds": _seeds(outcome.seeds),
         "given_seeds": outcome.seeds_given,
         "shells": outcome.shells,

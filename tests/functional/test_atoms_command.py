@@ -74,7 +74,10 @@ def test_atoms_have_the_origin_and_the_hand_of_the_phases(run):
 def test_log_and_record_tell_of_them(run):
     folder, _ = run
     record = json.loads((folder / "out.json").read_text())
-    assert len(record["atoms"]["frac"]) == len(record["atoms"]["weight"]) == 12
+    assert len(record["atoms"]) == 12
+    weights = [atom["weight"] for atom in record["atoms"]]
+    assert weights == sorted(weights, reverse=True) and weights[0] > 1.5 * weights[1]
+    assert all(0 <= atom[axis] < 1 for atom in record["atoms"] for axis in "xyz")
     assert record["verdict"]["word"] == "solved"
 
 

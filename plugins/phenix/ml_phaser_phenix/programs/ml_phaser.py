@@ -177,7 +177,7 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
 
         verdict, probability, reason : the judgement, and the probability that the map is right; fom : mean figure of
         merit; hand : a sentence; files : parameter -> path of what was written; map_file, hkl_file, record_file : the
-        three that always are; pieces_file : the placed pieces, None where the solution does not come from pieces or
+        three that always are; pieces_file : the placed pieces or free atoms, None where the solution is of neither or
         xyzout was not given; fragments : what these are and how well they fit; next_steps : programs that can go on,
         with their commands; then : what became of the next program, where one was asked for; next_failed : a sentence,
         where it failed, else ""; record : the whole run record
@@ -194,7 +194,8 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
         if record is None:
             return None
         pieces = record["fragments"]
-        written = {k: v for k, v in record["outputs"].items() if k != "xyzout" or pieces is not None}
+        model = pieces is not None or record.get("atoms") is not None
+        written = {k: v for k, v in record["outputs"].items() if k != "xyzout" or model}
         files = {name: path for name, path in written.items() if path is not None}
         shells = record["shells"]
         return {
