@@ -9,7 +9,6 @@ complete a structure: Sheldrick, Acta Cryst. A64, 112 (2008)). docs/decisions/00
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import gemmi
@@ -33,7 +32,7 @@ CYCLES = 25  # of minimisation a round
 PATIENCE, STILL = 2, 0.005  # rounds without so much gain, relative, after which atoms rest
 PARAMETERS = 4  # of an atom
 B_RANGE = (1.0, 30.0)  # A^2
-TRIES, LEFT_OUT = 12, 0.3
+TRIES, MOST_TRIES, LEFT_OUT = 12, 3, 0.3
 GRID = 0.3  # A, or a quarter of the resolution
 
 Floats = NDArray[np.float64]
@@ -98,19 +97,24 @@ class Scattering:
         """Scattering (n, m) of a nitrogen of displacement ``b`` (m,)."""
         return np.asarray((self.form[:, None] * np.exp(-self.stol2[:, None] * b)), dtype=np.float32)
 
-    def calculate(self, atoms: Atoms) -> Complexes:
-        """Structure factors (n,)."""
-        size = self.profiles(atoms.b) * (atoms.weight / atoms.images).astype(np.float32)
-        total = sum((self.waves(atoms.frac, g) * size).sum(axis=1) for g in range(len(self.turned)))
-        return np.asarray(total, dtype=np.complex128)
+    def parts(self, atoms: Atoms) -> list[NDArray[np.complex64]]:
+        """Of each operator, the structure factors (n, m) of every atom, were it a nitrogen."""
+        size = self.profiles(atoms.b)
+        return [self.waves(atoms.frac, g) * size for g in range(len(self.turned))]
 
-    def derivatives(self, atoms: Atoms, residual: Complexes) -> tuple[Floats, Floats, Floats]:
+    def calculate(self, atoms: Atoms, parts: list[NDArray[np.complex64]] | None = None) -> Complexes:
+        """Structure factors (n,)."""
+        own = (atoms.weight / atoms.images).astype(np.float32)
+        return np.asarray(sum(part @ own for part in parts or self.parts(atoms)), dtype=np.complex128)
+
+    def derivatives(
+        self, atoms: Atoms, residual: Complexes, parts: list[NDArray[np.complex64]]
+    ) -> tuple[Floats, Floats, Floats]:
         """Of sum |F - target|^2, by positions (m, 3), weights (m,), displacements (m,); ``residual`` is F - target."""
-        size, against = self.profiles(atoms.b), np.conj(residual).astype(np.complex64)[:, None]
+        against, own = np.conj(residual).astype(np.complex64)[:, None], atoms.weight / atoms.images
         by_x, by_w, by_b = np.zeros((len(atoms), 3)), np.zeros(len(atoms)), np.zeros(len(atoms))
-        own = atoms.weight / atoms.images
-        for g, h in enumerate(self.turned):
-            t = against * self.waves(atoms.frac, g) * size
+        for h, part in zip(self.turned, parts, strict=True):
+            t = against * part
             by_x -= 2 * own[:, None] * (t.imag.T @ (2 * np.pi * h).astype(np.float32))
             by_w += 2 * t.real.sum(axis=0) / atoms.images
             by_b -= 2 * own * (self.stol2.astype(np.float32) @ t.real)
@@ -138,9 +142,10 @@ def minimised(
 
     def loss(z: Floats) -> tuple[float, Floats]:
         now, lw, lb = unpacked(start + z * steps)
-        f = scattering.calculate(now)
+        parts = scattering.parts(now)
+        f = scattering.calculate(now, parts)
         residual = f - target if phased else f - modulus * np.exp(1j * np.angle(f))
-        by_x, by_w, by_b = scattering.derivatives(now, residual)
+        by_x, by_w, by_b = scattering.derivatives(now, residual, parts)
         trust = TRUST / len(target)
         value = float(np.sum(np.abs(residual) ** 2)) / size
         value += trust * float(np.sum((lw / WEIGHT_SPREAD) ** 2) + np.sum((lb / B_SPREAD) ** 2))
@@ -306,21 +311,21 @@ class Workshop:
         return best
 
 
-def refine_atoms(
-    data: Moduli, phases: Floats, *, tries: int = TRIES, seed: int = 0, enough: Callable[[], bool] = lambda: False
-) -> Refined:
+def refine_atoms(data: Moduli, phases: Floats, *, tries: int = TRIES, seed: int = 0) -> Refined:
     """Atoms from the map of ``phases`` (n,) in radians and the moduli used, refined until they rest; then part of them
     is left out and the rest completed anew, and again, as long as that helps.
 
     Parameters
     ----------
-    tries : how often in vain; seed : of what is left out; enough : asked before each whether to stop
+    tries : how often in vain, and no more than MOST_TRIES times as often in all; seed : of what is left out
     """
     workshop, rng = Workshop(data), np.random.default_rng(seed)
     best, vain = workshop.rest(workshop.from_phases(phases).atoms), 0
-    while vain < tries and len(best.atoms) > 1 and not enough():
+    for _ in range(MOST_TRIES * tries):
         kept = best.atoms.take(np.flatnonzero(rng.random(len(best.atoms)) > LEFT_OUT))
         found = workshop.rest(kept)
         vain = 0 if found.worth < best.worth * (1 - STILL) else vain + 1
         best = min(best, found, key=lambda x: x.worth)
+        if vain == tries:
+            break
     return best

@@ -34,7 +34,7 @@ def test_derivatives_are_those_of_differences(group):
     def value(frac=atoms.frac, weight=atoms.weight, b=atoms.b):
         return np.sum(np.abs(scattering.calculate(Atoms(frac, weight, b, atoms.images)) - made.f) ** 2)
 
-    by_x, by_w, by_b = scattering.derivatives(atoms, scattering.calculate(atoms) - made.f)
+    by_x, by_w, by_b = scattering.derivatives(atoms, scattering.calculate(atoms) - made.f, scattering.parts(atoms))
     step = 2e-3
     for i in range(5):
         one = np.eye(5)[i] * step
@@ -81,8 +81,6 @@ def test_what_was_left_out_and_completed_anew_is_better():
     once, often = (refine_atoms(made.moduli(), phases, tries=tries) for tries in (0, 40))
     assert often.worth < 0.3 * once.worth
     assert made.held(often.f) > 0.97 > 0.5 > made.held(once.f)
-    stopped = refine_atoms(made.moduli(), phases, tries=40, enough=lambda: True)
-    assert np.array_equal(stopped.f, once.f)
 
 
 def test_heavier_atoms_weigh_more():
