@@ -161,7 +161,7 @@ def predicted_entrants(
     if options.starts not in ("auto", "network") or not runtime.networks:
         return [], {}, None, []
     reasons: dict[str, list[str]] = {}
-    for card in sorted(bundled_one_shot(), key=lambda card: -judged(card)["cc"][0]):
+    for card in sorted(bundled_one_shot(), key=lambda card: -promised(card, data)):
         reason = outside(Domain.of(card.config), cell, data.spacegroup.hm, data.d_min)
         if not reason:
             network = one_shot_network(card.name, runtime, threads)
@@ -180,6 +180,13 @@ def predicted_entrants(
         what = f"no bundled network knows such crystals ({why or 'there is none'})"
         raise UserError(what, "starts network", "starts auto")
     return [], {}, None, [f"No network predicts a density to begin with ({why})."] if reasons else []
+
+
+def promised(card: Card, data: Amplitudes) -> float:
+    """Correlation with the map of all data that a network's own should have, as it was judged: reflections finer than
+    it sees have no phases."""
+    seen = data.d >= card.config["d_min"]
+    return float(judged(card)["cc"][0] * np.sqrt(np.sum(data.f[seen] ** 2) / np.sum(data.f**2)))
 
 
 class OneShotNetwork(OneShot, Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gemmi
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ml_phaser import plan as planning
 from ml_phaser.arrays import NUMPY
 from ml_phaser.cli import arguments
 from ml_phaser.crystal.normalise import normalise
+from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.errors import UserError
 from ml_phaser.handedness import decide, predicted_hand
 from ml_phaser.networks.domain import Domain, outside
@@ -199,6 +201,19 @@ def test_the_network_that_was_judged_best_is_taken(crystal, bundled, monkeypatch
     )
     monkeypatch.setattr(beginnings, "bundled_one_shot", lambda: [worse, good])
     assert planning.plan_phasing(data, normalise(data), options()).predictor["name"] == "unet-test"
+
+
+def test_a_network_that_sees_finer_data_is_taken_before_one_judged_a_little_better(bundled):
+    """By the share of the data that has no phases where it does not."""
+    card = beginnings.bundled_one_shot()[0]
+    cell, group = gemmi.UnitCell(10, 10, 10, 90, 90, 90), gemmi.SpaceGroup("P 1")
+    hkl = gemmi.make_miller_array(cell, group, 1.5)
+    f = np.ones(len(hkl))
+    data = Amplitudes(hkl, f, 0.01 * f, cell, group, Source("simulated", "simulated", ("F", "SIGF"), "amplitude"))
+    fine, coarse = (replace(card, config={**card.config, "d_min": d}) for d in (1.5, 2.0))
+    share = np.mean(data.d >= 2.0)
+    assert beginnings.promised(fine, data) == pytest.approx(beginnings.judged(card)["cc"][0])
+    assert beginnings.promised(coarse, data) == pytest.approx(beginnings.judged(card)["cc"][0] * share**0.5)
 
 
 def test_a_prediction_without_a_runtime_is_refused(crystal, bundled, monkeypatch):
