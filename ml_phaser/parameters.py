@@ -101,7 +101,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "xyzout",
         "output",
-        "placed pieces, or free atoms, PDB or mmCIF, where the solution is of them [not written]",
+        "placed pieces or free atoms, PDB or mmCIF, where there are any [not written]",
         caption="Placed pieces or atoms",
         group="output",
     ),
