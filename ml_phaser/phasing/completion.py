@@ -86,10 +86,17 @@ class LastTouch:
             solution = self.completer(solution, self.completer.at_once)
         return solution
 
+    @property
+    def reserve(self) -> float:
+        """Share of the time that is kept for the end of the search."""
+        return SHARE if self.completer is not None and self.completer.at_once < 0 else 0.0
+
+    def without_atoms(self, solution: Solution) -> Solution:
+        return solution if self.polisher is None else self.polisher(solution)
+
     def __call__(self, solution: Solution) -> Solution:
-        for touch in (self.polisher, self.completer):
-            solution = solution if touch is None else touch(solution)
-        return solution
+        solution = self.without_atoms(solution)
+        return solution if self.completer is None else self.completer(solution)
 
 
 def completer(

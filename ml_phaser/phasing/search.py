@@ -139,12 +139,13 @@ class Hunt:
             cluster=cluster, finished=True,
         )  # fmt: skip
 
-    def polish(self, polisher: LastTouch) -> None:
-        """Polish the best solutions, unless that was done when they were found."""
-        for s in self.solutions[:POLISHED]:
+    def polish(self, polisher: LastTouch, time_left: Callable[[], float] = lambda: math.inf) -> None:
+        """Polish the best solutions, unless that was done when they were found; atoms are made of the best, and of
+        others if there is time."""
+        for i, s in enumerate(self.solutions[:POLISHED]):
             if s.polished:
                 continue
-            done = polisher(s)
+            done = polisher(s) if i == 0 or time_left() > 0 else polisher.without_atoms(s)
             self.solutions[self.solutions.index(s)] = done
             self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
         self.solutions.sort(key=lambda s: -s.merit)
@@ -199,7 +200,8 @@ def search(
     def elapsed() -> float:
         return now() - began
 
-    while not hunt.convinced and (not hunt.solutions or elapsed() < seconds):
+    searching = seconds * (1 - polisher.reserve) if polisher is not None else seconds
+    while not hunt.convinced and (not hunt.solutions or elapsed() < searching):
         left = math.inf if most_trials is None else most_trials - len(hunt.trials)
         if left <= 0:
             break
@@ -208,11 +210,11 @@ def search(
         count = int(min(entrants[turn].batch, left))
         _batch(
             entrants[turn], finishers, polisher, n, hunt, count, count == left, seed, generator, before, now,
-            lambda: seconds - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials),
+            lambda: searching - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials),
         )  # fmt: skip
         spent[turn] += elapsed() - before
     if polisher is not None:
-        hunt.polish(polisher)
+        hunt.polish(polisher, lambda: seconds - elapsed())
     return hunt
 
 

@@ -10,11 +10,13 @@ from resolved import Made
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.reflections import Amplitudes, Source
+from ml_phaser.outcome import Trial
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Solution
 from ml_phaser.phasing.free_atoms import TRIES
 from ml_phaser.phasing.polish import WORTH_IT
+from ml_phaser.phasing.search import Hunt
 from ml_phaser.plan import plan_phasing
 
 NONE = Path("none")
@@ -104,6 +106,22 @@ def test_atoms_are_tried_at_once_where_they_are_cheap(made):
     assert dear.last_touch.at_once(before) is before
     assert dear.last_touch(before).atoms is not None
     assert planned(Made(count=12, d_min=1.65)).last_touch is None
+
+
+def test_a_search_keeps_time_for_atoms(made):
+    """Where they are not tried at once: of the best solution always, of the next if there is time left."""
+    assert planned(made, timelimit=240.0).last_touch.reserve == 0
+    touch = planned(made, timelimit=12.0).last_touch
+    assert 0.1 < touch.reserve < 0.3
+    assert touch.without_atoms(solution(made.f)).atoms is None
+    for left, atoms in ((0.0, [True, False]), (1.0, [True, True])):
+        hunt = Hunt(planned(made).whole)
+        for i in range(2):
+            hunt.trials.append(Trial(i, "x", 0, 10, 0.0, -1.0, 1.0, float("nan")))
+            hunt.add(solution(np.abs(made.f) * np.exp(1j * made.spoilt(0.8)), score=0.2 - 0.1 * i, trial=i))
+        hunt.polish(LastTouch(None, replace(touch.completer, tries=1)), lambda left=left: left)
+        found = {s.trial: s.atoms is not None for s in hunt.solutions}
+        assert [found[i] for i in range(2)] == atoms
 
 
 def test_what_was_polished_at_once_is_made_atoms_at_the_end(made):
