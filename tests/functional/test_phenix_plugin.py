@@ -180,8 +180,14 @@ def test_pieces(here, real, monkeypatch):
     assert found[0].count_atom_sites() == placed.fragments["atoms"] == wanted[0].count_atom_sites()
     assert found.cell.approx(wanted.cell, 1e-2)
     (here / "stale.pdb").write_text("of another run")
-    plain, _ = run_quietly(PEPTIDE, "xyzout=stale.pdb", "starts=random", "trials=1", "output.overwrite=True")
+    words = ("xyzout=stale.pdb", "starts=random", "trials=1", "output.overwrite=True")
+    plain, _ = run_quietly(PEPTIDE, *words, "resolution=1.7")  # too coarse for free atoms, too
     assert plain.pieces_file is None and plain.fragments is None and "xyzout" not in plain.files
+    assert plain.atoms_file is None and (here / "stale.pdb").read_text() == "of another run"
+    free, _ = run_quietly(PEPTIDE, *words)
+    assert free.pieces_file is None and free.fragments is None and free.record["atoms"]
+    assert free.atoms_file == free.files["xyzout"] == str(here / "stale.pdb")
+    assert gemmi.read_structure(free.atoms_file)[0].count_atom_sites() == len(free.record["atoms"])
 
 
 @pytest.mark.shared

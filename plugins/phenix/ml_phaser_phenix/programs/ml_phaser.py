@@ -177,9 +177,10 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
 
         verdict, probability, reason : the judgement, and the probability that the map is right; fom : mean figure of
         merit; hand : a sentence; files : parameter -> path of what was written; map_file, hkl_file, record_file : the
-        three that always are; pieces_file : the placed pieces or free atoms, None where the solution is of neither or
-        xyzout was not given; fragments : what these are and how well they fit; next_steps : programs that can go on,
-        with their commands; then : what became of the next program, where one was asked for; next_failed : a sentence,
+        three that always are; pieces_file, atoms_file : the placed pieces, or free atoms, None where the solution is
+        not of them or xyzout was not given; fragments : what the pieces are and how well they fit; next_steps :
+        programs that can go on, with their commands; then : what became of the next program, where one was asked for;
+        next_failed : a sentence,
         where it failed, else ""; record : the whole run record
         """
         found = self._found()
@@ -208,7 +209,8 @@ The program ml_phaser does the work; ml_phaser --help explains what it takes.
             "map_file": files["mapout"],
             "hkl_file": files["hklout"],
             "record_file": files["jsonout"],
-            "pieces_file": files.get("xyzout"),
+            "pieces_file": files.get("xyzout") if pieces is not None else None,
+            "atoms_file": files.get("xyzout") if pieces is None else None,
             "fragments": pieces,
             "next_steps": record["next"],
             "then": record["then"],
