@@ -181,22 +181,26 @@ class Mapper:
     data: Moduli
     expansion: Expansion
     images: Images
+    stol2: Floats
+    form: Floats
 
     @classmethod
     def of(cls, data: Moduli) -> Mapper:
-        return cls(data, expand(data.hkl, data.spacegroup), Images(data.cell, data.spacegroup))
+        stol2 = np.asarray(data.cell.calculate_1_d2_array(data.hkl)) / 4
+        nitrogen = gemmi.Element("N").it92
+        form = np.array([nitrogen.calculate_sf(float(s)) for s in stol2])
+        return cls(data, expand(data.hkl, data.spacegroup), Images(data.cell, data.spacegroup), stol2, form)
 
     def peaks(self, f: Complexes, sharp: float, least: float) -> tuple[Floats, Floats]:
         """Positions and heights, in nitrogens, of peaks of structure factors (n,), B brought to ``sharp``; no two of
         them one atom."""
-        data, stol2 = self.data, np.asarray(self.data.cell.calculate_1_d2_array(self.data.hkl)) / 4
+        data, stol2 = self.data, self.stol2
         d_min = 0.5 / float(np.sqrt(stol2.max()))
         gain = np.exp((data.b - sharp) * stol2)
         shape = grid_shape(data.cell, d_min * 0.99999, spacing=min(d_min / 4, GRID), multiple=2)
         half = HalfSphere.of(self.expansion.hkl, shape).scatter(self.expansion.spread(f * gain))
         rho = np.fft.irfftn(half, s=shape, axes=(0, 1, 2)) * np.prod(shape)
-        nitrogen = gemmi.Element("N").it92
-        form = np.array([nitrogen.calculate_sf(float(s)) for s in stol2]) * np.exp(-sharp * stol2)
+        form = self.form * np.exp(-sharp * stol2)
         one = 2 * float(np.sum(form[self.expansion.asu]))
         x, height = peaks(rho, least * one)
         x, height = x[: 4 * self.most], height[: 4 * self.most]
