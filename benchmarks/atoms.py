@@ -67,7 +67,7 @@ def phased(crystal: Crystal, seconds: float, seed: int, *, atoms: bool) -> Row |
     plan = plan_phasing(data, normalised, asked)
     if plan.completer is None:
         return None
-    plan = plan if atoms else replace(plan, completer=None)
+    plan = plan if atoms else replace(plan, completer=None, walks=None)
     began = time.process_time()
     hunt = pipeline.phase(plan, asked, Silent(), time.process_time)
     used = time.process_time() - began

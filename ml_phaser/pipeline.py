@@ -192,7 +192,7 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
         search(
             plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=options.trials,
             seed=options.seed, progress=lambda done, best, trials: tell(done), now=now, hunt=hunt,
-            polisher=plan.last_touch,
+            polisher=plan.last_touch, walks=plan.walks,
         )  # fmt: skip
 
     if plan.heavy is not None:
@@ -294,7 +294,9 @@ def weigh(
     found = (
         solution.score, solution.held, solution.symmetry, solution.agreeing, solution.d_min, solution.fragments
     )  # fmt: skip
-    verdict = confidence.judge(*found, None if given is None else float(given.mean()), solution.chance)
+    verdict = confidence.judge(
+        *found, None if given is None else float(given.mean()), solution.chance, solution.worth
+    )  # fmt: skip
     unaided = verdict if given is None else confidence.judge(*found)
     held = np.zeros(len(data), dtype=bool)
     held[plan.rows] = plan.whole.held

@@ -19,6 +19,7 @@ from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.learned import CLASSICAL_D_MIN, Network, bundled_network, density_projection, there
 from ml_phaser.networks.runtime import Runtime, choose_runtime
 from ml_phaser.parameters import Options
+from ml_phaser.phasing.atom_walks import Walks, walks
 from ml_phaser.phasing.completion import Completer, LastTouch, completer
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
@@ -61,7 +62,7 @@ class Plan:
     of them; weights : name and hash of
     the network, empty if none is used; starts : phases that were given, on all reflections; road : to starts from
     pieces of structure, on the rows ``road_rows``, with finishers for finer data; road_last : random phases are tried
-    before it; heavy : to starts from heavy atoms
+    before it; heavy : to starts from heavy atoms; walks : to free atoms from random phases
     predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
     is right (empty if there is none); the phases it predicts, on all reflections
     """
@@ -85,6 +86,7 @@ class Plan:
     polisher: Polisher | None = None
     heavy: HeavyAtoms | None = None
     completer: Completer | None = None
+    walks: Walks | None = None
 
     @property
     def last_touch(self) -> LastTouch | None:
@@ -173,11 +175,16 @@ def plan_phasing(
         road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces, sequences)
         choices += said
     free = completer(data, normalised, whole, used, options.timelimit) if starts is None else None
+    wandering = None
+    if options.starts in ("auto", "random") and not _otherwise(starts, seeds, pieces):
+        wandering = walks(free, options.timelimit, options.seed)
+    if wandering is not None:
+        choices.append("Free atoms are looked for from random phases, too, for half of the time of random starts.")
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
         road, road_rows, beyond, road is not None and last_resort(data.d_min, options, pieces), predictor, predicted,
-        polisher, heavy, free,
+        polisher, heavy, free, wandering,
     )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     hunt = search(
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=max(0.1, seconds - clock()), most_trials=None,
         seed=seed, progress=lambda *_: None, now=time.process_time, hunt=Hunt(plan.whole, plan.rows),
-        polisher=plan.last_touch,
+        polisher=plan.last_touch, walks=None if share else plan.walks,
     )  # fmt: skip
     best = max(hunt.solutions, key=lambda s: s.probability)
     said = f"{hunt.trials[best.trial].method}; {'no network' if not plan.weights else plan.weights['name']}"

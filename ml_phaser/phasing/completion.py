@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,16 +11,15 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.phasing.finish import Solution
-from ml_phaser.phasing.free_atoms import B_RANGE, TRIES, VOLUME, Moduli, Scattering, refine_atoms
+from ml_phaser.phasing.free_atoms import B_RANGE, TRIES, VOLUME, Moduli, Refined, Scattering, refine_atoms
 from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 
-D_MIN, FINE = 1.6, 0.8  # A: beyond it there are too few reflections for an atom; finer ones than that are not needed
+D_MIN, FINE = 1.62, 0.8  # A: beyond it there are too few reflections for an atom; finer ones than that are not needed
 SHARE, AT_ONCE = 0.15, 0.03  # of the time limit: what one solution may take at the end, and while the search goes on
 SUMS, CALL, PAIR = 350, 7e-4, 3e-8  # of a refinement: sums; processor seconds of each, and of an atom and a reflection
-# ``Refined.worth`` that wrong atoms do not come to, with few and with MANY reflections an atom: of data with 5 %
-# noise wrong ones began at 0.16 and 0.24; right ones came to 0.08, of measured data without hydrogens to 0.2.
-CERTAIN, MANY = (0.12, 0.2), 20
+# ``Refined.worth`` that wrong atoms do not come to, by reflections an atom: docs/decisions/0025 has what they came to.
+CERTAIN = ((5.0, 14.0), (0.085, 0.2))
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +28,8 @@ Floats = NDArray[np.float64]
 class Completer:
     """``moduli`` of the n reflections, ``rows`` (m,) of those to refine against and to take maps of; e (n,) measured,
     normalised; to_e (n,) factors that turn moduli into them; held (n,) reflections to judge by; tries, at_once : how
-    often parts are left out in vain at the end of a search, and while it goes on (-1: atoms are not tried then)"""
+    often parts are left out in vain at the end of a search, and while it goes on (-1: atoms are not tried then);
+    cost : of a refinement, in seconds"""
 
     moduli: Moduli
     rows: NDArray[np.int64]
@@ -37,28 +38,52 @@ class Completer:
     held: NDArray[np.bool_]
     tries: int
     at_once: int
+    cost: float
 
     def __call__(self, solution: Solution, tries: int | None = None) -> Solution:
         """The solution as atoms, if they explain the data as wrong ones cannot, or predict the reflections held out
         better than it does by more than the luck of so many; as it was if not."""
         if solution.given or solution.fragments is not None:
             return solution
-        whole, rows = self.moduli, self.rows
-        coarse = replace(whole, hkl=whole.hkl[rows], f=whole.f[rows], used=whole.used[rows])
         found = refine_atoms(
-            coarse, np.angle(solution.f[rows]), tries=self.tries if tries is None else tries, seed=solution.trial
-        )
+            self.coarse, np.angle(solution.f[self.rows]), tries=self.tries if tries is None else tries,
+            seed=solution.trial,
+        )  # fmt: skip
         if not len(found.atoms):
             return replace(solution, polished=True)
-        f = Scattering(whole, np.arange(len(whole.hkl))).calculate(found.atoms)
-        score, count = self.correlation(np.abs(f)), int(self.held.sum())
-        luck = 2 / np.sqrt(max(4, count))  # of both scores
-        many = coarse.used.sum() >= MANY * len(found.atoms)
-        if found.worth > CERTAIN[int(many)] and score - solution.score < luck:
+        if self.counted(found) >= solution.worth:
             return replace(solution, polished=True)
+        atoms = self.solution(found, solution.trial)
+        luck = 2 / np.sqrt(max(4, atoms.held))  # of both scores
+        if not self.certain(found) and atoms.score - solution.score < luck:
+            return replace(solution, polished=True)
+        name = solution.finisher if solution.atoms is not None else f"{solution.finisher}, atoms"
         return replace(
-            solution, f=f, score=score, held=count, r_work=found.r, atoms=found.atoms, polished=True,
-            finisher=f"{solution.finisher}, atoms",
+            solution, f=atoms.f, score=atoms.score, held=atoms.held, r_work=found.r, atoms=found.atoms, polished=True,
+            finisher=name, worth=self.counted(found),
+        )  # fmt: skip
+
+    @property
+    def coarse(self) -> Moduli:
+        """What atoms are refined against."""
+        whole, rows = self.moduli, self.rows
+        return replace(whole, hkl=whole.hkl[rows], f=whole.f[rows], used=whole.used[rows])
+
+    def counted(self, found: Refined) -> float:
+        """Worth of atoms, as a share of what wrong ones do not come to."""
+        return found.worth / float(np.interp(self.moduli.used[self.rows].sum() / max(1, len(found.atoms)), *CERTAIN))
+
+    def certain(self, found: Refined) -> bool:
+        """Whether atoms explain the data as wrong ones cannot."""
+        return self.counted(found) <= 1
+
+    def solution(self, found: Refined, trial: int) -> Solution:
+        """Atoms found without a density."""
+        f = Scattering(self.moduli, np.arange(len(self.moduli.hkl))).calculate(found.atoms)
+        d_min = 0.5 / math.sqrt(float(Scattering(self.coarse, np.arange(len(self.rows))).stol2.max()))
+        return Solution(
+            f, self.correlation(np.abs(f)), found.r, math.nan, int(self.held.sum()), trial, found.r, d_min, "atoms",
+            atoms=found.atoms, worth=self.counted(found),
         )  # fmt: skip
 
     def correlation(self, moduli: Floats) -> float:
@@ -118,4 +143,4 @@ def completer(
     b = float(np.clip(normalised.wilson_b, *B_RANGE))
     moduli = Moduli(data.hkl, normalised.f, used, data.cell, data.spacegroup, b)
     to_e = normalised.e / np.where(normalised.f > 0, normalised.f, 1.0)
-    return Completer(moduli, coarse, normalised.e, to_e, held, tries, at_once)
+    return Completer(moduli, coarse, normalised.e, to_e, held, tries, at_once, cost)

@@ -24,6 +24,7 @@ PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, co
 # Of large structures: docs/decisions/0023-verdict-of-large-structures.md
 LARGE_EVEN, LARGE_PER_LEAD = 0.08, 45.0  # lead of even odds, log-odds for each unit of it
 LARGE_HELD, LARGE_D = 400, (0.9, 1.25)  # held-out reflections, A
+ATOMS_EVEN, PER_WORTH = 1.0, 15.0  # of free atoms: docs/decisions/0025-atoms-from-random-phases.md
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
@@ -181,6 +182,12 @@ def probability_large(lead: float, held: int) -> float:
     return _probability(LARGE_PER_LEAD * (cautious(lead, held) - LARGE_EVEN))
 
 
+def probability_of_atoms(worth: float) -> float:
+    """Probability (0-1) that free atoms are right, by their R, parameters allowed for, as a share of what wrong ones do
+    not come to (``Completer.counted``); infinite where there are none."""
+    return _probability(PER_WORTH * (ATOMS_EVEN - worth))
+
+
 def log_odds_of_pieces(merit: float) -> float:
     """ln p / (1 - p) that a map that comes from placed pieces is right; ``merit`` as in ``Fragments``."""
     return PIECES_BIAS + PER_MERIT * merit
@@ -238,17 +245,18 @@ def probability_of_given(score: float, held: int, fom: float) -> float:
 
 def judge(
     score: float, held: int, symmetry: float, agreeing: int, d_min: float, placed: Fragments | None = None,
-    given: float | None = None, chance: float = math.nan,
+    given: float | None = None, chance: float = math.nan, atoms: float = math.inf,
 ) -> Verdict:  # fmt: skip
     """The verdict in words. ``agreeing`` counts the other starts that led to the same solution; ``placed`` are the
     pieces it comes from: their merit, or what decision 4 rests on, whichever says more; ``given`` is the mean figure of
     merit of phases that were put in; ``chance`` is the score that random phases come to in the same crystal, NaN where
-    that was not tried."""
+    that was not tried; ``atoms`` how well free atoms explain the moduli, as in ``probability_of_atoms``."""
     if given is not None:
         p, sure = probability_of_given(score, held, given), True
     else:
         p = probability_right(score, held, symmetry, agreeing, d_min, placed, chance)
-        sure = enough(score, held, symmetry, agreeing, d_min, placed)
+        p = max(p, probability_of_atoms(atoms))
+        sure = enough(score, held, symmetry, agreeing, d_min, placed) or probability_of_atoms(atoms) >= SOLVED
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
     if math.isfinite(chance):
         facts += f", random phases come to {chance:.2f}"
@@ -260,6 +268,8 @@ def judge(
         facts += f", together {abs(placed.lead):.2f} {side} pieces that lead elsewhere"
     if math.isfinite(symmetry):
         facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
+    if probability_of_atoms(atoms) >= SOLVED:
+        facts += ", free atoms explain the amplitudes as wrong ones do not"
     if agreeing:
         facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
     if p >= (SOLVED if given is None else SOLVED_GIVEN):

@@ -14,7 +14,7 @@ from ml_phaser.crystal.peaks import Atoms
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.outcome import Fragments
 from ml_phaser.phasing.combination import Combined
-from ml_phaser.phasing.confidence import probability_of_pieces, probability_solved
+from ml_phaser.phasing.confidence import probability_of_atoms, probability_of_pieces, probability_solved
 from ml_phaser.phasing.dual_space import Alternating, ChargeFlipping, Method, Projection
 from ml_phaser.phasing.place import Placed, hand_is_fixed, place
 from ml_phaser.phasing.problem import Problem
@@ -59,7 +59,8 @@ class Solution:
     starts that led here; cluster : number of the solution, in order of discovery; given : it comes from phases that
     were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything; polished : the learned
     projection and free atoms have had their say; chance : score that random phases come to, NaN where that was not
-    tried; atoms : that ``f`` is calculated of, where it is not of a density
+    tried; atoms : that ``f`` is calculated of, where it is not of a density; worth : how well they explain the moduli,
+    as in ``confidence.probability_of_atoms``
     """
 
     f: NDArray[np.complex128]
@@ -78,6 +79,7 @@ class Solution:
     polished: bool = False
     chance: float = math.nan
     atoms: Atoms | None = None
+    worth: float = math.inf
 
     @property
     def merit(self) -> float:
@@ -87,6 +89,7 @@ class Solution:
     @property
     def probability(self) -> float:
         p = probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
+        p = max(p, probability_of_atoms(self.worth))
         return p if self.fragments is None else max(p, probability_of_pieces(self.fragments.merit))
 
 

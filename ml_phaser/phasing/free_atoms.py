@@ -297,10 +297,10 @@ class Workshop:
             now = Refined(atoms, self.every.calculate(atoms))
         return now
 
-    def rest(self, atoms: Atoms) -> Refined:
-        """Atoms refined against moduli, completed and weeded until they rest."""
+    def rest(self, atoms: Atoms, rounds: int = ROUNDS) -> Refined:
+        """Atoms refined against moduli, completed and weeded until they rest, in so many rounds at most."""
         best, waiting, used = Refined(atoms, np.zeros(len(self.data.hkl), dtype=np.complex128)), 0, self.data.used
-        for turn in range(ROUNDS):
+        for turn in range(rounds):
             if not len(atoms):
                 break
             now = self.fit(atoms, self.data.f.astype(np.complex128), phased=False)

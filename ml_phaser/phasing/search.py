@@ -15,6 +15,7 @@ from ml_phaser import arrays
 from ml_phaser.arrays import Array, Generator
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.outcome import Trial
+from ml_phaser.phasing.atom_walks import METHOD, Walks
 from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.dual_space import Method, Projection
 from ml_phaser.phasing.finish import Finisher, Solution, finish
@@ -179,6 +180,7 @@ def search(
     now: Callable[[], float] = time.monotonic,
     hunt: Hunt | None = None,
     polisher: LastTouch | None = None,
+    walks: Walks | None = None,
 ) -> Hunt:
     """Run batches of starts, each entrant in turn according to its share of the time.
 
@@ -190,12 +192,13 @@ def search(
     most_trials : stop after so many starts
     progress : told the part of the time that is gone, the best trial and all of them (the list goes on changing)
     now : the clock, in seconds
-    hunt : a search to go on with; polisher : the last touch of solutions
+    hunt : a search to go on with; polisher : the last touch of solutions; walks : free atoms from random phases, which
+        come first and have as much of the time as all entrants together
     """
     hunt = Hunt(whole) if hunt is None else hunt
     generator = arrays.generator(seed, whole.target.amplitude)
     began = now()
-    spent = [0.0] * len(entrants)
+    spent, walked = [0.0] * len(entrants), 0.0
 
     def elapsed() -> float:
         return now() - began
@@ -205,17 +208,42 @@ def search(
         left = math.inf if most_trials is None else most_trials - len(hunt.trials)
         if left <= 0:
             break
-        turn = min(range(len(entrants)), key=lambda i: spent[i] / entrants[i].share)
         before = elapsed()
-        count = int(min(entrants[turn].batch, left))
-        _batch(
-            entrants[turn], finishers, polisher, n, hunt, count, count == left, seed, generator, before, now,
-            lambda: searching - elapsed(), lambda: progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials),
-        )  # fmt: skip
-        spent[turn] += elapsed() - before
+
+        def tell() -> None:
+            progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials)
+
+        if walks is not None and walked <= sum(spent) + walks.lead:
+            _walk(walks, hunt, seed, now, tell)
+            walked += elapsed() - before
+        else:
+            turn = min(range(len(entrants)), key=lambda i: spent[i] / entrants[i].share)
+            count = int(min(entrants[turn].batch, left))
+            _batch(
+                entrants[turn], finishers, polisher, n, hunt, count, count == left, seed, generator, before, now,
+                lambda: searching - elapsed(), tell,
+            )  # fmt: skip
+            spent[turn] += elapsed() - before
     if polisher is not None:
         hunt.polish(polisher, lambda: seconds - elapsed())
     return hunt
+
+
+def _walk(walks: Walks, hunt: Hunt, seed: int, now: Callable[[], float], tell: Callable[[], None]) -> None:
+    """Some cycles of free atoms; they are a solution if they explain the data as wrong ones cannot."""
+    began = now()
+    if walks.over:
+        walks.begin(len(hunt.trials))
+        hunt.trials.append(Trial(walks.trial, METHOD, seed, 0, 0.0, -1.0, 1.0, math.nan))
+    found = walks.go_on()
+    trial = hunt.trials[walks.trial]
+    trial = replace(trial, cycles=walks.cycles, seconds=trial.seconds + now() - began)
+    if not trial.finished:
+        trial = replace(trial, score=max(trial.score, found.score), r_work=min(trial.r_work, found.r_work))
+    hunt.trials[walks.trial] = trial
+    if found.worth <= 1:
+        hunt.add(found)
+    tell()
 
 
 def _batch(

@@ -1,0 +1,57 @@
+"""Walks of free atoms from random phases, one after another, as trials of a search beside those of densities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ml_phaser.phasing.atom_search import ROOMS, Walk
+from ml_phaser.phasing.completion import Completer
+from ml_phaser.phasing.finish import Solution
+
+METHOD = "free atoms"
+SHARE, REFINEMENTS = 0.5, 5  # there are none where so many refinements take more of the time limit
+LEAD = (0.25, 8)  # share of the time limit, refinements: so much time they have before densities are tried
+
+
+@dataclass(eq=False)
+class Walks:
+    """``completer`` knows the data and judges; seed : of the walks' phases; lead : seconds of them before all else"""
+
+    completer: Completer
+    seed: int
+    lead: float
+    walk: Walk | None = None
+    trial: int = -1  # of the walk
+    begun: int = 0
+    done: bool = False  # it has come to a solution
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time for another walk."""
+        return self.walk is None or self.walk.over or self.done
+
+    @property
+    def cycles(self) -> int:
+        """Of the walk so far."""
+        return 0 if self.walk is None else self.walk.cycles
+
+    def begin(self, trial: int) -> None:
+        """Another walk, from other phases and with another number of atoms."""
+        self.walk = Walk(self.completer.coarse, (self.seed, self.begun), ROOMS[self.begun % len(ROOMS)])
+        self.trial, self.begun, self.done = trial, self.begun + 1, False
+
+    def go_on(self) -> Solution:
+        """Some cycles; the best atoms of them, refined, and over if they are right."""
+        assert self.walk is not None
+        self.walk.block()
+        found = self.walk.look()
+        if self.completer.certain(found):
+            self.done = True
+        return self.completer.solution(found, self.trial)
+
+
+def walks(completer: Completer | None, seconds: float, seed: int) -> Walks | None:
+    """For a search of ``seconds``; None where a walk would take too many of them."""
+    if completer is None or REFINEMENTS * completer.cost > SHARE * seconds:
+        return None
+    return Walks(completer, seed, min(LEAD[0] * seconds, LEAD[1] * completer.cost))

@@ -1,0 +1,136 @@
+"""Free atoms from random phases."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from resolved import Made
+from test_completion import OPTIONS, data_of, planned, solution
+
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.crystal.normalise import normalise
+from ml_phaser.phasing import search as searching
+from ml_phaser.phasing.atom_search import KEPT, Walk
+from ml_phaser.phasing.atom_walks import METHOD, walks
+from ml_phaser.phasing.seeds import Seeds
+from ml_phaser.plan import plan_phasing
+
+
+@pytest.fixture(scope="module")
+def made():
+    return Made(count=12, d_min=1.3, seed=3, edges=(5.5, 6.0, 6.0), noise=0.05)
+
+
+def walked(made, seed, blocks=10):
+    """The best worth of looks, the atoms, and the correlation of their map with gemmi's structure factors."""
+    walk = Walk(made.moduli(), (seed,), 13.0)
+    found = []
+    for _ in range(blocks):
+        walk.block()
+        found.append(walk.look())
+        if found[-1].worth < 0.12:
+            break
+    best = min(found, key=lambda x: x.worth)
+    phased = made.amplitude * np.exp(1j * np.angle(best.f))
+    return best, compare(made.hkl, phased, made.f, made.cell, made.spacegroup).map_cc
+
+
+@pytest.mark.parametrize("group", ["P 1", "P 21"])
+def test_a_crystal_is_solved_from_random_phases(group):
+    """Atoms that the data do not resolve, in one walk of a few."""
+    count, edges = (12, (5.5, 6.0, 6.0)) if group == "P 1" else (9, (6.0, 6.5, 7.0))
+    crystal = Made(group, 1.3, count, seed=3, edges=edges, noise=0.05)
+    found = [walked(crystal, seed) for seed in range(3)]
+    best, cc = min(found, key=lambda x: x[0].worth)
+    assert best.worth < 0.12 and cc > 0.97
+    assert abs(len(best.atoms) - count) <= 1
+
+
+def test_no_more_atoms_than_there_is_room_for(made):
+    walk = Walk(made.moduli(), (0,), 20.0)
+    assert walk.most == int(made.cell.volume / 20)
+    lowest = [walk.cycle() for _ in range(8)]
+    assert 0 < len(walk.atoms) <= walk.most and walk.cycles == 8
+    assert walk.best[0] == min(lowest) and np.isfinite(lowest).all()
+    assert max(1, int(walk.most * KEPT)) < walk.most
+
+
+def test_reflections_held_out_are_not_seen(made):
+    """Walks are the same whatever these are; their starts differ by seed."""
+    moduli = made.moduli()
+    spoilt = replace(moduli, f=np.where(moduli.used, moduli.f, 7.0))
+    first, second, other = (Walk(m, s, 13.0) for m, s in ((moduli, (1,)), (spoilt, (1,)), (moduli, (2,))))
+    for walk in (first, second, other):
+        walk.cycle()
+    np.testing.assert_array_equal(first.atoms.frac, second.atoms.frac)
+    assert not np.allclose(first.point, other.point)
+    assert len(first.point) == moduli.used.sum()
+
+
+def hunted(made, **changes):
+    plan = planned(made, **changes)
+    clock = iter(np.arange(0, 1e6, 0.01))
+    hunt = searching.search(
+        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=20.0, most_trials=None, seed=0,
+        progress=lambda *_: None, polisher=plan.last_touch, walks=plan.walks, now=lambda: float(next(clock)),
+    )  # fmt: skip
+    return plan, hunt
+
+
+def test_a_search_stops_at_atoms_that_explain_the_data(made):
+    _, hunt = hunted(made, timelimit=20.0)
+    best = hunt.solutions[0]
+    assert hunt.convinced and best.probability >= searching.CONVINCED
+    assert hunt.trials[best.trial].method == METHOD and hunt.trials[best.trial].finished
+    assert best.worth < 1 and len(best.atoms) >= 11
+    phased = made.amplitude * np.exp(1j * np.angle(best.f))
+    assert compare(made.hkl, phased, made.f, made.cell, made.spacegroup).map_cc > 0.97
+    assert np.isnan(best.symmetry)  # the group was imposed
+    again = hunted(made, timelimit=20.0)[1]
+    assert [t.r_work for t in again.trials] == [t.r_work for t in hunt.trials]
+
+
+def test_walks_wait_for_nothing_and_no_longer_than_their_lead(made, monkeypatch):
+    """Before densities for the time of their lead, then as long as they."""
+    plan = planned(made, timelimit=20.0)
+    order, now = [], [0.0]
+
+    def spend(name, seconds):
+        def act(*_, **__):
+            order.append(name)
+            now[0] += seconds
+
+        return act
+
+    monkeypatch.setattr(searching, "_walk", spend("walk", 1.0))
+    monkeypatch.setattr(searching, "_batch", spend("batch", 3.0))
+    hunt = searching.Hunt(plan.whole)
+    hunt.solutions.append(solution(made.f, score=0.0))
+    searching.search(
+        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=17.0, most_trials=None, seed=0,
+        progress=lambda *_: None, hunt=hunt, walks=replace(plan.walks, lead=1.5), now=lambda: now[0],
+    )  # fmt: skip
+    assert order == ["walk"] * 2 + ["batch"] + ["walk"] * 3 + ["batch"] + ["walk"] * 3 + ["batch"]
+
+
+def test_where_walks_are_tried(made):
+    """Where they are cheap, and nothing is given to begin with."""
+    assert planned(made).walks is not None
+    assert planned(made, starts="random").walks is not None
+    assert walks(planned(made).completer, 0.1, 0) is None and walks(None, 60.0, 0) is None
+    large = Made(count=60, d_min=1.2, edges=(12.0, 13.0, 14.0))
+    assert planned(large, timelimit=20.0).walks is None and planned(large, timelimit=600.0).walks is not None
+    data = data_of(made)
+    seeds = Seeds(np.angle(made.f), np.arange(len(made.f)) < 40)
+    assert plan_phasing(data, normalise(data), OPTIONS, seeds).walks is None
+
+
+def test_every_walk_has_other_phases_and_another_number_of_atoms(made):
+    many = planned(made).walks
+    assert many.over
+    begun = []
+    for trial in range(3):
+        many.begin(trial)
+        begun.append((many.walk.most, many.walk.point[0]))
+        assert many.trial == trial and not many.over and many.cycles == 0
+    assert len({most for most, _ in begun}) == 3 and len({point for _, point in begun}) == 3
