@@ -177,9 +177,9 @@ def plan_phasing(
     free = completer(data, normalised, whole, used, options.timelimit) if starts is None else None
     wandering = None
     if options.starts in ("auto", "random") and not _otherwise(starts, seeds, pieces):
-        wandering = walks(free, options.timelimit, options.seed)
+        wandering = walks(free, data.d_min, options.timelimit, options.seed)
     if wandering is not None:
-        choices.append("Free atoms are looked for from random phases, too, for half of the time of random starts.")
+        choices.append("Free atoms are looked for from random phases, too, beside densities.")
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,

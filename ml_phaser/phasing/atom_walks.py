@@ -10,16 +10,19 @@ from ml_phaser.phasing.finish import Solution
 
 METHOD = "free atoms"
 SHARE, REFINEMENTS = 0.5, 5  # there are none where so many refinements take more of the time limit
-LEAD = (0.25, 8)  # share of the time limit, refinements: so much time they have before densities are tried
+LEAD = (0.25, 8)  # share of the time limit, refinements: so much time they have before densities are tried,
+ATOMIC = (1.05, 0.2)  # A: to which these are as quick, and come first; the walks' share of their time there
 
 
 @dataclass(eq=False)
 class Walks:
-    """``completer`` knows the data and judges; seed : of the walks' phases; lead : seconds of them before all else"""
+    """``completer`` knows the data and judges; seed : of the walks' phases; lead : seconds of them before all else;
+    share : of the time of all else"""
 
     completer: Completer
     seed: int
     lead: float
+    share: float
     walk: Walk | None = None
     trial: int = -1  # of the walk
     begun: int = 0
@@ -50,8 +53,10 @@ class Walks:
         return self.completer.solution(found, self.trial)
 
 
-def walks(completer: Completer | None, seconds: float, seed: int) -> Walks | None:
-    """For a search of ``seconds``; None where a walk would take too many of them."""
+def walks(completer: Completer | None, d_min: float, seconds: float, seed: int) -> Walks | None:
+    """For a search of ``seconds`` in data to ``d_min`` A; None where a walk would take too many of them."""
     if completer is None or REFINEMENTS * completer.cost > SHARE * seconds:
         return None
-    return Walks(completer, seed, min(LEAD[0] * seconds, LEAD[1] * completer.cost))
+    if d_min <= ATOMIC[0]:
+        return Walks(completer, seed, 0.0, ATOMIC[1])
+    return Walks(completer, seed, min(LEAD[0] * seconds, LEAD[1] * completer.cost), 1.0)

@@ -193,7 +193,7 @@ def search(
     progress : told the part of the time that is gone, the best trial and all of them (the list goes on changing)
     now : the clock, in seconds
     hunt : a search to go on with; polisher : the last touch of solutions; walks : free atoms from random phases, which
-        come first and have as much of the time as all entrants together
+        have their lead first, then a share of the time of all entrants together
     """
     hunt = Hunt(whole) if hunt is None else hunt
     generator = arrays.generator(seed, whole.target.amplitude)
@@ -213,7 +213,7 @@ def search(
         def tell() -> None:
             progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials)
 
-        if walks is not None and walked <= sum(spent) + walks.lead:
+        if walks is not None and walked < walks.share * sum(spent) + walks.lead:
             _walk(walks, hunt, seed, now, tell)
             walked += elapsed() - before
         else:

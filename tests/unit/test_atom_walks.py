@@ -110,6 +110,7 @@ def test_walks_wait_for_nothing_and_no_longer_than_their_lead(made, monkeypatch)
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=17.0, most_trials=None, seed=0,
         progress=lambda *_: None, hunt=hunt, walks=replace(plan.walks, lead=1.5), now=lambda: now[0],
     )  # fmt: skip
+    assert plan.walks.share == 1
     assert order == ["walk"] * 2 + ["batch"] + ["walk"] * 3 + ["batch"] + ["walk"] * 3 + ["batch"]
 
 
@@ -117,7 +118,11 @@ def test_where_walks_are_tried(made):
     """Where they are cheap, and nothing is given to begin with."""
     assert planned(made).walks is not None
     assert planned(made, starts="random").walks is not None
-    assert walks(planned(made).completer, 0.1, 0) is None and walks(None, 60.0, 0) is None
+    free = planned(made).completer
+    assert walks(free, 1.3, 0.1, 0) is None and walks(None, 1.3, 60.0, 0) is None
+    poor, good = walks(free, 1.3, 8.0, 0), walks(free, 1.0, 8.0, 0)
+    assert 0 < poor.lead <= 2.0 and poor.share == 1
+    assert good.lead == 0 and good.share < 0.5  # densities come first
     large = Made(count=60, d_min=1.2, edges=(12.0, 13.0, 14.0))
     assert planned(large, timelimit=20.0).walks is None and planned(large, timelimit=600.0).walks is not None
     data = data_of(made)
