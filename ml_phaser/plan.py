@@ -178,7 +178,10 @@ def plan_phasing(
     wandering = None
     if options.starts in ("auto", "random") and not _otherwise(starts, seeds, pieces):
         wandering = walks(free, data.d_min, options.timelimit, options.seed)
-    if wandering is not None:
+    if wandering is not None and options.trials is not None:  # walks end by the clock: starts that are counted do not
+        wandering = None
+        choices.append("Free atoms are not looked for from random phases, as starts are counted. To change: timelimit.")
+    elif wandering is not None:
         choices.append("Free atoms are looked for from random phases, too, beside densities.")
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(

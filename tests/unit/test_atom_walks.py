@@ -118,6 +118,8 @@ def test_where_walks_are_tried(made):
     """Where they are cheap, and nothing is given to begin with."""
     assert planned(made).walks is not None
     assert planned(made, starts="random").walks is not None
+    counted = planned(made, trials=4)
+    assert counted.walks is None and any("starts are counted" in said for said in counted.choices)
     free = planned(made).completer
     assert walks(free, 1.3, 0.1, 0) is None and walks(None, 1.3, 60.0, 0) is None
     poor, good = walks(free, 1.3, 8.0, 0), walks(free, 1.0, 8.0, 0)
