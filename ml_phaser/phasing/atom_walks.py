@@ -11,7 +11,8 @@ from ml_phaser.phasing.finish import Solution
 METHOD = "free atoms"
 SHARE, REFINEMENTS = 0.5, 5  # there are none where so many refinements take more of the time limit
 LEAD = (0.25, 8)  # share of the time limit, refinements: so much time they have before densities are tried,
-ATOMIC = (1.05, 0.2)  # A: to which these are as quick, and come first; the walks' share of their time there
+ATOMIC, MANY = 1.05, 40  # A: to which these are as quick; atoms an asymmetric unit: more were never found. There
+RARELY = 0.2  # densities come first, and walks have this share of their time
 
 
 @dataclass(eq=False)
@@ -57,6 +58,6 @@ def walks(completer: Completer | None, d_min: float, seconds: float, seed: int) 
     """For a search of ``seconds`` in data to ``d_min`` A; None where a walk would take too many of them."""
     if completer is None or REFINEMENTS * completer.cost > SHARE * seconds:
         return None
-    if d_min <= ATOMIC[0]:
-        return Walks(completer, seed, 0.0, ATOMIC[1])
+    if d_min <= ATOMIC or completer.room > MANY:
+        return Walks(completer, seed, 0.0, RARELY)
     return Walks(completer, seed, min(LEAD[0] * seconds, LEAD[1] * completer.cost), 1.0)

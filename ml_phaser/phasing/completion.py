@@ -64,6 +64,12 @@ class Completer:
         )  # fmt: skip
 
     @property
+    def room(self) -> int:
+        """Atoms that an asymmetric unit has room for."""
+        data = self.moduli
+        return int(data.cell.volume / VOLUME / len(list(data.spacegroup.operations())))
+
+    @property
     def coarse(self) -> Moduli:
         """What atoms are refined against."""
         whole, rows = self.moduli, self.rows
