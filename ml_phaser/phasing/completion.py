@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
 from ml_phaser.phasing.finish import Solution
-from ml_phaser.phasing.free_atoms import B_RANGE, TRIES, VOLUME, Moduli, Refined, Scattering, refine_atoms
+from ml_phaser.phasing.free_atoms import B_RANGE, STILL, TRIES, VOLUME, Moduli, Refined, Scattering, refine_atoms
 from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 
@@ -51,7 +51,7 @@ class Completer:
         )  # fmt: skip
         if not len(found.atoms):
             return replace(solution, polished=True)
-        if self.counted(found) >= solution.worth:
+        if self.counted(found) > solution.worth * (1 - STILL):
             return replace(solution, polished=True)
         atoms = self.solution(found, solution.trial)
         luck = 2 / np.sqrt(max(4, atoms.held))  # of both scores

@@ -14,7 +14,7 @@ from ml_phaser.outcome import Trial
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Solution
-from ml_phaser.phasing.free_atoms import TRIES
+from ml_phaser.phasing.free_atoms import TRIES, refine_atoms
 from ml_phaser.phasing.polish import WORTH_IT
 from ml_phaser.phasing.search import Hunt
 from ml_phaser.plan import plan_phasing
@@ -147,3 +147,25 @@ def test_phases_that_were_given_are_not_made_atoms(made):
     known = PhaseDistributions(hendrickson_lattman(np.angle(made.f), np.full(len(data), 0.5), centric), centric)
     plan = plan_phasing(data, normalise(data), OPTIONS, starts=known)
     assert plan.completer is None
+
+
+def test_atoms_that_were_found_stay_unless_others_explain_more(made):
+    completer = replace(planned(made).completer, tries=0)
+    before = replace(completer(solution(np.abs(made.f) * np.exp(1j * made.spoilt(0.5)))), polished=False)
+    assert before.worth < 0.7 and before.finisher == "sparse, atoms"
+    after = completer(before)
+    assert after.f is before.f and after.polished and after.worth == before.worth
+    poorer = completer(replace(before, worth=0.9))
+    assert poorer.f is not before.f and poorer.worth < 0.7
+    assert poorer.finisher == "sparse, atoms" and len(poorer.atoms) == 20
+
+
+def test_the_limit_of_certainty_grows_with_reflections(made):
+    completer = planned(made).completer
+    found = refine_atoms(completer.coarse, np.angle(made.f[completer.rows]), tries=0)
+    each = completer.coarse.used.sum() / len(found.atoms)
+    assert each > 14 and completer.counted(found) == pytest.approx(found.worth / 0.2)
+    few = replace(completer, moduli=replace(completer.moduli, used=np.arange(len(made.f)) < 100))
+    assert few.counted(found) == pytest.approx(found.worth / 0.085)
+    assert completer.certain(found) and not completer.certain(replace(found, worth=0.21))
+    assert not few.certain(replace(found, worth=0.09))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gemmi
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from ml_phaser.phasing.confidence import (
     agreement,
     figures_of_merit,
     judge,
+    probability_of_atoms,
     probability_of_given,
     probability_of_pieces,
     probability_right,
@@ -278,3 +281,15 @@ def test_phases_put_in_must_say_more_to_be_called_solved() -> None:
     between = [v for v in found if 0.9 <= v.probability < 0.96]
     assert between and all(v.word == "uncertain" for v in between)
     assert found[-1].word == "solved" and found[-1].probability >= 0.96
+
+
+def test_free_atoms_that_explain_the_amplitudes_are_evidence():
+    """Beside few held-out reflections, which say nothing; of atoms that do not, the verdict takes no notice."""
+    few = (0.3, 9, math.nan, 0, 1.4)
+    assert judge(*few).word != "solved"
+    good = judge(*few, atoms=0.5)
+    assert good.word == "solved" and "free atoms explain" in good.reason
+    assert judge(*few, atoms=2.0) == judge(*few)
+    chances = [probability_of_atoms(x) for x in (0.5, 0.85, 1.0, 1.14, math.inf)]
+    assert chances == sorted(chances, reverse=True) and chances[2] == pytest.approx(0.5)
+    assert chances[1] > 0.9 and chances[3] < 0.15 and chances[4] == pytest.approx(0.0, abs=1e-9)
