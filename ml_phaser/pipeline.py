@@ -172,9 +172,10 @@ def make_plan(
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
-    """Heavy atoms and pieces of structure, where they pay, and many starts until a solution convinces or the time is
-    up, by the clock ``now`` in seconds. Pieces come before random phases, but last where the data show single atoms."""
-    from ml_phaser.phasing.search import Hunt, search
+    """Heavy atoms, free atoms and pieces of structure, where they pay, and many starts until a solution convinces or
+    the time is up, by the clock ``now`` in seconds. Pieces come before random phases, but last where the data show
+    single atoms."""
+    from ml_phaser.phasing.search import Hunt, search, walk_first
 
     hunt, began, gone = Hunt(plan.whole, plan.rows), now(), 0.0
 
@@ -205,6 +206,11 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
             telling(share), now, plan.last_touch,
         )  # fmt: skip
         if hunt.convinced or (only and hunt.solutions):
+            return hunt
+    if plan.walks is not None and plan.walks.lead > 0:
+        walk_first(plan.walks, hunt, options.seed, telling((1.0 - gone) * plan.walks.lead / options.timelimit), now)
+        if hunt.convinced:
+            at_random(0.0, 0.0)  # their last touch
             return hunt
     rest = 1.0 - gone
     if plan.road is None or plan.road_rows is None:

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     With ``ML_PHASER_DEBUG`` set in the environment, the traceback of any failure is shown.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # Matrices that NumPy multiplies are small: on a busy machine threads of OpenBLAS made that several times slower.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         with _polite():
             code = _dispatch(words)

@@ -10,7 +10,7 @@ from ml_phaser.phasing.finish import Solution
 
 METHOD = "free atoms"
 SHARE, REFINEMENTS = 0.5, 5  # there are none where so many refinements take more of the time limit
-LEAD = (0.25, 8)  # share of the time limit, refinements: so much time they have before densities are tried,
+LEAD = (0.25, 40)  # share of the time limit, refinements: so much time they have before densities are tried,
 ATOMIC, MANY = 1.05, 40  # A: to which these are as quick; atoms an asymmetric unit: more are rarely found. There
 RARELY = 0.2  # densities come first, and walks have this share of their time
 
@@ -27,6 +27,7 @@ class Walks:
     walk: Walk | None = None
     trial: int = -1  # of the walk
     begun: int = 0
+    spent: float = 0.0  # seconds
     done: bool = False  # it has come to a solution
 
     @property

@@ -198,7 +198,7 @@ def search(
     hunt = Hunt(whole) if hunt is None else hunt
     generator = arrays.generator(seed, whole.target.amplitude)
     began = now()
-    spent, walked = [0.0] * len(entrants), 0.0
+    spent = [0.0] * len(entrants)
 
     def elapsed() -> float:
         return now() - began
@@ -213,9 +213,8 @@ def search(
         def tell() -> None:
             progress(min(1.0, elapsed() / seconds), hunt.best, hunt.trials)
 
-        if walks is not None and walked < walks.share * sum(spent) + walks.lead:
+        if walks is not None and walks.spent < walks.share * sum(spent) + walks.lead:
             _walk(walks, hunt, seed, now, tell)
-            walked += elapsed() - before
         else:
             turn = min(range(len(entrants)), key=lambda i: spent[i] / entrants[i].share)
             count = int(min(entrants[turn].batch, left))
@@ -229,6 +228,14 @@ def search(
     return hunt
 
 
+def walk_first(
+    walks: Walks, hunt: Hunt, seed: int, progress: Callable[[float], None], now: Callable[[], float] = time.monotonic
+) -> None:
+    """Free atoms from random phases for the time of their lead; parameters as of ``search``."""
+    while walks.spent < walks.lead and not hunt.convinced:
+        _walk(walks, hunt, seed, now, lambda: progress(min(1.0, walks.spent / walks.lead)))
+
+
 def _walk(walks: Walks, hunt: Hunt, seed: int, now: Callable[[], float], tell: Callable[[], None]) -> None:
     """Some cycles of free atoms; they are a solution if they explain the data as wrong ones cannot."""
     began = now()
@@ -237,7 +244,9 @@ def _walk(walks: Walks, hunt: Hunt, seed: int, now: Callable[[], float], tell: C
         hunt.trials.append(Trial(walks.trial, METHOD, seed, 0, 0.0, -1.0, 1.0, math.nan))
     found = walks.go_on()
     trial = hunt.trials[walks.trial]
-    trial = replace(trial, cycles=walks.cycles, seconds=trial.seconds + now() - began)
+    took = now() - began
+    walks.spent += took
+    trial = replace(trial, cycles=walks.cycles, seconds=trial.seconds + took)
     if not trial.finished:
         trial = replace(trial, score=max(trial.score, found.score), r_work=min(trial.r_work, found.r_work))
     hunt.trials[walks.trial] = trial

@@ -93,12 +93,14 @@ def test_a_search_stops_at_atoms_that_explain_the_data(made):
 def test_walks_wait_for_nothing_and_no_longer_than_their_lead(made, monkeypatch):
     """Before densities for the time of their lead, then as long as they."""
     plan = planned(made, timelimit=20.0)
-    order, now = [], [0.0]
+    order, now, many = [], [0.0], replace(plan.walks, lead=1.5)
 
     def spend(name, seconds):
-        def act(*_, **__):
+        def act(first, *_, **__):
             order.append(name)
             now[0] += seconds
+            if first is many:
+                many.spent += seconds
 
         return act
 
@@ -108,10 +110,29 @@ def test_walks_wait_for_nothing_and_no_longer_than_their_lead(made, monkeypatch)
     hunt.solutions.append(solution(made.f, score=0.0))
     searching.search(
         plan.entrants, plan.finishers, plan.whole, plan.n, seconds=17.0, most_trials=None, seed=0,
-        progress=lambda *_: None, hunt=hunt, walks=replace(plan.walks, lead=1.5), now=lambda: now[0],
+        progress=lambda *_: None, hunt=hunt, walks=many, now=lambda: now[0],
     )  # fmt: skip
     assert plan.walks.share == 1
     assert order == ["walk"] * 2 + ["batch"] + ["walk"] * 3 + ["batch"] + ["walk"] * 3 + ["batch"]
+
+
+def test_walks_come_before_pieces_and_all_else(made):
+    """For their lead; what convinces then ends the search, with its last touch."""
+    from ml_phaser.notify import Silent
+    from ml_phaser.pipeline import phase
+
+    plan = planned(made, timelimit=30.0)
+    clock = iter(np.arange(0, 1e6, 0.01))
+    hunt = phase(plan, replace(OPTIONS, timelimit=30.0), Silent(), lambda: float(next(clock)))
+    assert hunt.convinced and {t.method for t in hunt.trials} == {METHOD}
+    assert plan.walks.spent > 0 and hunt.solutions[0].polished
+    told = []
+    late = searching.Hunt(plan.whole)
+    many = replace(plan.walks, walk=None, spent=0.0, lead=1e-9)
+    searching.walk_first(many, late, 0, told.append)
+    assert len(late.trials) == 1 and told and max(told) == 1.0  # a block at least, and no more than the lead
+    searching.walk_first(many, late, 0, told.append)
+    assert late.trials[0].cycles == many.cycles
 
 
 def test_where_walks_are_tried(made):
