@@ -122,7 +122,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         caption="Unit cell", group="data", expert=True,
     ),
     Parameter(
-        "trials", "int", "number of starts; no free atoms from random phases then [as many as the time allows]",
+        "trials", "int", "number of starts; no walks of free atoms then [as many as the time allows]",
         low=1, high=100000, caption="Number of starts", group="search", expert=True,
     ),
     Parameter(
