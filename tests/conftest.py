@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# As the command does, before NumPy is loaded: free atoms take minutes instead of seconds where OpenBLAS has two threads.
+# As the command does, before NumPy is loaded: free atoms take minutes, not seconds, where OpenBLAS has two threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Before gemmi and scipy, which any test module may import: in the other order cctbx crashes the process.
