@@ -87,14 +87,10 @@ HEAD = ("A", "atoms in the cell", "reflections an atom", "solved", "median s", "
 
 def shares(rows: list[Row], low: float, high: float) -> list[float]:
     """Worth as a share of the limit of certainty, of all looks at atoms of a map correlation between these."""
-    from ml_phaser.phasing.completion import CERTAIN
+    from ml_phaser.phasing.completion import limit
 
     looks = [(x, r["reflections"]) for r in rows for x in r["looks"]]
-    return [
-        worth / float(np.interp(n / max(1, count), *CERTAIN))
-        for (worth, cc, count), n in looks
-        if worth is not None and low < cc < high
-    ]
+    return [worth / limit(n, count) for (worth, cc, count), n in looks if worth is not None and low < cc < high]
 
 
 def report(rows: list[Row], facts: dict[str, Any]) -> str:

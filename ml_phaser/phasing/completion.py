@@ -24,6 +24,11 @@ CERTAIN = ((5.0, 14.0), (0.085, 0.2))
 Floats = NDArray[np.float64]
 
 
+def limit(reflections: int, atoms: int) -> float:
+    """``Refined.worth`` that so many wrong atoms, refined against so many reflections, do not come to."""
+    return float(np.interp(reflections / max(1, atoms), *CERTAIN))
+
+
 @dataclass(frozen=True, eq=False)
 class Completer:
     """``moduli`` of the n reflections, ``rows`` (m,) of those to refine against and to take maps of; e (n,) measured,
@@ -77,7 +82,7 @@ class Completer:
 
     def counted(self, found: Refined) -> float:
         """Worth of atoms, as a share of what wrong ones do not come to."""
-        return found.worth / float(np.interp(self.moduli.used[self.rows].sum() / max(1, len(found.atoms)), *CERTAIN))
+        return found.worth / limit(int(self.moduli.used[self.rows].sum()), len(found.atoms))
 
     def certain(self, found: Refined) -> bool:
         """Whether atoms explain the data as wrong ones cannot."""
@@ -86,7 +91,7 @@ class Completer:
     def solution(self, found: Refined, trial: int) -> Solution:
         """Atoms found without a density."""
         f = Scattering(self.moduli, np.arange(len(self.moduli.hkl))).calculate(found.atoms)
-        d_min = 0.5 / math.sqrt(float(Scattering(self.coarse, np.arange(len(self.rows))).stol2.max()))
+        d_min = float(np.min(self.moduli.cell.calculate_d_array(self.moduli.hkl[self.rows])))
         return Solution(
             f, self.correlation(np.abs(f)), found.r, math.nan, int(self.held.sum()), trial, found.r, d_min, "atoms",
             atoms=found.atoms, worth=self.counted(found),
