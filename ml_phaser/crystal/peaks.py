@@ -8,7 +8,6 @@ from itertools import product
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter
 
 Floats = NDArray[np.float64]
 
@@ -30,15 +29,25 @@ class Atoms:
         return Atoms(self.frac[rows], self.weight[rows], self.b[rows], self.images[rows])
 
 
+NEIGHBOURS = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
+NEIGHBOURS.sort(key=lambda step: sum(map(abs, step)))  # the nearest first: they tell most points apart
+
+
 def peaks(rho: Floats, least: float) -> tuple[Floats, Floats]:
     """Local maxima of a map (u, v, w) of at least a height, highest first: fractional positions (m, 3) and heights (m,)
     at the top of parabolas through the neighbours along each axis."""
-    at = np.argwhere((maximum_filter(rho, 3, mode="wrap") == rho) & (rho >= least))
-    shape, here = np.array(rho.shape), rho[tuple(at.T)]
+    shape = np.array(rho.shape)
+    padded = np.pad(rho, 1, mode="wrap").reshape(-1)
+    strides = np.array([(shape[1] + 2) * (shape[2] + 2), shape[2] + 2, 1])
+    at = np.stack(np.unravel_index(np.flatnonzero(rho >= least), rho.shape), axis=1)
+    place = (at + 1) @ strides
+    for step in NEIGHBOURS:
+        top = padded[place] >= padded[place + np.dot(step, strides)]
+        at, place = at[top], place[top]
+    here = padded[place]
     offset, height = np.zeros((len(at), 3)), here.astype(float)
     for axis in range(3):
-        step = np.eye(3, dtype=int)[axis]
-        after, before = (rho[tuple(((at + s) % shape).T)] for s in (step, -step))
+        after, before = padded[place + strides[axis]], padded[place - strides[axis]]
         curvature = after + before - 2 * here
         flat = curvature >= 0
         offset[:, axis] = np.where(flat, 0.0, np.clip((before - after) / np.where(flat, 1, 2 * curvature), -0.5, 0.5))
@@ -55,8 +64,12 @@ class Images:
         self.orth = np.array(cell.orth.mat.tolist())
         self.rotations = np.array([op.rot for op in operations]) / gemmi.Op.DEN
         self.shifts = np.array([op.tran for op in operations]) / gemmi.Op.DEN
-        # In a skew cell the nearest lattice translation need not be the one that rounding finds.
-        self.corners = np.array(list(product((-1, 0, 1), repeat=3))) @ self.orth.T
+        # In a skew cell the nearest lattice translation need not be the one that rounding finds: another can be where
+        # |u + c| < |u| for some u of the box of fractions from -1/2 to 1/2, whose least 2 u.c is the sum below.
+        metric, corners = self.orth.T @ self.orth, np.array(list(product((-1, 0, 1), repeat=3)))
+        nearer = np.einsum("ci,ij,cj->c", corners, metric, corners) < np.abs(corners @ metric).sum(axis=1) - 1e-9
+        self.corners = corners[nearer | ~corners.any(axis=1)] @ self.orth.T
+        self.reach = 0.5 / np.linalg.norm(np.linalg.inv(self.orth), axis=1).max()  # A: nearer ones rounding does find
 
     def of(self, x: Floats) -> Floats:
         """(g, m, 3) fractional images of positions (m, 3), themselves first."""
@@ -65,6 +78,8 @@ class Images:
     def nearest(self, u: Floats) -> Floats:
         """(..., 3) A: the shortest of the vectors that differ from fractional ``u`` by lattice translations."""
         v = (u - np.rint(u)) @ self.orth.T
+        if len(self.corners) == 1:
+            return np.asarray(v)
         every = v[..., None, :] + self.corners
         which = np.einsum("...i,...i->...", every, every).argmin(axis=-1)
         return np.asarray(v + self.corners[which])
@@ -76,20 +91,30 @@ class Images:
             least = np.minimum(least, np.linalg.norm(self.nearest(a[:, None] - image), axis=-1))
         return least
 
+    def close(self, a: Floats, b: Floats, near: float) -> NDArray[np.bool_]:
+        """(len(a), len(b)), whether an image of the one is nearer than ``near`` (A) to the other."""
+        if near >= self.reach:
+            return self.distances(a, b) < near
+        close = np.zeros((len(a), len(b)), dtype=bool)
+        for image in self.of(b):
+            u = a[:, None] - image
+            v = (u - np.rint(u)) @ self.orth.T
+            close |= np.einsum("abi,abi->ab", v, v) < near**2
+        return close
+
     def settle(self, x: Floats, near: float) -> tuple[Floats, NDArray[np.int64]]:
         """Positions (m, 3), those nearer than ``near`` (A) to images of their own moved into the middle of them; and
         how many images (m,) each is one of."""
-        own = np.linalg.norm(self.nearest(self.of(x) - x), axis=-1) < near  # (g, m)
         apart = self.of(x) - x
+        own = np.linalg.norm(self.nearest(apart), axis=-1) < near  # (g, m)
         apart -= np.rint(apart)
         count = own.sum(axis=0)
         return x + (apart * own[..., None]).sum(axis=0) / count[:, None], count
 
     def thin(self, x: Floats, near: float) -> NDArray[np.int64]:
         """Rows of positions, in order, that have no earlier one, or an image of it, nearer than ``near`` (A)."""
-        close = self.distances(x, x) < near
-        kept: list[int] = []
-        for i in range(len(x)):
-            if not close[i, kept].any():
-                kept.append(i)
-        return np.array(kept, dtype=np.int64)
+        close, kept = np.triu(self.close(x, x, near), 1), np.ones(len(x), dtype=bool)
+        for i in np.flatnonzero(close.any(axis=1)):
+            if kept[i]:
+                kept[close[i]] = False
+        return np.flatnonzero(kept)

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import random_phases
 from ml_phaser.crystal.peaks import Atoms
-from ml_phaser.phasing.free_atoms import B_RANGE, NONE, Moduli, Refined, Workshop, minimised, r_factor
+from ml_phaser.phasing.atom_fit import Aim, State
+from ml_phaser.phasing.free_atoms import B_RANGE, NONE, Moduli, Refined, Workshop, r_factor
 
 BETA = 0.7  # of relaxed reflections
-CYCLES = 3  # of minimisation in each
+DAMPING = 0.05  # of the step of least squares in each
 SHARP = 2.0  # A^2 that the data are brought to
 ROOMS = (13.0, 16.0, 20.0)  # A^3 an atom, of one walk after another: how many atoms there are is not known
 KEPT = 0.65  # of the atoms, the heaviest, that a cycle begins with
 WEIGHTS, FAINT = (0.5, 1.5), 0.3  # of new atoms; lowest of one that stays; in usual ones
+SPREADS = (0.3, 0.0)  # of the logarithm of their weights; B stay
+SAMPLING = 3.5  # of the maps that new atoms are taken from: points in the resolution
 BLOCK, SETTLED = 100, 0.7  # cycles between two looks at what there is; R, of the usual one, at which one looks at once
 LOOK, PROMISING = 2, 0.2  # rounds of refinement of a look; worth at which more are made
 LONGEST = 1000  # cycles of a walk
@@ -48,41 +51,42 @@ class Walk:
     def __post_init__(self) -> None:
         used, d = self.data.used, self.data
         sharp = Moduli(d.hkl[used], d.f[used], used[used], d.cell, d.spacegroup, SHARP)
-        self.workshop = Workshop(sharp)
-        stol2, order = self.workshop.every.stol2, len(self.workshop.mapper.images.rotations)
+        self.workshop = Workshop(sharp, sampling=SAMPLING)
+        self.scattering = self.workshop.every
+        stol2, order = self.scattering.stol2, len(self.scattering.turned)
         self.most = max(3, int(d.cell.volume / self.room / order))
         self.gain = np.exp((d.b - SHARP) * stol2)
-        one = np.sum((self.workshop.every.form * np.exp(-SHARP * stol2)) ** 2)
+        one = np.sum((self.scattering.form * np.exp(-SHARP * stol2)) ** 2)
         self.scale = math.sqrt(float(np.sum((sharp.f * self.gain) ** 2) / (self.most * order * one))) or 1.0
         self.f = sharp.f * self.gain / self.scale
         rng = np.random.default_rng(self.seed)
         self.point: Complexes = self.f * np.exp(1j * random_phases(sharp.hkl, d.spacegroup, rng))
-        self.atoms = NONE
+        self.state = State(self.scattering, NONE)
         self.best: tuple[float, Atoms] = (math.inf, NONE)
+
+    @property
+    def atoms(self) -> Atoms:
+        return self.state.atoms
 
     def nearest(self, target: Complexes) -> Complexes:
         """Structure factors of atoms, ``self.atoms`` then, that are near ``target`` (n,)."""
-        shop, atoms = self.workshop, self.atoms
-        for _ in range(1 if len(atoms) else 3):
-            keep = min(len(atoms), max(1, int(self.most * KEPT)))
-            atoms = atoms.take(np.argsort(-atoms.weight, kind="stable")[:keep])
-            left = target - shop.every.calculate(atoms) if len(atoms) else target
-            atoms = self.grown(atoms, left)
-            if not len(atoms):
-                return np.zeros(len(target), dtype=np.complex128)
-            atoms = minimised(
-                shop.fitted, atoms, target, phased=True, cycles=CYCLES, unit=1.0, b=SHARP, edges=shop.edges
-            )
-            atoms = shop.mapper.settled(atoms, FAINT)
-        self.atoms = atoms
-        return shop.every.calculate(atoms) if len(atoms) else np.zeros(len(target), dtype=np.complex128)
+        aim = Aim(target, True, 1.0, SHARP, SPREADS)
+        for _ in range(1 if len(self.atoms) else 3):
+            self.state = State(self.scattering, self.settled(aim.step(self.grown(target), DAMPING)))
+        return self.state.f
 
-    def grown(self, atoms: Atoms, left: Complexes) -> Atoms:
-        """With peaks of ``left`` (n,) as atoms, until there are as many as there may be."""
-        new = self.workshop.mapper.grown(atoms, left, SHARP * (2 if len(atoms) else 1), 1.0)
-        new = new.take(np.arange(min(self.most, len(new))))
-        weight = np.concatenate([atoms.weight, np.clip(new.weight[len(atoms) :], *WEIGHTS)])
-        return replace(new, weight=weight)
+    def grown(self, target: Complexes) -> State:
+        """The heaviest of the atoms, and peaks of what they leave of the target (n,), as many as there may be."""
+        keep = min(len(self.atoms), max(1, int(self.most * KEPT)))
+        kept = self.state.of(np.arange(keep))
+        mapper, first = self.workshop.mapper, not keep
+        both = mapper.grown(kept.atoms, target - kept.f, SHARP * (1 if first else 2), 1.0)
+        new = both.take(np.arange(keep, min(self.most, len(both))))
+        return kept.joined(State(self.scattering, replace(new, weight=np.clip(new.weight, *WEIGHTS))))
+
+    def settled(self, atoms: Atoms) -> Atoms:
+        """Heaviest first; of none only if there is nothing."""
+        return self.workshop.mapper.settled(atoms, FAINT)
 
     def cycle(self) -> float:
         """One cycle; R of the atoms."""

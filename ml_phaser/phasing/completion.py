@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.phasing.atom_fit import Scattering
 from ml_phaser.phasing.finish import Solution
-from ml_phaser.phasing.free_atoms import B_RANGE, STILL, TRIES, VOLUME, Moduli, Refined, Scattering, refine_atoms
+from ml_phaser.phasing.free_atoms import B_RANGE, STILL, TRIES, VOLUME, Moduli, Refined, refine_atoms
 from ml_phaser.phasing.polish import WORTH_IT, Polisher
 from ml_phaser.phasing.problem import Problem
 
@@ -90,7 +91,7 @@ class Completer:
 
     def solution(self, found: Refined, trial: int) -> Solution:
         """Atoms found without a density."""
-        f = Scattering(self.moduli, np.arange(len(self.moduli.hkl))).calculate(found.atoms)
+        f = Scattering(self.moduli.hkl, self.moduli.cell, self.moduli.spacegroup).calculate(found.atoms)
         d_min = float(np.min(self.moduli.cell.calculate_d_array(self.moduli.hkl[self.rows])))
         return Solution(
             f, self.correlation(np.abs(f)), found.r, math.nan, int(self.held.sum()), trial, found.r, d_min, "atoms",

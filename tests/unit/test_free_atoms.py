@@ -6,49 +6,8 @@ import pytest
 from resolved import Made, in_gemmi
 
 from ml_phaser.crystal.agreement import compare
-from ml_phaser.crystal.peaks import Atoms, Images
-from ml_phaser.phasing.free_atoms import Moduli, Scattering, refine_atoms, usual
-
-
-@pytest.mark.parametrize("group", ["P 1", "P -1", "P 21 21 21", "P 31"])
-def test_structure_factors_are_those_of_gemmi(group):
-    rng = np.random.default_rng(3)
-    cell = gemmi.UnitCell(7, 7, 11, 90, 90, 120) if group == "P 31" else gemmi.UnitCell(7, 8, 9, 90, 90, 90)
-    spacegroup = gemmi.SpaceGroup(group)
-    frac, b = rng.random((5, 3)), rng.uniform(2, 20, 5)
-    hkl = gemmi.make_miller_array(cell, spacegroup, 1.0)
-    data = Moduli(hkl, np.ones(len(hkl)), np.ones(len(hkl), bool), cell, spacegroup, 5.0)
-    atoms = Atoms(frac, np.ones(5), b, np.ones(5, dtype=np.int64))
-    rows = np.arange(0, len(hkl), 3)
-    expected = in_gemmi(cell, spacegroup, frac, ["N"] * 5, b, hkl[rows])
-    calculated = Scattering(data, rows).calculate(atoms)
-    assert np.abs(calculated - expected).max() < 2e-3 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("group", ["P 1", "P 21 21 21"])
-def test_derivatives_are_those_of_differences(group):
-    made = Made(group, count=5)
-    scattering = Scattering(made.moduli(), np.arange(len(made.hkl)))
-    atoms = Atoms(made.frac + 0.01, np.linspace(0.5, 2, 5), made.b, np.array([1, 1, 2, 1, 1]))
-
-    def value(frac=atoms.frac, weight=atoms.weight, b=atoms.b):
-        return np.sum(np.abs(scattering.calculate(Atoms(frac, weight, b, atoms.images)) - made.f) ** 2)
-
-    by_x, by_w, by_b = scattering.derivatives(atoms, scattering.calculate(atoms) - made.f, scattering.parts(atoms))
-    step = 2e-3
-    for i in range(5):
-        one = np.eye(5)[i] * step
-        assert (value(weight=atoms.weight + one) - value(weight=atoms.weight - one)) / (2 * step) == pytest.approx(
-            by_w[i], rel=0.01, abs=0.002 * np.abs(by_w).max()
-        )
-        assert (value(b=atoms.b + 20 * one) - value(b=atoms.b - 20 * one)) / (40 * step) == pytest.approx(
-            by_b[i], rel=0.01, abs=0.005 * np.abs(by_b).max()
-        )
-        for k in range(3):
-            shift = np.outer(np.eye(5)[i], np.eye(3)[k]) * step / 4
-            assert (value(frac=atoms.frac + shift) - value(frac=atoms.frac - shift)) / (step / 2) == pytest.approx(
-                by_x[i, k], rel=0.02, abs=0.005 * np.abs(by_x).max()
-            )
+from ml_phaser.crystal.peaks import Images
+from ml_phaser.phasing.free_atoms import Moduli, refine_atoms, usual
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,25 @@ def test_positions_near_an_inversion_centre_settle_in_it():
     assert settled[0] % 1 == pytest.approx([0.5, 0, 0])
     assert settled[1] == pytest.approx(x[1])
     assert count.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("near", [0.8, 3.0, 5.5])
+@pytest.mark.parametrize("cell", [SKEW, gemmi.UnitCell(10, 10, 10, 60, 60, 60), gemmi.UnitCell(4, 5, 30, 90, 90, 90)])
+def test_what_is_close_is_so_by_distance(cell, near):
+    images = Images(cell, gemmi.SpaceGroup("P -1"))
+    rng = np.random.default_rng(5)
+    a, b = rng.uniform(-1, 2, (40, 3)), rng.uniform(-1, 2, (30, 3))
+    close = images.close(a, b, near)
+    assert close.any() and (close == (images.distances(a, b) < near)).all()
+
+
+def test_a_rough_map_has_the_peaks_of_a_filter():
+    from scipy.ndimage import maximum_filter
+
+    rho = np.random.default_rng(0).normal(size=(9, 8, 12))
+    x, _ = peaks(rho, 0.5)
+    expected = np.argwhere((maximum_filter(rho, 3, mode="wrap") == rho) & (rho >= 0.5))
+    here = np.rint(x * rho.shape).astype(int) % rho.shape
+    assert len(x) == len(expected)
+    near = np.abs((x[:, None] - expected / rho.shape + 0.5) % 1 - 0.5) * rho.shape
+    assert (near.max(axis=2).min(axis=0) <= 0.5 + 1e-9).all() and len(np.unique(here, axis=0)) <= len(expected)
