@@ -10,8 +10,8 @@ from ml_phaser.phasing.finish import Solution
 
 METHOD = "free atoms"
 SHARE, REFINEMENTS = 0.5, 5  # there are none where so many refinements take more of the time limit
-LEAD = (0.25, 40)  # share of the time limit, refinements: so much time they have before densities are tried,
-ATOMIC, MANY = 1.05, 40  # A: to which these are as quick; atoms an asymmetric unit: more are rarely found. There
+LEAD = (0.5, 100)  # share of the time limit, refinements: so much time they have before densities are tried,
+ATOMIC, MANY = 1.05, 85  # A: to which these are as quick; atoms an asymmetric unit: more are rarely found. There
 RARELY = 0.2  # densities come first, and walks have this share of their time
 
 

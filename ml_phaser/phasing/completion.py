@@ -18,7 +18,7 @@ from ml_phaser.phasing.problem import Problem
 
 D_MIN, FINE = 1.62, 0.8  # A: beyond it there are too few reflections for an atom; finer ones than that are not needed
 SHARE, AT_ONCE = 0.15, 0.03  # of the time limit: what one solution may take at the end, and while the search goes on
-SUMS, CALL, PAIR = 350, 7e-4, 3e-8  # of a refinement: sums; processor seconds of each, and of an atom and a reflection
+CALLS, PAIR = 0.06, 2.3e-6  # processor seconds of a refinement, and more of each atom, reflection and operator
 # ``Refined.worth`` that wrong atoms do not come to, by reflections an atom: docs/decisions/0025 has what they came to.
 CERTAIN = ((5.0, 14.0), (0.085, 0.2))
 
@@ -148,7 +148,7 @@ def completer(
     coarse = np.flatnonzero(data.d >= FINE)
     order = len(list(data.spacegroup.operations()))
     atoms = data.cell.volume / VOLUME / order
-    cost = SUMS * order * (CALL + PAIR * float(used[coarse].sum()) * atoms)
+    cost = CALLS + PAIR * order * float(used[coarse].sum()) * atoms
     tries, at_once = (min(TRIES, int(share * seconds / cost) - 1) for share in (SHARE, AT_ONCE))
     if tries < 0:
         return None

@@ -143,10 +143,10 @@ def test_where_walks_are_tried(made):
     free = planned(made).completer
     assert walks(free, 1.3, 0.1, 0) is None and walks(None, 1.3, 60.0, 0) is None
     poor, good = walks(free, 1.3, 8.0, 0), walks(free, 1.0, 8.0, 0)
-    assert 0 < poor.lead <= 2.0 and poor.share == 1
+    assert 0 < poor.lead <= 4.0 and poor.share == 1  # half of the time
     assert good.lead == 0 and good.share < 0.5  # densities come first
     large = Made(count=60, d_min=1.2, edges=(12.0, 13.0, 14.0))
-    assert planned(large, timelimit=20.0).walks is None
+    assert planned(large, timelimit=5.0).walks is None
     late = planned(large, timelimit=600.0).walks
     assert late.lead == 0 and late.share == good.share
     data = data_of(made)

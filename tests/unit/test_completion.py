@@ -79,7 +79,7 @@ def test_where_atoms_are_tried(made):
     """To 1.6 A, where one refinement takes a small part of the time; more of it, more tries."""
     assert planned(made).completer.tries == TRIES
     assert planned(made, timelimit=0.2).completer is None
-    few = planned(made, timelimit=12.0).completer
+    few = planned(made, timelimit=4.0).completer
     assert few is not None and 0 <= few.tries < TRIES
     assert planned(Made(count=12, d_min=1.65)).completer is None
     assert planned(Made(count=12, d_min=1.55)).completer is not None
@@ -97,11 +97,11 @@ def test_finer_reflections_than_are_needed_are_phased_too():
 
 def test_atoms_are_tried_at_once_where_they_are_cheap(made):
     """However little a solution promises; else at the end of the search."""
-    plan = planned(made, timelimit=240.0)
+    plan = planned(made, timelimit=60.0)
     before = solution(np.abs(made.f) * np.exp(1j * made.spoilt(0.7)), score=WORTH_IT - 0.1)
     assert 0 <= plan.completer.at_once < TRIES
     assert plan.last_touch.at_once(before).atoms is not None
-    dear = planned(made, timelimit=12.0)
+    dear = planned(made, timelimit=4.0)
     assert dear.completer.at_once == -1
     assert dear.last_touch.at_once(before) is before
     assert dear.last_touch(before).atoms is not None
@@ -110,8 +110,8 @@ def test_atoms_are_tried_at_once_where_they_are_cheap(made):
 
 def test_a_search_keeps_time_for_atoms(made):
     """Where they are not tried at once: of the best solution always, of the next if there is time left."""
-    assert planned(made, timelimit=240.0).last_touch.reserve == 0
-    touch = planned(made, timelimit=12.0).last_touch
+    assert planned(made, timelimit=60.0).last_touch.reserve == 0
+    touch = planned(made, timelimit=4.0).last_touch
     assert 0.1 < touch.reserve < 0.3
     assert touch.without_atoms(solution(made.f)).atoms is None
     for left, atoms in ((0.0, [True, False]), (1.0, [True, True])):
@@ -131,7 +131,7 @@ def test_what_was_polished_at_once_is_made_atoms_at_the_end(made):
         calls.append(s.score)
         return replace(s, polished=True)
 
-    dear = planned(made, timelimit=12.0).completer
+    dear = planned(made, timelimit=4.0).completer
     found, poor = (solution(np.abs(made.f) * np.exp(1j * made.spoilt(0.7)), score=s) for s in (WORTH_IT, 0.1))
     assert not LastTouch(polisher, dear).at_once(found).polished  # the end of the search will go on with it
     assert LastTouch(polisher, None).at_once(found).polished
