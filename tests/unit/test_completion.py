@@ -69,7 +69,7 @@ def test_a_density_that_predicts_as_well_stays():
     assert after.score == before.score and after.finisher == "sparse"
 
 
-@pytest.mark.parametrize("changes", [{"given": True}, {"fragments": object()}], ids=str)
+@pytest.mark.parametrize("changes", [{"given": True}, {"fragments": object()}], ids=["given", "pieces"])
 def test_phases_given_and_pieces_placed_are_left_alone(made, changes):
     before = solution(made.f, **changes)
     assert planned(made).completer(before) is before
