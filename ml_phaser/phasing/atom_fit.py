@@ -73,9 +73,12 @@ class Scattering:
             out.append(wave.reshape(2 * n, len(b)))
         return out
 
+    def at(self, atoms: Atoms) -> State:
+        return State(self, atoms, self.waves(atoms.frac, atoms.b))
+
     def calculate(self, atoms: Atoms) -> Complexes:
         """Structure factors (n,)."""
-        return State(self, atoms).f if len(atoms) else np.zeros(len(self.stol2), dtype=np.complex128)
+        return self.at(atoms).f
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +87,7 @@ class State:
 
     scattering: Scattering
     atoms: Atoms
-
-    @cached_property
-    def waves(self) -> list[Singles]:
-        return self.scattering.waves(self.atoms.frac, self.atoms.b)
+    waves: list[Singles]
 
     @cached_property
     def own(self) -> Singles:
@@ -105,16 +105,13 @@ class State:
 
     def of(self, rows: NDArray) -> State:
         """Of some of the atoms."""
-        some = State(self.scattering, self.atoms.take(rows))
-        some.__dict__["waves"] = [wave[:, rows] for wave in self.waves]
-        return some
+        return State(self.scattering, self.atoms.take(rows), [wave[:, rows] for wave in self.waves])
 
     def joined(self, other: State) -> State:
         a, b = self.atoms, other.atoms
         both = Atoms(*(np.concatenate([getattr(a, k), getattr(b, k)]) for k in ("frac", "weight", "b", "images")))
-        state = State(self.scattering, both)
-        state.__dict__["waves"] = [np.concatenate(pair, axis=1) for pair in zip(self.waves, other.waves, strict=True)]
-        return state
+        waves = [np.concatenate(pair, axis=1) for pair in zip(self.waves, other.waves, strict=True)]
+        return State(self.scattering, both, waves)
 
     # A change of the atoms is (m, 5): of the logarithm of weights, of fractional positions, of the logarithm of B; or,
     # without the last, (m, 4).
@@ -245,10 +242,10 @@ class Aim:
 
 def fitted(scattering: Scattering, atoms: Atoms, aim: Aim, steps: int) -> State:
     """Least squares: so many steps at most, none of which makes it worse."""
-    now, damping = State(scattering, atoms), DAMPING
+    now, damping = scattering.at(atoms), DAMPING
     value = aim.value(now)
     for _ in range(steps):
-        new = State(scattering, aim.step(now, damping))
+        new = scattering.at(aim.step(now, damping))
         gain = value - aim.value(new)
         damping *= LESS if gain > 0 else MORE
         if gain > 0:

@@ -61,7 +61,7 @@ class Walk:
         self.f = sharp.f * self.gain / self.scale
         rng = np.random.default_rng(self.seed)
         self.point: Complexes = self.f * np.exp(1j * random_phases(sharp.hkl, d.spacegroup, rng))
-        self.state = State(self.scattering, NONE)
+        self.state = self.scattering.at(NONE)
         self.best: tuple[float, Atoms] = (math.inf, NONE)
 
     @property
@@ -72,21 +72,17 @@ class Walk:
         """Structure factors of atoms, ``self.atoms`` then, that are near ``target`` (n,)."""
         aim = Aim(target, True, 1.0, SHARP, SPREADS)
         for _ in range(1 if len(self.atoms) else 3):
-            self.state = State(self.scattering, self.settled(aim.step(self.grown(target), DAMPING)))
+            moved = aim.step(self.grown(target), DAMPING)
+            self.state = self.scattering.at(self.workshop.mapper.settled(moved, FAINT))
         return self.state.f
 
     def grown(self, target: Complexes) -> State:
         """The heaviest of the atoms, and peaks of what they leave of the target (n,), as many as there may be."""
         keep = min(len(self.atoms), max(1, int(self.most * KEPT)))
         kept = self.state.of(np.arange(keep))
-        mapper, first = self.workshop.mapper, not keep
-        both = mapper.grown(kept.atoms, target - kept.f, SHARP * (1 if first else 2), 1.0)
+        both = self.workshop.mapper.grown(kept.atoms, target - kept.f, SHARP * (2 if keep else 1), 1.0)
         new = both.take(np.arange(keep, min(self.most, len(both))))
-        return kept.joined(State(self.scattering, replace(new, weight=np.clip(new.weight, *WEIGHTS))))
-
-    def settled(self, atoms: Atoms) -> Atoms:
-        """Heaviest first; of none only if there is nothing."""
-        return self.workshop.mapper.settled(atoms, FAINT)
+        return kept.joined(self.scattering.at(replace(new, weight=np.clip(new.weight, *WEIGHTS))))
 
     def cycle(self) -> float:
         """One cycle; R of the atoms."""

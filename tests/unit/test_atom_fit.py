@@ -6,7 +6,7 @@ import pytest
 from resolved import Made, in_gemmi
 
 from ml_phaser.crystal.peaks import Atoms
-from ml_phaser.phasing.atom_fit import Aim, Scattering, State, as_complex, fitted, stacked
+from ml_phaser.phasing.atom_fit import Aim, Scattering, as_complex, fitted, stacked
 
 
 @pytest.mark.parametrize("group", ["P 1", "P -1", "P 21 21 21", "P 31"])
@@ -19,7 +19,7 @@ def test_structure_factors_are_those_of_gemmi(group):
     expected = in_gemmi(cell, spacegroup, frac, ["N"] * 5, b, hkl)
     shop, atoms = Scattering(hkl, cell, spacegroup), Atoms(frac, np.ones(5), b, np.ones(5, dtype=np.int64))
     assert np.abs(shop.calculate(atoms) - expected).max() < 2e-3 * np.abs(expected).max()
-    halves = State(shop, atoms).of(np.array([3, 0])).joined(State(shop, atoms).of(np.array([1, 4, 2])))
+    halves = shop.at(atoms).of(np.array([3, 0])).joined(shop.at(atoms).of(np.array([1, 4, 2])))
     assert halves.atoms.b.tolist() == b[[3, 0, 1, 4, 2]].tolist()
     assert np.abs(halves.f - expected).max() < 2e-3 * np.abs(expected).max()
     assert not shop.calculate(atoms.take(np.zeros(0, dtype=int))).any()
@@ -30,7 +30,7 @@ def crystal(group, error=0.01, **changes):
     rng = np.random.default_rng(1)
     frac = made.frac + error * rng.normal(size=made.frac.shape)
     atoms = Atoms(frac, np.linspace(0.5, 2, 5), made.b, np.array([1, 1, 2, 1, 1]))
-    return made, State(Scattering(made.hkl, made.cell, made.spacegroup), atoms), rng
+    return made, Scattering(made.hkl, made.cell, made.spacegroup).at(atoms), rng
 
 
 @pytest.mark.parametrize("group", ["P 1", "P 21 21 21"])
@@ -83,7 +83,7 @@ def test_atoms_go_back_to_where_they_came_from(group, phased):
     aim = Aim(shop.calculate(truth), phased, 1.0, 5.0)
     away = Atoms(made.frac + 0.1 / 8 * rng.normal(size=made.frac.shape), np.ones(count), np.full(count, 3.0), ones)
     found = fitted(shop, away, aim, 12)
-    assert aim.value(found) < 0.01 * aim.value(State(shop, away))
+    assert aim.value(found) < 0.01 * aim.value(shop.at(away))
     if phased:
         assert found.atoms.weight == pytest.approx(truth.weight, abs=0.05)
         assert found.atoms.b == pytest.approx(truth.b, abs=0.5)
@@ -100,7 +100,7 @@ def test_no_step_makes_it_worse():
             aim = Aim(made.f, phased, 1.0, 3.0)
             values = [aim.value(fitted(shop, atoms, aim, steps)) for steps in range(5)]
             assert (np.diff(values) <= 0).all()
-            assert values[0] == pytest.approx(aim.value(State(shop, atoms)))
+            assert values[0] == pytest.approx(aim.value(shop.at(atoms)))
 
 
 def test_displacements_stay_if_they_are_to():
