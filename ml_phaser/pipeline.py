@@ -54,7 +54,7 @@ def run(options: Options, notify: Notify) -> Outcome:
         solution, seeds_given = to_seeds(solution, data, normalised, seeds)
         keep = options.hand == "keep" or given is not None or seeds is not None or solution.fragments is not None
         phases, shells, verdict, hand = weigh(data, normalised, plan, solution, hunt.solutions, keep_hand=keep)
-        said, kept = how_calibrated(plan.weights)
+        said, kept = how_calibrated(plan.weights, solution)
     outcome = Outcome(
         data, phases, tuple(hunt.trials), verdict, hand, shells, normalised,
         choices=(
@@ -290,11 +290,12 @@ def weigh(
     data: Amplitudes, normalised: Normalised, plan: Plan, solution: Solution, others: Sequence[Solution] = (), *,
     keep_hand: bool = False,
 ) -> tuple[Phases, tuple[ShellRow, ...], Verdict, Hand]:  # fmt: skip
-    """Figures of merit from held-out reflections and from the ``others`` of the solution's cluster, calibrated;
-    Hendrickson-Lattman coefficients, verdict; the likelier hand."""
+    """Figures of merit from held-out reflections and from the ``others`` of the solution's cluster, calibrated, or from
+    what atoms leave of the moduli; Hendrickson-Lattman coefficients, verdict; the likelier hand."""
     import numpy as np
 
     from ml_phaser.phasing import calibration, confidence
+    from ml_phaser.phasing.free_atoms import PARAMETERS
 
     given = None if plan.starts is None else np.abs(plan.starts.centroid())
     found = (
@@ -309,23 +310,31 @@ def weigh(
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
     mates = [s.f for s in others if s.cluster == solution.cluster and s.trial != solution.trial]
     phased = normalised.f * np.exp(1j * np.angle(solution.f))
+    worth, density = calibration.read_calibration(), solution.atoms is None
+    if solution.atoms is None:
+        sim = confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d)
+    else:
+        used = np.zeros(len(data), dtype=bool)
+        used[plan.rows] = ~plan.whole.held
+        of_atoms, parameters = np.abs(solution.f) / np.sqrt(normalised.expected), PARAMETERS * len(solution.atoms)
+        sim = confidence.atom_weights(normalised.e, of_atoms, data.centric, used, data.d, parameters)
     evidence = calibration.Evidence(
-        confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d), verdict.probability, solution.score,
-        normalised.e, data.d, confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup), given,
-        unaided.probability,
+        sim, verdict.probability, solution.score, normalised.e, data.d,
+        confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup), given, unaided.probability,
     )  # fmt: skip
-    worth = calibration.read_calibration()
-    fom = confidence.figures_of_merit(evidence, worth if worth.holds_for(plan.weights) else None)
+    fom = confidence.figures_of_merit(evidence, worth if density and worth.holds_for(plan.weights) else None)
     shells = confidence.shell_table(fom, normalised.e, e_calc, held, data.d)
     f, hand = tell_hand(data, normalised, plan, solution, keep=keep_hand, solved=verdict.word != "not solved")
     return confidence.weigh(f, fom, data.centric), shells, verdict, hand
 
 
-def how_calibrated(weights: dict[str, Any]) -> tuple[str, tuple[Promise, ...]]:
-    """How figures of merit of solutions found with these weights are calibrated: a sentence for the log, and what they
+def how_calibrated(weights: dict[str, Any], solution: Solution) -> tuple[str, tuple[Promise, ...]]:
+    """How figures of merit of a solution found with these weights are calibrated: a sentence for the log, and what they
     promised and kept on crystals of known structure, nothing where they are not."""
     from ml_phaser.phasing.calibration import describe, read_calibration
 
+    if solution.atoms is not None:
+        return "Figures of merit are by what the refined atoms leave of the amplitudes, parameters allowed for.", ()
     worth = read_calibration()
     return describe(worth, weights), worth.reliability if worth.holds_for(weights) else ()
 

@@ -30,6 +30,7 @@ NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confiden
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
 GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.20, 5.94, 0.64  # for phases put in; docs/confidence.md
 SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around them that weigh as much as all
+LEAST_LEFT = 0.05  # of the reflections, beside as many parameters as there are
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
 FLOOR = 0.05  # of the weight of a map that is most likely wrong, so that it can be looked at
 SOLVED, NOT_SOLVED = 0.9, 0.25
@@ -77,6 +78,34 @@ def sim_weights(
         s = max(FAINTEST, min(math.sqrt(own * sigma_a(e_obs[near], e_calc[near]) ** 2 + (1 - own) * overall**2), 0.98))
         ec = e_calc[part] / _rms(e_calc[part])
         x = 2 * s * e_obs[part] * ec / (1 - s * s)
+        weight[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x))
+    return np.clip(weight, 0.0, HIGHEST)
+
+
+def atom_weights(
+    e_obs: Floats, e_calc: Floats, centric: NDArray[np.bool_], used: NDArray[np.bool_], d: Floats, parameters: int
+) -> Floats:
+    """Weight (n,), 0 to HIGHEST, of each phase of refined atoms if they are right up to noise: Sim's and Woolfson's,
+    with the variance of what the atoms leave of the moduli.
+
+    Held-out reflections of small crystals are too few to say it. Those ``used`` are many, and what they leave is too
+    small by the share of them that is left when every one of ``parameters`` has had its own, squared (after generalised
+    cross-validation: Golub, Heath & Wahba, Technometrics 21, 215, 1979). The phase of an acentric reflection is as
+    wrong across as its modulus is along. All of the difference counts as the atoms', none as the measurement's.
+
+    Parameters as in ``sim_weights``.
+    """
+    left = max(LEAST_LEFT, 1 - parameters / max(1, int(used.sum())))
+    ec = e_calc * (np.sum((e_obs * e_calc)[used]) / max(1e-20, float(np.sum(e_calc[used] ** 2))))
+    gone = np.where(centric, 1.0, 2.0) * (e_obs - ec) ** 2
+    overall = float(np.mean(gone[used]))
+    weight = np.zeros(len(d))
+    for part in shell_edges(d, SIM_SHELL):
+        near = part[used[part]]
+        own = len(near) / (len(near) + SIM_NEAR)
+        mean = float(np.mean(gone[near])) if len(near) else overall
+        variance = max(1e-6, (own * mean + (1 - own) * overall) / left**2)
+        x = 2 * e_obs[part] * ec[part] / variance
         weight[part] = np.where(centric[part], np.tanh(x / 2), i1e(x) / i0e(x))
     return np.clip(weight, 0.0, HIGHEST)
 
