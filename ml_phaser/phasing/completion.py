@@ -114,22 +114,29 @@ class LastTouch:
     completer: Completer | None
 
     def at_once(self, solution: Solution) -> Solution:
-        """While the search goes on: the polisher for what is promising, the completer for all if it is cheap."""
+        """While the search goes on: the polisher for what is promising, the completer for all if it is cheap, which has
+        its say again at the end where it is given more tries."""
         quick = self.completer is not None and self.completer.at_once >= 0
         promising = solution.score >= WORTH_IT
         if self.polisher is not None and promising:
             solution = replace(self.polisher(solution), polished=self.completer is None)
         if self.completer is not None and quick:
             solution = self.completer(solution, self.completer.at_once)
+            solution = replace(solution, polished=solution.polished and not self.more_at_the_end)
         return solution
+
+    @property
+    def more_at_the_end(self) -> bool:
+        return self.completer is not None and self.completer.at_once < self.completer.tries
 
     @property
     def reserve(self) -> float:
         """Share of the time that is kept for the end of the search."""
-        return SHARE if self.completer is not None and self.completer.at_once < 0 else 0.0
+        return SHARE if self.more_at_the_end else 0.0
 
     def without_atoms(self, solution: Solution) -> Solution:
-        return solution if self.polisher is None else self.polisher(solution)
+        """The polisher's part, which is for densities."""
+        return solution if self.polisher is None or solution.atoms is not None else self.polisher(solution)
 
     def __call__(self, solution: Solution) -> Solution:
         solution = self.without_atoms(solution)

@@ -110,7 +110,7 @@ def test_atoms_are_tried_at_once_where_they_are_cheap(made):
 
 def test_a_search_keeps_time_for_atoms(made):
     """Where they are not tried at once: of the best solution always, of the next if there is time left."""
-    assert planned(made, timelimit=60.0).last_touch.reserve == 0
+    assert planned(made, timelimit=240.0).last_touch.reserve == 0
     touch = planned(made, timelimit=4.0).last_touch
     assert 0.1 < touch.reserve < 0.3
     assert touch.without_atoms(solution(made.f)).atoms is None
@@ -137,6 +137,22 @@ def test_what_was_polished_at_once_is_made_atoms_at_the_end(made):
     assert LastTouch(polisher, None).at_once(found).polished
     assert LastTouch(polisher, None).at_once(poor) is poor
     assert calls == [WORTH_IT] * 2
+
+
+def test_atoms_made_at_once_are_gone_on_with_at_the_end(made):
+    """Where there were fewer tries at once; as atoms, not as a density."""
+
+    def polisher(s):
+        raise AssertionError("atoms are no density")
+
+    some = replace(planned(made, timelimit=60.0).completer, at_once=0, tries=2)
+    touch, found = LastTouch(polisher, some), solution(np.abs(made.f) * np.exp(1j * made.spoilt(0.7)), score=0.1)
+    early = touch.at_once(found)
+    assert early.atoms is not None and not early.polished and touch.reserve > 0
+    late = touch(early)
+    assert late.polished and late.worth <= early.worth
+    assert LastTouch(None, replace(some, at_once=2)).at_once(found).polished
+    assert LastTouch(None, replace(some, at_once=2)).reserve == 0
 
 
 def test_phases_that_were_given_are_not_made_atoms(made):
