@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# files of tests run at once
+# tests run at once
 JOBS ?= 2
 VENV_CCP4I2 ?= .venv-ccp4i2
 BIN := $(VENV)/bin
@@ -27,7 +27,7 @@ test: $(VENV)/.installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
