@@ -119,10 +119,10 @@ class State:
     @cached_property
     def rates(self) -> Singles:
         """(m, 5) what a change is multiplied by before waves are summed."""
-        own, general = self.own[:, None], (self.atoms.images == 1)[:, None]
-        return np.concatenate([own, np.repeat(own * general, 3, axis=1), own * self.atoms.b[:, None]], axis=1).astype(
-            "f4"
-        )
+        rates = np.repeat(self.own[:, None], 5, axis=1)
+        rates[:, 1:4] *= (self.atoms.images == 1)[:, None]
+        rates[:, 4] *= self.atoms.b
+        return rates
 
     def forward(self, change: Singles) -> Singles:
         """(2n,) change of structure factors."""
