@@ -512,7 +512,7 @@ def test_where_atoms_are_seen_pieces_are_the_last_resort(strand: pieces.Piece, c
     for d_min, starts in ((1.6, "auto"), (1.1, "auto"), (1.1, "fragments")):
         data, _ = made([strand.xyz], strand.weight, large, d_min=d_min)
         options = replace(OPTIONS, starts=starts, timelimit=10.0)
-        plan = plan_phasing(data, normalise(data), options)
+        plan = replace(plan_phasing(data, normalise(data), options), walks=None)  # they end by the clock, which stands
         assert plan.road_last == (d_min == 1.1 and starts == "auto")
         assert plan.road_last == any(said.startswith("After half the time goes on with") for said in plan.choices)
         order.clear()
