@@ -310,7 +310,7 @@ def weigh(
     e_calc = np.abs(solution.f) / np.sqrt(data.epsilon)
     mates = [s.f for s in others if s.cluster == solution.cluster and s.trial != solution.trial]
     phased = normalised.f * np.exp(1j * np.angle(solution.f))
-    worth, density = calibration.read_calibration(), solution.atoms is None
+    worth = calibration.read_calibration()
     if solution.atoms is None:
         sim = confidence.sim_weights(normalised.e, e_calc, data.centric, held, data.d)
     else:
@@ -322,7 +322,8 @@ def weigh(
         sim, verdict.probability, solution.score, normalised.e, data.d,
         confidence.agreement(data.hkl, phased, mates, data.cell, data.spacegroup), given, unaided.probability,
     )  # fmt: skip
-    fom = confidence.figures_of_merit(evidence, worth if density and worth.holds_for(plan.weights) else None)
+    holds = solution.atoms is None and worth.holds_for(plan.weights)
+    fom = confidence.figures_of_merit(evidence, worth if holds else None)
     shells = confidence.shell_table(fom, normalised.e, e_calc, held, data.d)
     f, hand = tell_hand(data, normalised, plan, solution, keep=keep_hand, solved=verdict.word != "not solved")
     return confidence.weigh(f, fom, data.centric), shells, verdict, hand

@@ -56,12 +56,13 @@ class Scattering:
         nitrogen = gemmi.Element("N").it92
         self.form = np.interp(self.stol2, fine, [nitrogen.calculate_sf(float(s)) for s in fine])
         self.orth = np.array(cell.orth.mat.tolist())
+        self.stol2_single, self.form_single = self.stol2.astype(np.float32), self.form.astype(np.float32)[:, None]
 
     def waves(self, frac: Floats, b: Floats) -> list[Singles]:
         """Of each operator, (2n, m): what every atom would give, were it a nitrogen."""
         n, x = len(self.stol2), (frac % 1.0).astype(np.float32).T
-        size = np.exp(-self.stol2.astype(np.float32)[:, None] * b.astype(np.float32))
-        size *= self.form.astype(np.float32)[:, None]
+        size = np.exp(-self.stol2_single[:, None] * b.astype(np.float32))
+        size *= self.form_single
         out = []
         for turned, shift in zip(self.turned, self.shifts, strict=True):
             phase = turned @ x
@@ -126,7 +127,7 @@ class State:
 
     def forward(self, change: Singles) -> Singles:
         """(2n,) change of structure factors."""
-        n, stol2 = len(self.scattering.stol2), self.scattering.stol2.astype(np.float32)
+        n, stol2 = len(self.scattering.stol2), self.scattering.stol2_single
         out = np.zeros((2, n), dtype=np.float32)
         k = change.shape[1]
         moved = change * self.rates[:, :k]
@@ -140,7 +141,7 @@ class State:
 
     def backward(self, residual: Singles, k: int = 5) -> Singles:
         """(m, k): the transpose of ``forward``, of (2n,)."""
-        n, stol2 = len(self.scattering.stol2), self.scattering.stol2.astype(np.float32)
+        n, stol2 = len(self.scattering.stol2), self.scattering.stol2_single
         r = residual.reshape(2, n)
         against = np.empty((2, n, k), dtype=np.float32)
         against[:, :, 0] = r

@@ -84,11 +84,12 @@ class Mapper:
     scattering: Scattering
 
     @classmethod
-    def of(cls, data: Moduli, scattering: Scattering, spacing: float) -> Mapper:
-        """For maps with points so far apart, in A."""
+    def of(cls, data: Moduli, scattering: Scattering, sampling: float) -> Mapper:
+        """For maps with so many points in the resolution."""
         expansion = expand(data.hkl, data.spacegroup)
         d_min = 0.5 / float(np.sqrt(scattering.stol2.max()))
-        half = HalfSphere.of(expansion.hkl, grid_shape(data.cell, d_min * 0.99999, spacing=spacing, multiple=2))
+        shape = grid_shape(data.cell, d_min * 0.99999, spacing=d_min / sampling, multiple=2)
+        half = HalfSphere.of(expansion.hkl, shape)
         return cls(data, expansion, Images(data.cell, data.spacegroup), half, scattering)
 
     def peaks(self, f: Complexes, sharp: float, least: float) -> tuple[Floats, Floats]:
@@ -157,8 +158,7 @@ class Workshop:
     def __post_init__(self) -> None:
         hkl, used, where = self.data.hkl, self.data.used, (self.data.cell, self.data.spacegroup)
         self.every, self.fitted = Scattering(hkl, *where), Scattering(hkl[used], *where)
-        d_min = 0.5 / float(np.sqrt(self.every.stol2.max()))
-        self.mapper = Mapper.of(self.data, self.every, d_min / self.sampling)
+        self.mapper = Mapper.of(self.data, self.every, self.sampling)
 
     def fit(self, atoms: Atoms, target: Complexes, *, phased: bool) -> Refined:
         """After least squares to structure factors (n,) or their moduli."""
