@@ -4,8 +4,10 @@
     python -m benchmarks.fragments --seconds 60
     python -m benchmarks.fragments --only measured --redo
     python -m benchmarks.fragments --only atoms --crystals 100 --starts fragments
+    python -m benchmarks.fragments --only protein --starts fragments --seconds 20 --out benchmarks/results/proteins.json
 
-Measured sets; simulated dense peptides of held-out entries; crystals of random atoms, which no piece of peptide fits.
+Measured sets; simulated dense peptides of held-out entries; crystals of random atoms, which no piece of peptide fits;
+whole small proteins, of the validation split, as there are hardly any among held-out entries.
 Starts: "fragments", "sequence" (the same, told the sequence), "random", "seeds" (the true quadrants of the strongest 20
 % of the reflections: no result, but what good starts would be worth).
 Writes fragments.jsonl, a row a run as soon as it is done (the same command goes on from there), and fragments.json and
@@ -32,7 +34,7 @@ import numpy as np  # noqa: E402
 from benchmarks.phasing.crystals import Crystal, Recipe, get  # noqa: E402
 from benchmarks.phasing.runner import finite, record  # noqa: E402
 from benchmarks.phasing.tables import table  # noqa: E402
-from benchmarks.phasing.tasks import dense  # noqa: E402
+from benchmarks.phasing.tasks import dense, pairs  # noqa: E402
 from ml_phaser.atomic import atomic  # noqa: E402
 
 OUT = Path(__file__).resolve().parent / "results" / "fragments.json"
@@ -40,9 +42,12 @@ MEASURED = (("5e5z", 0.0), ("2olx", 0.0), ("2okz", 0.0), ("2ona", 0.0), ("5awl",
 # 3LBW has no model in the data: nothing can be compared.
 D_MIN, GROUPS, ATOMS = (1.4, 1.6, 1.8, 2.0), {"P1": 1, "P21": 2, "C2": 4, "P212121": 4}, (20, 50, 100, 200)
 SEQUENCES = {"5e5z": "LVHSSN", "2olx": "NNQQ", "2okz": "MVGGVV", "2ona": "MVGGVV", "5awl": "YYDPETGTWY"}
+KINDS = ("measured", "peptide", "atoms", "protein")
 SEEDED = 0.2  # of the reflections, in "seeds"
 NOISE, COMPLETENESS = 0.05, 0.9
-PATIENCE = 4.0  # a measured set has so many times the seconds of a simulated crystal
+PATIENCE = {"measured": 4.0, "protein": 6.0}  # so many times the seconds of other crystals
+RESIDUES, PROTEIN_D_MIN = (25.0, 35.0, 45.0, 60.0), (1.3, 1.5, 1.7)  # of simulated proteins, about; A
+SPLIT = "validation"  # that they come from
 SOLVED, RIGHT = 0.7, 0.5  # map CC of a solved crystal; from which on a map counts as right
 WIDE = 30.0  # per unit of merit
 VOLUME, APART = 18.0, 1.4  # of random atoms: A^3 each, least distance in A
@@ -50,7 +55,7 @@ VOLUME, APART = 18.0, 1.4  # of random atoms: A^3 each, least distance in A
 
 @dataclass(frozen=True)
 class Case:
-    """A crystal: kind "measured", "peptide" or "atoms"; d_min: where the data are cut, 0 not at all; asu: atoms."""
+    """A crystal of one of KINDS; d_min: where the data are cut, 0 not at all; asu: atoms."""
 
     kind: str
     name: str
@@ -68,7 +73,19 @@ def cases(kinds: Sequence[str], count: int, seed: int) -> list[Case]:
     found = []
     for i in range(max(count, 3 * len(measured))):  # so that what is done, whenever it stops, holds some of each
         found += [*peptides[i : i + 1], *(others[i : i + 1] if i % 2 else []), *measured[i // 3 :][: i % 3 == 2]]
-    return [c for c in found if c.kind in kinds]
+    return [c for c in (*found, *proteins(count, seed)) if c.kind in kinds]
+
+
+def proteins(count: int, seed: int) -> Iterator[Case]:
+    """Whole chains in common groups, with bulk solvent: each at one resolution, in turn."""
+    for i in range(count):
+        d_min = PROTEIN_D_MIN[i % len(PROTEIN_D_MIN)]
+        settings = pairs(
+            residues=RESIDUES[i // len(PROTEIN_D_MIN) % len(RESIDUES)], solvent=0.3, d_min=d_min, noise=0.04,
+            completeness=0.97, low=40.0, cone=0.0, wedge=0.0, shell=0.0, sigma_scale=1.0, anisotropy=0.5,
+            b=round(10 + 14 * (d_min - 1), 1), b_spread=0.3,
+        )  # fmt: skip
+        yield Case("protein", f"{i}", Recipe("protein", f"{i}", "protein", seed + i, settings, SPLIT), "", d_min)
 
 
 def simulated(count: int, seed: int) -> Iterator[Case]:
@@ -161,12 +178,13 @@ def run(case: Case, starts: str, seconds: float, seed: int) -> dict[str, Any]:
     _, _, verdict, _ = pipeline.weigh(data, normalised, plan, best, keep_hand=True)
     several = [agreement(crystal, s, normalised.f, 0)["cc"] for s in hunt.solutions]
     return {
-        "seconds": round(used, 1), "volume": data.cell.volume, "reflections": len(data), "d": data.d_min,
+        "group": case.group or data.spacegroup.hm, "seconds": round(used, 1), "volume": data.cell.volume, "reflections": len(data), "d": data.d_min,
         "room": None if plan.road is None else plan.road.room, "trials": len(hunt.trials),
         "verdict": verdict.word, "probability": verdict.probability,
         **agreement(crystal, best, normalised.f, 5), "best_cc": max(several), **ranks(crystal, plan, normalised.f),
         "solutions": [
-            {"cc": cc, **features(s), "chosen": s is best} for cc, s in zip(several, hunt.solutions, strict=True)
+            {"cc": cc, **features(s), "chosen": s.trial == best.trial}
+            for cc, s in zip(several, hunt.solutions, strict=True)
         ],
     }  # fmt: skip
 
@@ -218,7 +236,8 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 
     s = facts["settings"]
     told = [
-        f"{s['seconds']:g} processor seconds a run ({PATIENCE:g} times as many on measured sets), one thread, seed "
+        f"{s['seconds']:g} processor seconds a run ({PATIENCE['measured']:g} times as many on measured sets, "
+        f"{PATIENCE['protein']:g} times on proteins), one thread, seed "
         f"{s['seed']}; ml_phaser {facts['version']}, weights {facts['weights']['sha256'][:8]}, "
         f"{facts['machine']['processor']}. Peptides and random atoms: noise {NOISE:.0%}, {COMPLETENESS:.0%} complete."
     ]
@@ -226,8 +245,8 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     good = [r for r in rows if "cc" in r]
     body = []
     kinds = [("peptide", s) for s in ("fragments", "sequence", "random", "seeds")]
-    for kind, starts in (*kinds, ("atoms", "fragments")):
-        for d_min in (*D_MIN, 0.0):
+    for kind, starts in (*kinds, ("atoms", "fragments"), ("protein", "fragments"), ("protein", "random")):
+        for d_min in (*(PROTEIN_D_MIN if kind == "protein" else D_MIN), 0.0):
             part = [r for r in good if (r["kind"], r["starts"]) == (kind, starts) and d_min in (0.0, r["case_d_min"])]
             n = sum(r["cc"] >= SOLVED for r in part)
             if part:
@@ -344,7 +363,7 @@ def main(argv: list[str]) -> int:
     add("--seconds", type=float, default=60.0, help="processor seconds a run [60]")
     add("--crystals", type=int, default=12, help="simulated ones of each kind [12]; more add to what is done")
     add("--seed", type=int, default=0)
-    add("--only", default="measured,peptide,atoms", help="kinds of crystal, commas between")
+    add("--only", default="measured,peptide,atoms", help="kinds of crystal, commas between; protein is the fourth")
     add("--starts", default="fragments,sequence,random,seeds", help="commas between; random atoms get fragments only")
     add("--limit", type=float, default=float("inf"), help="start no run after so many seconds")
     add("--out", type=Path, default=OUT)
@@ -384,14 +403,14 @@ def one(case: Case, starts: str, o: argparse.Namespace, facts: dict[str, Any]) -
         "asu": case.asu, "run": same,
     }  # fmt: skip
     try:
-        return row | run(case, starts, o.seconds * (PATIENCE if case.kind == "measured" else 1.0), o.seed)
+        return row | run(case, starts, o.seconds * PATIENCE.get(case.kind, 1.0), o.seed)
     except UserError as error:
         return row | {"error": str(error)}
 
 
 def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Both views, each whole or not at all."""
-    ready = sorted(map(reworded, rows), key=lambda r: (("measured", "peptide", "atoms").index(r["kind"]), r["starts"]))
+    ready = sorted(map(reworded, rows), key=lambda r: (KINDS.index(r["kind"]), r["starts"]))
     for target, text in ((path, json.dumps({"record": facts, "rows": ready}, indent=1)),
                          (path.with_suffix(".md"), report(ready, facts))):  # fmt: skip
         with atomic(target) as part:

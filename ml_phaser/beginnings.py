@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
-FRAGMENTS_ROOM = (12, 400)  # atoms of the asymmetric unit that pieces may be part of
+FRAGMENTS_ROOM = (12, 700)  # atoms of the asymmetric unit that pieces may be part of
 SCENE_MOST = 1500  # reflections that poses are scored against
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases

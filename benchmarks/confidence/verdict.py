@@ -37,7 +37,9 @@ def odds(row: Judged) -> float:
     """The search's log-odds."""
     own = row.about["own"]
     found, pieces = confidence.log_odds_solved(*reckoned(own)), placed(own)
-    return found if pieces is None else max(found, confidence.log_odds_of_pieces(pieces.merit))
+    if pieces is None:
+        return found
+    return max(found, confidence.log_odds_of_pieces(pieces.merit, pieces.lead, own["held"]))
 
 
 def enough(row: Judged) -> bool:

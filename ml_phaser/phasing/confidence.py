@@ -26,6 +26,8 @@ LARGE_EVEN, LARGE_PER_LEAD = 0.08, 45.0  # lead of even odds, log-odds for each 
 LARGE_HELD, LARGE_D = 400, (0.9, 1.25)  # held-out reflections, A
 ATOMS_EVEN, PER_WORTH = 1.0, 15.0  # of free atoms: docs/decisions/0025-atoms-from-random-phases.md
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
+# Of pieces of proteins: docs/decisions/0027-helices-of-proteins.md
+PIECES_EVEN, PER_LEAD, PIECES_HELD = 0.08, 100.0, 150  # lead of even odds, log-odds a unit; least held-out reflections
 NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
 GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.20, 5.94, 0.64  # for phases put in; docs/confidence.md
@@ -217,14 +219,19 @@ def probability_of_atoms(worth: float) -> float:
     return _probability(PER_WORTH * (ATOMS_EVEN - worth))
 
 
-def log_odds_of_pieces(merit: float) -> float:
-    """ln p / (1 - p) that a map that comes from placed pieces is right; ``merit`` as in ``Fragments``."""
-    return PIECES_BIAS + PER_MERIT * merit
+def log_odds_of_pieces(merit: float, lead: float = -math.inf, held: int = 0) -> float:
+    """ln p / (1 - p) that a map that comes from placed pieces is right.
+
+    ``merit``, ``lead`` as in ``Fragments``. Of ``held`` held-out reflections, and with them all others, there must be
+    many for the lead to say more than the luck of the best of some models.
+    """
+    odds = PIECES_BIAS + PER_MERIT * merit
+    return max(odds, PER_LEAD * (lead - PIECES_EVEN)) if held >= PIECES_HELD else odds
 
 
-def probability_of_pieces(merit: float) -> float:
+def probability_of_pieces(merit: float, lead: float = -math.inf, held: int = 0) -> float:
     """The same as a probability (0-1)."""
-    return _probability(log_odds_of_pieces(merit))
+    return _probability(log_odds_of_pieces(merit, lead, held))
 
 
 def probability_right(
@@ -237,7 +244,7 @@ def probability_right(
     """
     odds = log_odds_solved(score, held, symmetry, agreeing, d_min)
     if placed is not None:
-        return tempered(max(odds, log_odds_of_pieces(placed.merit)), PIECES_SLOPE)
+        return tempered(max(odds, log_odds_of_pieces(placed.merit, placed.lead, held)), PIECES_SLOPE)
     if d_min > FITTED_TO:
         return _probability(odds)
     p = tempered(odds, 1.0 / math.sqrt(1.0 + NOISE * PER_SCORE**2 / max(held, 4)))

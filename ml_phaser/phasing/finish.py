@@ -90,7 +90,8 @@ class Solution:
     def probability(self) -> float:
         p = probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
         p = max(p, probability_of_atoms(self.worth))
-        return p if self.fragments is None else max(p, probability_of_pieces(self.fragments.merit))
+        placed = self.fragments
+        return p if placed is None else max(p, probability_of_pieces(placed.merit, placed.lead, self.held))
 
 
 def finish(

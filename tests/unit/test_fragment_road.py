@@ -305,7 +305,9 @@ def test_models_lead_those_with_another_map(strand: pieces.Piece) -> None:
     assert way.lead(done, [done, other, false], ranked) == pytest.approx(done.merit - false.merit)
     assert way.lead(false, [done, other, false], ranked) == pytest.approx(false.merit - max(done.merit, other.merit))
     assert way.lead(done, [done, other], ranked) == pytest.approx(done.merit - wrong.judged)
-    assert way.lead(done, [done, other], ranked[:2]) == pytest.approx(done.merit)
+    strays = way.astray(strand)
+    assert len(strays) == road.STRAYS and max(strays) < right.judged
+    assert way.lead(done, [done, other], ranked[:2]) == pytest.approx(done.merit - max(strays))
     held = int(way.judge.problem.held.sum())
     share = road.CLEAN * held / (road.CLEAN * held + len(data) - held)
     assert done.merit == pytest.approx((1 - share) * right.judged + share * done.score)

@@ -238,6 +238,12 @@ def test_every_kind_of_piece_comes_early() -> None:
     assert {"strand", "helix", "hairpin", "shape"} <= set(first)
 
 
+def test_helices_come_first_where_a_protein_may_be() -> None:
+    labels = [p.label for p in pieces.library(room=pieces.MUCH)]
+    assert labels[:3] == ["helix of 12", "helix of 18", "helix of 8"] and len(set(labels)) == len(labels)
+    assert "helix of 18" not in [p.label for p in pieces.library(room=pieces.MUCH - 1)]
+
+
 def test_long_pieces_leave_room_for_side_chains() -> None:
     longest = {room: max(len(p.letters) for p in pieces.library(room=room)) for room in (45, 60, 100)}
     assert longest[45] == 6 and longest[60] == 8 and longest[100] == 12

@@ -27,6 +27,8 @@ TURNS = {
     "I'": ((60.0, 30.0), (90.0, 0.0)), "II'": ((60.0, -120.0), (-80.0, 0.0)),
 }  # fmt: skip
 LITTLE = 30  # atoms there is room for: below, pieces of three residues come first
+MUCH = 250  # atoms there is room for: from here on helices come first, as short pieces are too little of the whole
+LONG_HELICES = (12, 18, 8)
 SLACK = 1.2  # times the room, which is an estimate, may a piece have
 PER_RESIDUE = 6.5  # atoms of it that the side chains of longer pieces will need, for each residue
 MOST_HINGES = 16  # bonds of a molecule that turn: with more, minutes do not do
@@ -169,6 +171,7 @@ def library(sequences: Sequence[str] = (), room: int | None = None) -> list[Piec
     """
     strands = {n: [polyalanine(n, t, f"strand of {n}, {t[0]:.0f} {t[1]:.0f}") for t in STRANDS] for n in (3, 4, 5, 6)}
     helices = [polyalanine(n, t, f"helix of {n}") for n in (8, 5, 12) for t in HELICES]
+    long = [polyalanine(n, t, f"helix of {n}") for n in LONG_HELICES for t in HELICES]
     shapes = {n: [shape(t, f"shape {i} of {n}") for i, t in enumerate(SHAPES[n], 1)] for n in SHAPES}
     pins = {n: [shape(t, f"hairpin {i} of {n}") for i, t in enumerate(HAIRPINS[n], 1)] for n in HAIRPINS}
     own, little = stretches(sequences), room is not None and room < LITTLE
@@ -178,6 +181,8 @@ def library(sequences: Sequence[str] = (), room: int | None = None) -> list[Piec
     )  # fmt: skip
     mixed = [p for some in itertools.zip_longest(*kinds) for p in some if p is not None]
     found = [*shapes[3], *mixed, *strands[3]] if little else [*mixed, *strands[3], *shapes[3], *strands[6]]
+    if room is not None and room >= MUCH:
+        found = [*long, *(p for p in found if p not in helices)]
     return [p for p in found if room is None or fits(p, room)]
 
 

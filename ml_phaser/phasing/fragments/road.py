@@ -48,6 +48,7 @@ FINALISTS, NEAR = 6, 0.08  # models completed, and how much less the judge may t
 SECONDED, MEAN_OF = 2, 6  # more models like the best that are completed, and maps that the mean is of,
 PEER = 0.04  # none of which has a merit so much less
 TWIN = 0.95  # overlap from which on two poses are one
+STRAYS = 3  # random places that a model without a rival is compared with
 SAME = 0.6  # map correlation from which on two models are one solution
 
 # of the time, until pieces are looked at, until what is seen of them is tried, until they are searched for, and until
@@ -206,10 +207,20 @@ class Road:
         return (seen * model.judged + held * score) / (seen + held)
 
     def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
-        """Over the best rival, the only one it has, or over nothing."""
-        rivals = (c.merit for c in done if not self.alike(c.model, completed.model))
-        others = (m.judged for m in ranked if not self.alike(m, completed.model))
-        return completed.merit - max(rivals, default=next(others, 0.0))
+        """Over the best rival, the only one it has, or the best of some random places."""
+        rivals = [c.merit for c in done if not self.alike(c.model, completed.model)]
+        if not rivals:
+            rivals = [m.judged for m in ranked if not self.alike(m, completed.model)][:1]
+        return completed.merit - max(rivals or self.astray(completed.model.bodies[0].piece))
+
+    def astray(self, piece: Piece) -> list[float]:
+        """What the judge says of a piece in random places."""
+        rng = np.random.default_rng(self.seed)
+        turns = torch.from_numpy(orientations(STRAYS)).float().to(self.scene.device)
+        atoms = torch.from_numpy(piece.xyz).float().to(self.scene.device)
+        shifts = torch.from_numpy(rng.random((STRAYS, 3))).float().to(self.scene.device) @ self.scene.orth.T
+        places = torch.einsum("bij,mj->bmi", turns, atoms) + shifts[:, None]
+        return [self.judge.score(self.model_factors((Body(piece, xyz),))) for xyz in places]
 
     def alike(self, a: Model, b: Model) -> bool:
         """Whether two models give one map, whatever its origin."""
