@@ -178,7 +178,8 @@ def run(case: Case, starts: str, seconds: float, seed: int) -> dict[str, Any]:
     _, _, verdict, _ = pipeline.weigh(data, normalised, plan, best, keep_hand=True)
     several = [agreement(crystal, s, normalised.f, 0)["cc"] for s in hunt.solutions]
     return {
-        "group": case.group or data.spacegroup.hm, "seconds": round(used, 1), "volume": data.cell.volume, "reflections": len(data), "d": data.d_min,
+        "group": case.group or data.spacegroup.hm, "seconds": round(used, 1), "volume": data.cell.volume,
+        "reflections": len(data), "d": data.d_min,
         "room": None if plan.road is None else plan.road.room, "trials": len(hunt.trials),
         "verdict": verdict.word, "probability": verdict.probability,
         **agreement(crystal, best, normalised.f, 5), "best_cc": max(several), **ranks(crystal, plan, normalised.f),

@@ -24,7 +24,7 @@ from ml_phaser.networks.store import Card, bundled_one_shot, load_one_shot
 from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import Alternating, Relaxed, sparse
 from ml_phaser.phasing.finish import Finisher
-from ml_phaser.phasing.fragments.pieces import ROOM, Piece, library, molecules
+from ml_phaser.phasing.fragments.pieces import MUCH, ROOM, Piece, library, molecules
 from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.search import Entrant
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
-FRAGMENTS_ROOM = (12, 700)  # atoms of the asymmetric unit that pieces may be part of
-SCENE_MOST = 1500  # reflections that poses are scored against
+FRAGMENTS_ROOM = (12, 1500)  # atoms of the asymmetric unit that pieces may be part of
+SCENE_MOST, SCENE_OF_MUCH = 1500, 4000  # reflections that poses are scored against; where pieces are a small part
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
 GROWTH = (1.0, 0.9)  # relaxation, and share of the cell in usual ones, with which relaxed reflections complete them
@@ -127,7 +127,8 @@ def fragment_road(
     assert network is not None
     rows, problem = learned[0].rows, learned[0].problem
     work = rows[~problem.held]
-    coarse = work[np.argsort(-data.d[work], kind="stable")[:SCENE_MOST]]
+    most = SCENE_OF_MUCH if room >= MUCH else SCENE_MOST
+    coarse = work[np.argsort(-data.d[work], kind="stable")[:most]]
     judge = Judge.of(
         problem, there(network, board.place), conditions(problem), board.normalised.e[rows],
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
