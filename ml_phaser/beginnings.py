@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +40,7 @@ FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
 FRAGMENTS_ROOM = (12, 1500)  # atoms of the asymmetric unit that pieces may be part of
 SCENE_MOST, SCENE_OF_MUCH = 1500, 4000  # reflections that poses are scored against; where pieces are a small part
+POINT_SECONDS = 1.6e-4  # of the time limit for each point of the grid, without which a helix is not looked for
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
 GROWTH = (1.0, 0.9)  # relaxation, and share of the cell in usual ones, with which relaxed reflections complete them
@@ -126,6 +128,9 @@ def fragment_road(
 
     assert network is not None
     rows, problem = learned[0].rows, learned[0].problem
+    least = POINT_SECONDS * problem.points
+    if not asked and room >= MUCH and options.timelimit < least:
+        return None, None, [f"Helices are not placed: there is no time. To change: timelimit {math.ceil(least)}."]
     work = rows[~problem.held]
     most = SCENE_OF_MUCH if room >= MUCH else SCENE_MOST
     coarse = work[np.argsort(-data.d[work], kind="stable")[:most]]

@@ -13,7 +13,7 @@ from crystals import Crystal, crystal, problem_of
 from scipy.spatial.transform import Rotation
 
 from ml_phaser import pipeline
-from ml_phaser.beginnings import FRAGMENTS_D_MIN
+from ml_phaser.beginnings import FRAGMENTS_D_MIN, SCENE_MOST, SCENE_OF_MUCH
 from ml_phaser.crystal.agreement import compare, move, multiplicity
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
@@ -451,6 +451,21 @@ def test_pieces_come_first_where_they_can_pay(strand: pieces.Piece) -> None:
     tiny = simple("P 1 21 1", 1.5)
     tiny = replace(tiny, cell=gemmi.UnitCell(5, 6, 7, 90, 98, 90), hkl=tiny.hkl)
     assert plan_phasing(tiny, normalise(tiny), replace(OPTIONS, resolution=None)).road is None  # no room for any
+
+
+def test_proteins_begin_with_helices_if_there_is_time() -> None:
+    helix = pieces.polyalanine(8, (-62.0, -42.0), "helix of 8")
+    data = made([helix.xyz], helix.weight, gemmi.UnitCell(24.0, 30.0, 30.0, 90, 98, 90), d_min=1.9)[0]
+    normalised = normalise(data)
+    long, short, asked = (
+        plan_phasing(data, normalised, replace(OPTIONS, starts=s, timelimit=t))
+        for s, t in (("auto", 240.0), ("auto", 1.0), ("fragments", 1.0))
+    )
+    assert long.road is not None and long.road.room >= pieces.MUCH
+    assert [p.label for p in long.road.pieces[:3]] == ["helix of 12", "helix of 18", "helix of 8"]
+    assert len(long.road.scene.rows) == min(SCENE_OF_MUCH, int((~long.road.judge.problem.held).sum())) > SCENE_MOST
+    assert short.road is None and any("no time. To change: timelimit" in said for said in short.choices)
+    assert asked.road is not None
 
 
 # ----------------------------------------------------------------------------------------------------- the pipeline
