@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ml_phaser.plan import Plan
 
 
-FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure
+FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure,
+HELICES_SHARE = 0.9  # and where random phases have no hope beside them
 HEAVY_SHARE = 0.6  # for heavy atoms
 
 
@@ -216,7 +217,10 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
     if plan.road is None or plan.road_rows is None:
         at_random(left(), rest)
         return hunt
-    share = 1.0 if options.starts == "fragments" else FRAGMENTS_SHARE
+    from ml_phaser.phasing.fragments.pieces import MUCH
+
+    hopeless = plan.road.room >= MUCH and not plan.road_last
+    share = 1.0 if options.starts == "fragments" else HELICES_SHARE if hopeless else FRAGMENTS_SHARE
     if plan.road_last:
         at_random((1 - share) * left(), (1 - share) * rest)
         if hunt.convinced:

@@ -538,6 +538,13 @@ def test_where_atoms_are_seen_pieces_are_the_last_resort(strand: pieces.Piece, c
     assert found[0] == [("pieces", 5.0), ("random", 10.0)]
     assert found[1] == ([("random", 5.0)] if convinced else [("random", 5.0), ("pieces", 10.0)])
     assert found[2] == [("pieces", 10.0), ("random", 10.0)]  # nothing was found by them here
+    data, _ = made([strand.xyz], strand.weight, large, d_min=1.6)
+    plan = plan_phasing(data, normalise(data), replace(OPTIONS, timelimit=10.0))
+    assert plan.road is not None
+    plan = replace(plan, walks=None, road=replace(plan.road, room=pieces.MUCH))
+    order.clear()
+    pipeline.phase(plan, replace(OPTIONS, timelimit=10.0), Silent(), lambda: 0.0)
+    assert order == [("pieces", 9.0), ("random", 10.0)]  # of proteins
     given = plan_phasing(data, normalise(data), OPTIONS, pieces=(strand,))
     assert given.road is not None and not given.road_last
 
