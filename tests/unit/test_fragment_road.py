@@ -305,6 +305,8 @@ def test_models_lead_those_with_another_map(strand: pieces.Piece) -> None:
     assert way.lead(done, [done, other, false], ranked) == pytest.approx(done.merit - false.merit)
     assert way.lead(false, [done, other, false], ranked) == pytest.approx(false.merit - max(done.merit, other.merit))
     assert way.lead(done, [done, other], ranked) == pytest.approx(done.merit - wrong.judged)
+    converted = replace(false, f=done.f)  # another model that came to the same map in the end is no rival
+    assert way.lead(done, [done, converted], ranked[:2]) == pytest.approx(done.merit - max(way.astray(strand)))
     strays = way.astray(strand)
     assert len(strays) == road.STRAYS and max(strays) < right.judged
     assert way.lead(done, [done, other], ranked[:2]) == pytest.approx(done.merit - max(strays))

@@ -207,8 +207,8 @@ class Road:
         return (seen * model.judged + held * score) / (seen + held)
 
     def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
-        """Over the best rival, the only one it has, or the best of some random places."""
-        rivals = [c.merit for c in done if not self.alike(c.model, completed.model)]
+        """Over the best rival, which leads to another map, the only one it has, or the best of some random places."""
+        rivals = [c.merit for c in done if not (self.alike(c.model, completed.model) or self.one(c.f, completed.f))]
         if not rivals:
             rivals = [m.judged for m in ranked if not self.alike(m, completed.model)][:1]
         return completed.merit - max(rivals or self.astray(completed.model.bodies[0].piece))
@@ -224,9 +224,13 @@ class Road:
 
     def alike(self, a: Model, b: Model) -> bool:
         """Whether two models give one map, whatever its origin."""
+        return a is b or self.one(a.f, b.f)
+
+    def one(self, a: Complexes, b: Complexes) -> bool:
+        """Whether the phases of structure factors (n,) give one map, whatever its origin."""
         p = self.judge.problem
-        one, other = (p.amplitude * np.exp(1j * np.angle(m.f)) for m in (a, b))
-        return a is b or compare(p.hkl, one, other, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
+        first, second = (p.amplitude * np.exp(1j * np.angle(f)) for f in (a, b))
+        return compare(p.hkl, first, second, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
     def ranked(self) -> list[Model]:
         """Models, best first, each kind of map once."""
