@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
 FRAGMENTS_ROOM = (12, 1500)  # atoms of the asymmetric unit that pieces may be part of
-SCENE_MOST, SCENE_OF_MUCH = 1500, 4000  # reflections that poses are scored against; where pieces are a small part
+SCENE_ATOM, SCENE = 4, (1500, 4000)  # reflections that poses are scored against: for each atom of room, least, most
 POINT_SECONDS = 2.5e-4  # of the time limit for each point of the grid, without which a helix is not looked for
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
@@ -132,8 +132,7 @@ def fragment_road(
     if not asked and room >= MUCH and options.timelimit < least:
         return None, None, [f"Helices are not placed: there is no time. To change: timelimit {math.ceil(least)}."]
     work = rows[~problem.held]
-    most = SCENE_OF_MUCH if room >= MUCH else SCENE_MOST
-    coarse = work[np.argsort(-data.d[work], kind="stable")[:most]]
+    coarse = work[np.argsort(-data.d[work], kind="stable")[: int(np.clip(SCENE_ATOM * room, *SCENE))]]
     judge = Judge.of(
         problem, there(network, board.place), conditions(problem), board.normalised.e[rows],
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
