@@ -121,7 +121,7 @@ class Road:
     """All that a search for fragments needs: see the module's picture.
 
     room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known; seed : of
-        what is left to chance
+        what is left to chance; strays : what the judge says of a piece in random places, once that was asked
     """
 
     scene: Scene
@@ -133,6 +133,7 @@ class Road:
     sequences: Sequence[str] = ()
     seed: int = 0
     models: list[Model] = field(default_factory=list)
+    strays: list[float] = field(default_factory=list)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -209,9 +210,14 @@ class Road:
     def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
         """Over the best rival, which leads to another map, the only one it has, or the best of some random places."""
         rivals = [c.merit for c in done if not (self.alike(c.model, completed.model) or self.one(c.f, completed.f))]
-        if not rivals:
-            rivals = [m.judged for m in ranked if not self.alike(m, completed.model)][:1]
-        return completed.merit - max(rivals or self.astray(completed.model.bodies[0].piece))
+        if rivals:
+            return completed.merit - max(rivals)
+        other = next((m for m in ranked if not self.alike(m, completed.model)), None)
+        if other is not None:
+            return completed.merit - other.judged
+        if not self.strays:  # the same for all: none has a rival, so that they are much the same
+            self.strays = self.astray(completed.model.bodies[0].piece)
+        return completed.merit - max(self.strays)
 
     def astray(self, piece: Piece) -> list[float]:
         """What the judge says of a piece in random places."""
