@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure,
 HELICES_SHARE = 0.9  # and where random phases have no hope beside them
 HEAVY_SHARE = 0.6  # for heavy atoms
+REBUILDING = 0.35  # for atoms and network in turn, at most
 
 
 def run(options: Options, notify: Notify) -> Outcome:
@@ -173,26 +174,39 @@ def make_plan(
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
+    """Look for solutions, then go on from them with atoms and network in turn, where atoms are resolved; by the clock
+    ``now`` in seconds."""
+    began, seconds = now(), options.timelimit
+    if plan.rebuilder is None:
+        return look(plan, options, notify, now, seconds)
+    kept = min(REBUILDING, plan.rebuilder.wanted / seconds)
+    hunt = look(plan, options, notify, now, (1 - kept) * seconds)
+    hunt.rebuild(plan.rebuilder, lambda: seconds - (now() - began))
+    notify.progress(1.0, hunt.best, hunt.trials)
+    return hunt
+
+
+def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float], seconds: float) -> Hunt:
     """Heavy atoms, free atoms and pieces of structure, where they pay, and many starts until a solution convinces or
-    the time is up, by the clock ``now`` in seconds. Pieces come before random phases, but last where the data show
-    single atoms."""
+    the time is up. Pieces come before random phases, but last where the data show single atoms."""
     from ml_phaser.phasing.search import Hunt, search, walk_first
 
     hunt, began, gone = Hunt(plan.whole, plan.rows), now(), 0.0
 
     def left() -> float:
-        return options.timelimit - (now() - began)
+        return seconds - (now() - began)
 
     def telling(share: float) -> Callable[[float], None]:
-        """Progress through the next ``share`` of the whole."""
+        """Progress through the next ``share`` of the search."""
         nonlocal gone
         first, gone = gone, gone + share
-        return lambda done: notify.progress(first + share * done, hunt.best, hunt.trials)
+        part = seconds / options.timelimit
+        return lambda done: notify.progress(part * (first + share * done), hunt.best, hunt.trials)
 
-    def at_random(seconds: float, share: float) -> None:
+    def at_random(for_: float, share: float) -> None:
         tell = telling(share)
         search(
-            plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=options.trials,
+            plan.entrants, plan.finishers, plan.whole, plan.n, seconds=for_, most_trials=options.trials,
             seed=options.seed, progress=lambda done, best, trials: tell(done), now=now, hunt=hunt,
             polisher=plan.last_touch, walks=plan.walks,
         )  # fmt: skip
@@ -203,13 +217,13 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
         only = options.starts == "heavy"
         share = 1.0 if only else HEAVY_SHARE
         from_heavy_atoms(
-            hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * options.timelimit, options.trials,
+            hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * seconds, options.trials,
             telling(share), now, plan.last_touch,
         )  # fmt: skip
         if hunt.convinced or (only and hunt.solutions):
             return hunt
     if plan.walks is not None and plan.walks.lead > 0:
-        walk_first(plan.walks, hunt, options.seed, telling((1.0 - gone) * plan.walks.lead / options.timelimit), now)
+        walk_first(plan.walks, hunt, options.seed, telling((1.0 - gone) * plan.walks.lead / seconds), now)
         if hunt.convinced:
             at_random(0.0, 0.0)  # their last touch
             return hunt
@@ -227,10 +241,9 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
             return hunt
     from ml_phaser.phasing.fragments.solutions import from_fragments
 
-    seconds = left() if plan.road_last else share * left()
     from_fragments(
-        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, seconds, telling(share * rest), now,
-        plan.last_touch,
+        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed,
+        left() if plan.road_last else share * left(), telling(share * rest), now, plan.last_touch,
     )  # fmt: skip
     if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
         at_random(left(), (1 - share) * rest)

@@ -26,6 +26,7 @@ from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.problem import Problem
+from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
 from ml_phaser.phasing.starts import modification, phased, remembering
@@ -62,7 +63,8 @@ class Plan:
     of them; weights : name and hash of
     the network, empty if none is used; starts : phases that were given, on all reflections; road : to starts from
     pieces of structure, on the rows ``road_rows``, with finishers for finer data; road_last : random phases are tried
-    before it; heavy : to starts from heavy atoms; walks : to free atoms from random phases
+    before it; heavy : to starts from heavy atoms; walks : to free atoms from random phases; rebuilder : atoms and
+    network in turn
     predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
     is right (empty if there is none); the phases it predicts, on all reflections
     """
@@ -87,6 +89,7 @@ class Plan:
     heavy: HeavyAtoms | None = None
     completer: Completer | None = None
     walks: Walks | None = None
+    rebuilder: Rebuilder | None = None
 
     @property
     def last_touch(self) -> LastTouch | None:
@@ -137,7 +140,7 @@ def plan_phasing(
         finishers.append(classical_finisher(whole, used))
     polisher: Polisher | None = None
     if network is not None:
-        entrant = learned_entrant(board, network)
+        seeing = entrant = learned_entrant(board, network)
         if data.d_min < network.config.d_best and entrant.home is not None:
             polisher = Polisher(replace(entrant.home, cycles=min(POLISHING, entrant.home.cycles)), whole, used)
     if network is not None and (options.engine == "learned" or data.d_min > CLASSICAL_D_MIN):
@@ -174,7 +177,12 @@ def plan_phasing(
     if starts is None and seeds is None and options.starts != "network" and not predictor:
         road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces, sequences)
         choices += said
-    free = completer(data, normalised, whole, used, options.timelimit) if starts is None else None
+    bench = completer(data, normalised, whole, used, options.timelimit)
+    free = bench if starts is None and bench is not None and bench.tries >= 0 else None
+    turns: Rebuilder | None = None
+    if network is not None:
+        projection = density_projection(there(network, board.place), seeing.problem)
+        turns = rebuilder(bench, seeing.problem, seeing.rows, projection, options.timelimit)
     wandering = None
     if options.starts in ("auto", "random") and not _otherwise(starts, seeds, pieces):
         wandering = walks(free, data.d_min, options.timelimit, options.seed)
@@ -187,7 +195,7 @@ def plan_phasing(
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
         road, road_rows, beyond, road is not None and last_resort(data.d_min, options, pieces), predictor, predicted,
-        polisher, heavy, free, wandering,
+        polisher, heavy, free, wandering, turns,
     )  # fmt: skip
 
 

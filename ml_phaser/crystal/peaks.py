@@ -29,6 +29,7 @@ class Atoms:
         return Atoms(self.frac[rows], self.weight[rows], self.b[rows], self.images[rows])
 
 
+SEARCHED = 2**17  # pairs of positions, images counted, from which on a tree finds the near ones sooner
 NEIGHBOURS = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
 NEIGHBOURS.sort(key=lambda step: sum(map(abs, step)))  # the nearest first: they tell most points apart
 
@@ -93,6 +94,10 @@ class Images:
 
     def close(self, a: Floats, b: Floats, near: float) -> NDArray[np.bool_]:
         """(len(a), len(b)), whether an image of the one is nearer than ``near`` (A) to the other."""
+        if len(a) * len(b) * len(self.rotations) > SEARCHED:
+            close = np.zeros((len(a), len(b)), dtype=bool)
+            close[self.pairs(a, b, near)] = True
+            return close
         if near >= self.reach:
             return self.distances(a, b) < near
         close = np.zeros((len(a), len(b)), dtype=bool)
@@ -101,6 +106,24 @@ class Images:
             v = (u - np.rint(u)) @ self.orth.T
             close |= np.einsum("abi,abi->ab", v, v) < near**2
         return close
+
+    def pairs(self, a: Floats, b: Floats, near: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of ``a`` and of ``b`` that ``close`` is true for, some of them more than once."""
+        from scipy.spatial import cKDTree
+
+        margin = near * np.linalg.norm(np.linalg.inv(self.orth), axis=1)  # of the cell, in fractions
+        steps = np.array(list(product(*(range(-int(np.ceil(m)), int(np.ceil(m)) + 1) for m in margin))))
+        images = (self.of(b) % 1.0).reshape(-1, 3)
+        places, rows = [], []
+        for step in steps:
+            x = images + step
+            there = np.flatnonzero(((x > -margin) & (x < 1 + margin)).all(axis=1))
+            places.append(x[there])
+            rows.append(there % len(b))
+        tree = cKDTree(np.concatenate(places) @ self.orth.T)
+        found = cKDTree((a % 1.0) @ self.orth.T).sparse_distance_matrix(tree, near, output_type="coo_matrix")
+        inside = found.data < near
+        return found.row[inside].astype(np.int64), np.concatenate(rows)[found.col[inside]]
 
     def settle(self, x: Floats, near: float) -> tuple[Floats, NDArray[np.int64]]:
         """Positions (m, 3), those nearer than ``near`` (A) to images of their own moved into the middle of them; and

@@ -39,15 +39,17 @@ def as_complex(parts: Singles) -> Complexes:
 
 
 class Scattering:
-    """Structure factors of atoms, weights in nitrogens, at reflections (n, 3)."""
+    """Structure factors of atoms, weights in nitrogens, at reflections (n, 3).
+
+    form : (n,) of a nitrogen at rest and its images by centring
+    """
 
     def __init__(self, hkl: NDArray[np.int32], cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup) -> None:
-        operations = list(spacegroup.operations())
-        index = hkl.astype(np.int64)
+        group, index = spacegroup.operations(), hkl.astype(np.int64)
         self.turned: list[Singles] = [
-            (2 * np.pi * (index @ (np.array(op.rot) // op.DEN))).astype(np.float32) for op in operations
+            (2 * np.pi * (index @ (np.array(op.rot) // op.DEN))).astype(np.float32) for op in group.sym_ops
         ]
-        tran = np.array([op.tran for op in operations])
+        tran = np.array([op.tran for op in group.sym_ops])
         self.shifts: list[Singles] = [
             (2 * np.pi * (index @ t % gemmi.Op.DEN / gemmi.Op.DEN)).astype(np.float32)[:, None] for t in tran
         ]
@@ -55,6 +57,8 @@ class Scattering:
         fine = np.linspace(0, float(self.stol2.max()), 200)
         nitrogen = gemmi.Element("N").it92
         self.form = np.interp(self.stol2, fine, [nitrogen.calculate_sf(float(s)) for s in fine])
+        centring = np.array(group.cen_ops) / gemmi.Op.DEN  # images by centring scatter alike, or cancel
+        self.form = self.form * np.cos(2 * np.pi * (index @ centring.T)).sum(axis=1).round()
         self.orth = np.array(cell.orth.mat.tolist())
         self.stol2_single, self.form_single = self.stol2.astype(np.float32), self.form.astype(np.float32)[:, None]
 
@@ -196,8 +200,8 @@ class Aim:
         kept = sum(t * float(np.sum(x**2)) for t, x in zip(self.trust, self.away(state.atoms), strict=False))
         return float(np.sum(gone**2)) + kept
 
-    def step(self, state: State, damping: float) -> Atoms:
-        """The atoms after a damped step."""
+    def step(self, state: State, damping: float, gradients: int = GRADIENTS) -> Atoms:
+        """The atoms after a damped step of so many conjugate gradients."""
         direction = None if self.phased else stacked(np.exp(1j * np.angle(state.f))).reshape(2, -1)
 
         def seen(parts: Singles) -> Singles:
@@ -218,7 +222,7 @@ class Aim:
         gradient = state.backward(target - state.parts, columns) - own * away
         change, z = np.zeros_like(own), gradient / scale
         p, rz = z, float(np.vdot(gradient, z))
-        for _ in range(GRADIENTS):
+        for _ in range(gradients):
             q = state.backward(seen(state.forward(p)), columns) + extra * p
             curved = float(np.vdot(p, q))
             if curved <= 0 or rz <= 0:
@@ -241,12 +245,12 @@ class Aim:
         return replace(atoms, frac=(atoms.frac + dx) % 1.0, weight=weight, b=b)
 
 
-def fitted(scattering: Scattering, atoms: Atoms, aim: Aim, steps: int) -> State:
-    """Least squares: so many steps at most, none of which makes it worse."""
+def fitted(scattering: Scattering, atoms: Atoms, aim: Aim, steps: int, gradients: int = GRADIENTS) -> State:
+    """Least squares: so many steps at most, of so many gradients each, none of which makes it worse."""
     now, damping = scattering.at(atoms), DAMPING
     value = aim.value(now)
     for _ in range(steps):
-        new = scattering.at(aim.step(now, damping))
+        new = scattering.at(aim.step(now, damping, gradients))
         gain = value - aim.value(new)
         damping *= LESS if gain > 0 else MORE
         if gain > 0:

@@ -54,7 +54,7 @@ class Walk:
         self.workshop = Workshop(sharp, sampling=SAMPLING)
         self.scattering = self.workshop.every
         stol2, order = self.scattering.stol2, len(self.scattering.turned)
-        self.most = max(3, int(d.cell.volume / self.room / order))
+        self.most = max(3, int(d.cell.volume / self.room / len(d.spacegroup.operations())))
         self.gain = np.exp((d.b - SHARP) * stol2)
         one = np.sum((self.scattering.form * np.exp(-SHARP * stol2)) ** 2)
         self.scale = math.sqrt(float(np.sum((sharp.f * self.gain) ** 2) / (self.most * order * one))) or 1.0

@@ -146,8 +146,8 @@ class LastTouch:
 def completer(
     data: Amplitudes, normalised: Normalised, whole: Problem, rows: NDArray[np.int64], seconds: float
 ) -> Completer | None:
-    """For the reflections ``rows`` in use, in a search of ``seconds``; None where it would take too many of them or
-    atoms are not resolved."""
+    """For the reflections ``rows`` in use, in a search of ``seconds``; None where atoms are not resolved. ``tries`` is
+    negative where it would take too many of them."""
     if data.d_min > D_MIN:
         return None
     held, used = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
@@ -157,8 +157,6 @@ def completer(
     atoms = data.cell.volume / VOLUME / order
     cost = CALLS + PAIR * order * float(used[coarse].sum()) * atoms
     tries, at_once = (min(TRIES, int(share * seconds / cost) - 1) for share in (SHARE, AT_ONCE))
-    if tries < 0:
-        return None
     b = float(np.clip(normalised.wilson_b, *B_RANGE))
     moduli = Moduli(data.hkl, normalised.f, used, data.cell, data.spacegroup, b)
     to_e = normalised.e / np.where(normalised.f > 0, normalised.f, 1.0)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.peaks import Atoms, Images, peaks
 from ml_phaser.crystal.symmetry import Expansion, expand
-from ml_phaser.phasing.atom_fit import Aim, Scattering, fitted
+from ml_phaser.phasing.atom_fit import GRADIENTS, Aim, Scattering, fitted
 
 APART = 0.8  # A: nearer peaks are one atom
 SHARP_B = 4.0  # A^2 of the map that peaks are first taken from; of difference maps two more
-VOLUME = 13.0  # A^3 for an atom: there are never more
+VOLUME = 13.0  # A^3 for an atom
 HIGH = 0.35  # of a usual atom: lowest peak that becomes an atom;
 FAINT = (0.3, 0.5)  # lowest weight of one that stays, at first and at last
 PHASED_ROUNDS, ROUNDS = 3, 10  # to phased structure factors, to moduli
@@ -75,22 +75,23 @@ def r_factor(f: Complexes, modulus: Floats) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Mapper:
-    """Maps whose peaks are measured in usual atoms."""
+    """Maps whose peaks are measured in usual atoms. room : A^3 of an atom, of which there are never more"""
 
     data: Moduli
     expansion: Expansion
     images: Images
     half: HalfSphere
     scattering: Scattering
+    room: float = VOLUME
 
     @classmethod
-    def of(cls, data: Moduli, scattering: Scattering, sampling: float) -> Mapper:
+    def of(cls, data: Moduli, scattering: Scattering, sampling: float, room: float = VOLUME) -> Mapper:
         """For maps with so many points in the resolution."""
         expansion = expand(data.hkl, data.spacegroup)
         d_min = 0.5 / float(np.sqrt(scattering.stol2.max()))
         shape = grid_shape(data.cell, d_min * 0.99999, spacing=d_min / sampling, multiple=2)
         half = HalfSphere.of(expansion.hkl, shape)
-        return cls(data, expansion, Images(data.cell, data.spacegroup), half, scattering)
+        return cls(data, expansion, Images(data.cell, data.spacegroup), half, scattering, room)
 
     def peaks(self, f: Complexes, sharp: float, least: float) -> tuple[Floats, Floats]:
         """Positions and heights, in nitrogens, of peaks of structure factors (n,), B brought to ``sharp``; no two of
@@ -108,7 +109,7 @@ class Mapper:
     @property
     def most(self) -> int:
         """Atoms that the asymmetric unit has room for."""
-        return max(3, int(self.data.cell.volume / VOLUME / len(self.images.rotations)))
+        return max(3, int(self.data.cell.volume / self.room / len(self.images.rotations)))
 
     def settled(self, atoms: Atoms, faint: float) -> Atoms:
         """The atoms, heaviest first, without those lighter than ``faint`` and those that have become one; in special
@@ -149,21 +150,27 @@ def usual(weight: Floats) -> float:
 @dataclass(eq=False)
 class Workshop:
     """Data and what refines atoms against them; sampling : points of maps in the resolution; unit : weight of a usual
-    atom, which follows the atoms as B does."""
+    atom, which follows the atoms as B does; room : A^3 of an atom; steps : of least squares a round, of so many
+    gradients each."""
 
     data: Moduli
     sampling: float = SAMPLING
     unit: float = 1.0
+    room: float = VOLUME
+    steps: int = STEPS
+    gradients: int = GRADIENTS
 
     def __post_init__(self) -> None:
         hkl, used, where = self.data.hkl, self.data.used, (self.data.cell, self.data.spacegroup)
         self.every, self.fitted = Scattering(hkl, *where), Scattering(hkl[used], *where)
-        self.mapper = Mapper.of(self.data, self.every, self.sampling)
+        self.mapper = Mapper.of(self.data, self.every, self.sampling, self.room)
 
     def fit(self, atoms: Atoms, target: Complexes, *, phased: bool) -> Refined:
         """After least squares to structure factors (n,) or their moduli."""
         used, data = self.data.used, self.data
-        atoms = fitted(self.fitted, atoms, Aim(target[used], phased, self.unit, data.b), STEPS).atoms
+        atoms = fitted(
+            self.fitted, atoms, Aim(target[used], phased, self.unit, data.b), self.steps, self.gradients
+        ).atoms
         f = self.every.calculate(atoms)
         r = r_factor(f[used], data.f[used])
         left = 1 - PARAMETERS * len(atoms) / max(1, int(used.sum()))
@@ -176,7 +183,7 @@ class Workshop:
         self.mapper = replace(self.mapper, data=self.data)
         return self.mapper.settled(atoms, faint * self.unit)
 
-    def from_phases(self, phases: Floats) -> Refined:
+    def from_phases(self, phases: Floats, rounds: int = PHASED_ROUNDS) -> Refined:
         """Atoms fitted to the moduli used with ``phases`` (n,)."""
         used, turn = self.data.used, np.exp(1j * phases)
         _, height = self.mapper.peaks(used * self.data.f * turn, SHARP_B, 0.0)
@@ -186,7 +193,7 @@ class Workshop:
         self.data = replace(self.data, f=self.data.f / usual(height[: self.mapper.most // 2 + 1]))
         self.mapper = replace(self.mapper, data=self.data)
         target = self.data.f * turn
-        for k in range(PHASED_ROUNDS):
+        for k in range(rounds):
             atoms = self.mapper.grown(now.atoms, used * (target - now.f), SHARP_B + 2 * (k > 0), self.unit)
             if not len(atoms):
                 break

@@ -20,6 +20,7 @@ from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.dual_space import Method, Projection
 from ml_phaser.phasing.finish import Finisher, Solution, finish
 from ml_phaser.phasing.problem import Problem
+from ml_phaser.phasing.rebuild import Rebuilder
 
 CONVINCED = 0.95  # probability at which the search stops
 PROMISING = 0.28  # held-out correlation of a running start worth finishing, and at least 2.5 standard errors
@@ -150,6 +151,20 @@ class Hunt:
             self.solutions[self.solutions.index(s)] = done
             self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
         self.solutions.sort(key=lambda s: -s.merit)
+
+    def rebuild(self, rebuilder: Rebuilder, time_left: Callable[[], float]) -> None:
+        """Atoms and network in turn, from one solution after another, the best first, until one convinces or the time
+        is up."""
+        for s in list(self.solutions):
+            if time_left() < rebuilder.cost:
+                return
+            if rebuilder.promising(s):
+                done = rebuilder(s, time_left)
+                self.solutions[self.solutions.index(s)] = done
+                self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
+                self.solutions.sort(key=lambda s: -s.merit)
+            if self.convinced:
+                return
 
     def _same(self, a: Solution, b: Solution) -> bool:
         if min(a.score, b.score) < COMPARABLE:

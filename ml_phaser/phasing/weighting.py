@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ml_phaser import arrays
 from ml_phaser.arrays import Array
 from ml_phaser.phasing.problem import Problem
+from ml_phaser.phasing.projections import measured_scale
 
 PER_SHELL = 100  # unique reflections that one scale of E stands for
 FEWEST = 20  # held-out places of a grid that sigmaA is taken from; where there are fewer, from those in use
@@ -30,6 +31,11 @@ LEAST, MOST = 0.05, 0.98  # sigmaA^2: no map is trusted less or more
 def sim_argument(e_map: Array, e_obs: Array, sigma_a_square: Array) -> Array:
     """X of E, calculated and measured."""
     return 2 * sigma_a_square**0.5 / (1 - sigma_a_square) * e_map * e_obs
+
+
+def direction(half: Array) -> Array:
+    """exp(i phi) of half-complex coefficients, 0 where they are 0."""
+    return half / abs(half).clip(min=1e-20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +49,15 @@ class Weighting:
         e = self.normalised(half)
         square = self.sigma_a_square(e, held=held)
         return sim_argument(e, self._measured, square).reshape(half.shape)
+
+    def combined(self, total: Array) -> Array:
+        """Measured moduli with the phases and the figures of merit of X exp(i phi) (1, u, v, w')."""
+        return self.problem.target.imposed * arrays.sim(abs(total)) * direction(total)
+
+    def filled(self, half: Array) -> Array:
+        """Coefficients (1, u, v, w') of a density where nothing is known, on the scale of the measured moduli."""
+        target = self.problem.target
+        return half * target.free * measured_scale(abs(half), target)
 
     def normalised(self, half: Array) -> Array:
         """E (B, places) of half-complex coefficients: mean square 1 of those in use in every shell, 0 where nothing was

@@ -9,13 +9,14 @@ from ml_phaser.crystal.peaks import Atoms
 from ml_phaser.phasing.atom_fit import Aim, Scattering, as_complex, fitted, stacked
 
 
-@pytest.mark.parametrize("group", ["P 1", "P -1", "P 21 21 21", "P 31"])
+@pytest.mark.parametrize("group", ["P 1", "P -1", "P 21 21 21", "P 31", "C 1 2 1", "I 4"])
 def test_structure_factors_are_those_of_gemmi(group):
     rng = np.random.default_rng(3)
-    cell = gemmi.UnitCell(7, 7, 11, 90, 90, 120) if group == "P 31" else gemmi.UnitCell(7, 8, 9, 90, 90, 90)
+    edges = {"P 31": (7, 7, 11, 90, 90, 120), "C 1 2 1": (7, 8, 9, 90, 104, 90), "I 4": (7, 7, 9, 90, 90, 90)}
+    cell = gemmi.UnitCell(*edges.get(group, (7, 8, 9, 90, 90, 90)))
     spacegroup = gemmi.SpaceGroup(group)
     frac, b = rng.random((5, 3)), rng.uniform(2, 20, 5)
-    hkl = gemmi.make_miller_array(cell, spacegroup, 1.0)[::3]
+    hkl = np.concatenate([gemmi.make_miller_array(cell, spacegroup, 1.0)[::3], [[1, 0, 0], [0, 2, 1]]])  # absent: some
     expected = in_gemmi(cell, spacegroup, frac, ["N"] * 5, b, hkl)
     shop, atoms = Scattering(hkl, cell, spacegroup), Atoms(frac, np.ones(5), b, np.ones(5, dtype=np.int64))
     assert np.abs(shop.calculate(atoms) - expected).max() < 2e-3 * np.abs(expected).max()

@@ -531,7 +531,7 @@ def test_where_atoms_are_seen_pieces_are_the_last_resort(strand: pieces.Piece, c
     for d_min, starts in ((1.6, "auto"), (1.1, "auto"), (1.1, "fragments")):
         data, _ = made([strand.xyz], strand.weight, large, d_min=d_min)
         options = replace(OPTIONS, starts=starts, timelimit=10.0)
-        plan = replace(plan_phasing(data, normalise(data), options), walks=None)  # they end by the clock, which stands
+        plan = replace(plan_phasing(data, normalise(data), options), walks=None, rebuilder=None)  # theirs is the clock
         assert plan.road_last == (d_min == 1.1 and starts == "auto")
         assert plan.road_last == any(said.startswith("After half the time goes on with") for said in plan.choices)
         order.clear()
@@ -543,7 +543,7 @@ def test_where_atoms_are_seen_pieces_are_the_last_resort(strand: pieces.Piece, c
     data, _ = made([strand.xyz], strand.weight, large, d_min=1.6)
     plan = plan_phasing(data, normalise(data), replace(OPTIONS, timelimit=10.0))
     assert plan.road is not None
-    plan = replace(plan, walks=None, road=replace(plan.road, room=pieces.MUCH))
+    plan = replace(plan, walks=None, rebuilder=None, road=replace(plan.road, room=pieces.MUCH))
     order.clear()
     pipeline.phase(plan, replace(OPTIONS, timelimit=10.0), Silent(), lambda: 0.0)
     assert order == [("pieces", 9.0), ("random", 10.0)]  # of proteins

@@ -6,8 +6,8 @@ import pytest
 from resolved import Made, in_gemmi
 
 from ml_phaser.crystal.agreement import compare
-from ml_phaser.crystal.peaks import Images
-from ml_phaser.phasing.free_atoms import Moduli, refine_atoms, usual
+from ml_phaser.crystal.peaks import Atoms, Images
+from ml_phaser.phasing.free_atoms import Moduli, Workshop, refine_atoms, usual
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,16 @@ def test_nothing_comes_of_nothing():
 def test_a_few_heavy_atoms_and_many_false_ones_do_not_move_the_usual_weight():
     assert usual(np.array([11.0, *[1.0] * 47, *[0.5] * 60])) == 1.0
     assert usual(np.array([2.0])) == 2.0
+
+
+@pytest.mark.parametrize("group", ["P 1 21 1", "C 1 2 1", "I 4"])
+def test_a_nitrogen_has_a_peak_of_one(group):
+    """Whatever the lattice's centring: images by it are not counted as more atoms in one place."""
+    cell = gemmi.UnitCell(9, 9, 11, 90, 90, 90)
+    spacegroup = gemmi.SpaceGroup(group)
+    hkl = gemmi.make_miller_array(cell, spacegroup, 1.2)
+    data = Moduli(hkl, np.ones(len(hkl)), np.ones(len(hkl), dtype=bool), cell, spacegroup, 6.0)
+    shop = Workshop(data)
+    atom = Atoms(np.array([[0.21, 0.33, 0.17]]), np.ones(1), np.array([6.0]), np.ones(1, dtype=np.int64))
+    _, height = shop.mapper.peaks(shop.every.calculate(atom), 6.0, 0.3)
+    assert height[0] == pytest.approx(1, abs=0.05)

@@ -106,3 +106,28 @@ def test_a_rough_map_has_the_peaks_of_a_filter():
     assert len(x) == len(expected)
     near = np.abs((x[:, None] - expected / rho.shape + 0.5) % 1 - 0.5) * rho.shape
     assert (near.max(axis=2).min(axis=0) <= 0.5 + 1e-9).all() and len(np.unique(here, axis=0)) <= len(expected)
+
+
+@pytest.mark.parametrize("near", [0.8, 6.0])
+@pytest.mark.parametrize("group", ["P -1", "C 1 2 1"])
+def test_a_tree_finds_the_same_pairs(group, near, monkeypatch):
+    """Many positions go through a tree; in a cell with an edge of 4 A, so that images two cells away are near, too."""
+    cell = SKEW if group == "P -1" else gemmi.UnitCell(4, 9, 30, 90, 100, 90)
+    images = Images(cell, gemmi.SpaceGroup(group))
+    rng = np.random.default_rng(6)
+    a, b = rng.uniform(-1, 2, (50, 3)), rng.uniform(-1, 2, (40, 3))
+    b[0] = a[0] + [1, -1, 0]  # no distance at all
+    few = images.close(a, b, near)
+    monkeypatch.setattr("ml_phaser.crystal.peaks.SEARCHED", 0)
+    many = images.close(a, b, near)
+    assert many[0, 0] and 0 < many.mean() < 1 and (many == few).all()
+    assert (images.thin(a, near) == [i for i in range(50) if kept_before(few=images, x=a, i=i, near=near)]).all()
+
+
+def kept_before(few, x, i, near):
+    """Whether the greedy rule, said plainly, keeps position i."""
+    kept = []
+    for j in range(i + 1):
+        if all(few.distances(x[k : k + 1], x[j : j + 1])[0, 0] >= near for k in kept):
+            kept.append(j)
+    return i in kept

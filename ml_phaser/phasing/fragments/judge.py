@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml_phaser import arrays
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, measured_scale, restore, unit_variance
-from ml_phaser.phasing.weighting import Weighting
+from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, restore, unit_variance
+from ml_phaser.phasing.weighting import Weighting, direction
 
 FOLDS = 4  # 8 cost twice as much and told right from wrong better on 2OLX, worse on 5E5Z
 COMPLETING = 5  # cycles of density modification with the model in view,
@@ -96,7 +95,7 @@ class Judge:
         there = p.scatter(f_model)
         model = unit_variance(inverse(there, p.shape))
         known = weigh.argument(there, held=False) * direction(there)
-        x = unit_variance(inverse(self.combined(known), p.shape))
+        x = unit_variance(inverse(weigh.combined(known), p.shape))
         found: list[tuple[Complexes, float, float]] = []
         for cycle in range(1, cycles + released + 1):
             half = forward(restore(self.network, x, p.target, self.cond, model))
@@ -107,26 +106,13 @@ class Judge:
                 model, known = torch.zeros_like(model), torch.zeros_like(known)
             even = p.scatter(f)
             total = known + weigh.argument(even) * direction(even)
-            x = unit_variance(inverse(self.combined(total) + self.filled(even), p.shape))
+            x = unit_variance(inverse(weigh.combined(total) + weigh.filled(even), p.shape))
         return max(found, key=lambda done: done[1])
-
-    def combined(self, total: torch.Tensor) -> torch.Tensor:
-        """Measured moduli with the phases and the figures of merit of X exp(i phi) (1, u, v, w')."""
-        return self.problem.target.imposed * arrays.sim(total.abs()) * direction(total)
-
-    def filled(self, half: torch.Tensor) -> torch.Tensor:
-        """Coefficients (1, u, v, w') of a density where nothing is known, on the scale of the measured moduli."""
-        return half * self.problem.target.free * measured_scale(half.abs(), self.problem.target)
 
     @cached_property
     def weighting(self) -> Weighting:
         """Of the problem."""
         return Weighting(self.problem)
-
-
-def direction(half: torch.Tensor) -> torch.Tensor:
-    """exp(i phi) of half-complex coefficients, 0 where they are 0."""
-    return half / half.abs().clamp_min(1e-20)
 
 
 def correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]) -> float:

@@ -1,0 +1,170 @@
+"""Free atoms and the learned projection in turn: from a map of which half is right to all of it.
+
+Either stops where it is by itself. Least squares of free atoms knows that density is atoms and nothing of where they
+may be; the network knows what molecules look like, and sees no single atom. Atoms built into the map, refined against
+the moduli and completed, give another map to the network, whose map is built again (as density modification and
+building of atoms alternate in ARP/wARP: Perrakis, Morris & Lamzin, Nat. Struct. Biol. 6, 458, 1999; there without a
+network). docs/decisions/0028-atoms-and-network-in-turn.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_phaser import arrays
+from ml_phaser.phasing.completion import Completer
+from ml_phaser.phasing.dual_space import Projection
+from ml_phaser.phasing.finish import Solution
+from ml_phaser.phasing.fragments.pieces import MUCH, ROOM
+from ml_phaser.phasing.free_atoms import Workshop
+from ml_phaser.phasing.problem import Problem
+from ml_phaser.phasing.projections import forward, inverse, unit_variance
+from ml_phaser.phasing.weighting import Weighting, direction
+
+PHASED_ROUNDS, ROUNDS = 2, 3  # of atoms in each turn: to the map, to the moduli;
+STEPS, GRADIENTS = 3, 4  # of least squares in a round, and in a step
+WET = 30.0  # A^3 of an atom where there is room for MUCH: not all of such cells is atoms
+CYCLES = 4  # of the network in each turn
+TURNS, VAIN = 8, 2  # turns at most, and so many in a row that do not predict more of the reflections held out
+LUCK = 3.0  # standard errors that they must predict more, the best of several turns
+WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
+SETTLED = 0.01  # gain below which a right map needs no more turns
+PAIR = 5e-7  # processor seconds of a turn for each atom, reflection and operator
+DEAREST = 0.3  # share of the time limit that a turn may take
+WAVES = 3e8  # pairs that there is memory for: 8 bytes each, twice
+WANTED = 4  # turns that time is kept for
+CLEAN = 3.0  # as in ``fragments.road``: how much more a reflection held out of the fit as well tells
+
+Complexes = NDArray[np.complex128]
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuilder:
+    """``completer`` knows the data and judges atoms; ``problem``, ``rows`` of its reflections among all: what the
+    network sees; ``projection`` : the network."""
+
+    completer: Completer
+    problem: Problem
+    rows: NDArray[np.int64]
+    projection: Projection
+
+    @property
+    def room(self) -> float:
+        """A^3 of an atom."""
+        data = self.completer.moduli
+        return WET if data.cell.volume / len(data.spacegroup.operations()) > MUCH * ROOM else ROOM
+
+    @property
+    def pairs(self) -> float:
+        """Atoms there may be, reflections, operators but for centring."""
+        data, operations = self.completer.moduli, self.completer.moduli.spacegroup.operations()
+        atoms = data.cell.volume / len(operations) / self.room
+        return atoms * float(data.used[self.completer.rows].sum()) * len(operations.sym_ops)
+
+    @property
+    def cost(self) -> float:
+        """Processor seconds of a turn, about; infinite where there is no memory for it."""
+        return PAIR * self.pairs if self.pairs < WAVES else math.inf
+
+    @property
+    def wanted(self) -> float:
+        """Processor seconds that most maps need, about."""
+        return WANTED * self.cost
+
+    def promising(self, solution: Solution) -> bool:
+        """Whether there is anything to go on from, and to gain: pieces, or phases that predict more than nothing, of
+        which no atoms are made yet."""
+        if solution.atoms is not None:
+            return False
+        return solution.fragments is not None or solution.score > WORTH_IT / math.sqrt(max(1, solution.held))
+
+    def __call__(self, solution: Solution, time_left: Callable[[], float] = lambda: math.inf) -> Solution:
+        """The solution after as many turns as help, while there is time; as it was, if they predict the reflections
+        held out no better than luck may, and atoms do not explain the data as wrong ones cannot."""
+        before = self.predicted(solution.f)
+        best, score, worth, vain, cost = solution, before, solution.worth, 0, self.cost
+        for _ in range(TURNS):
+            left = time_left()
+            if left < cost:
+                break
+            turned, counted = self.turn(best)
+            if math.isfinite(left):
+                cost = left - time_left()
+            worth, gain = min(worth, counted), turned.score - score
+            vain = 0 if gain > SETTLED else vain + 1
+            if gain > 0:
+                best, score = turned, turned.score
+            if vain == VAIN or (vain and worth <= 1):
+                break
+        held = max(1, int(self.problem.held.sum()))
+        if best is solution or (worth > 1 and score - max(before, 0.0) < LUCK / math.sqrt(held)):
+            return solution
+        return self.credited(best, score - before, worth)
+
+    def predicted(self, f: Complexes) -> float:
+        """Correlation of E, measured and of structure factors (all n), on the reflections held out."""
+        return float(self.problem.scores(self.problem.scatter(f[self.rows]))[0])
+
+    def turn(self, solution: Solution) -> tuple[Solution, float]:
+        """Atoms, then the network: the solution that they lead to, and how well the atoms explain the moduli, as a
+        share of what wrong ones do not come to."""
+        data = self.completer.coarse
+        shop = Workshop(data, room=self.room, steps=STEPS, gradients=GRADIENTS)
+        atoms = shop.rest(shop.from_phases(np.angle(solution.f[self.completer.rows]), PHASED_ROUNDS).atoms, ROUNDS)
+        if not len(atoms.atoms):
+            return replace(solution, score=-1.0), math.inf
+        f = solution.f.copy()
+        f[self.completer.rows] = atoms.f
+        seen, score, residual = self.seen(f[self.rows])
+        f[self.rows] = seen * scale(np.abs(seen), np.abs(f[self.rows]))
+        held = int(self.problem.held.sum())
+        name = f"{solution.finisher.removesuffix(SUFFIX)}{SUFFIX}"
+        turned = replace(
+            solution, f=f, score=score, held=held, r_work=residual, d_min=self.problem.d_min, finisher=name,
+            polished=True,
+        )  # fmt: skip
+        return turned, self.completer.counted(atoms)
+
+    def seen(self, f: Complexes) -> tuple[Complexes, float, float]:
+        """What some cycles of the network make of structure factors (n,): the density's own, their correlation with E
+        on the reflections held out, R on the others. Phases count by what they predict of those held out."""
+        p, weigh = self.problem, Weighting(self.problem)
+        half = p.scatter(f)
+        with arrays.no_gradients(half):
+            x = weigh.combined(weigh.argument(half) * direction(half))
+            for _ in range(CYCLES):
+                half = forward(self.projection(unit_variance(inverse(x, p.shape))))
+                g = p.expansion.average(p.gather_p1(half[0]), len(p.hkl))
+                even = p.scatter(g)
+                x = weigh.combined(weigh.argument(even) * direction(even)) + weigh.filled(even)
+        return g, float(p.scores(half)[0]), float(p.residuals(half)[0])
+
+    def credited(self, solution: Solution, gain: float, worth: float) -> Solution:
+        """With what its atoms are worth, and with the merit of pieces for what it predicts the more."""
+        placed = solution.fragments
+        if placed is not None:
+            held, others = CLEAN * int(self.problem.held.sum()), int((~self.problem.held).sum())
+            more = held / (held + others) * gain
+            placed = replace(placed, merit=placed.merit + more, lead=placed.lead + more)
+        return replace(solution, worth=worth, fragments=placed)
+
+
+SUFFIX = ", atoms in turn"
+
+
+def scale(moduli: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Factor that brings moduli to the size of others."""
+    return float(np.sqrt(np.sum(others**2) / max(1e-20, float(np.sum(moduli**2)))))
+
+
+def rebuilder(
+    completer: Completer | None, problem: Problem, rows: NDArray[np.int64], projection: Projection, seconds: float
+) -> Rebuilder | None:
+    """For a search of ``seconds``; None where one turn would take too many of them, or atoms are not resolved."""
+    made = None if completer is None else Rebuilder(completer, problem, rows, projection)
+    return None if made is None or made.cost > DEAREST * seconds else made

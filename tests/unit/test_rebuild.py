@@ -1,0 +1,184 @@
+"""Free atoms and a projection of densities in turn: what they lead to, when they are taken, how long they may go on."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from resolved import Made
+from test_completion import OPTIONS, data_of, solution
+
+from ml_phaser import pipeline
+from ml_phaser.crystal.agreement import compare
+from ml_phaser.crystal.normalise import normalise
+from ml_phaser.notify import Silent
+from ml_phaser.outcome import Fragments, Trial
+from ml_phaser.phasing import rebuild
+from ml_phaser.phasing.finish import Solution
+from ml_phaser.phasing.fragments.pieces import ROOM
+from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
+from ml_phaser.phasing.search import Hunt
+from ml_phaser.plan import plan_phasing
+
+GROUP = "P 1 21 1"
+
+
+def positive(x):
+    """A projection that knows nothing of molecules."""
+    return x.clip(min=0)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return Made(GROUP, d_min=1.3, count=40, noise=0.01, seed=2, edges=(12.0, 11.0, 13.0))
+
+
+def learned(made, **changes):
+    return plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, **{"engine": "auto", **changes}))
+
+
+@pytest.fixture(scope="module")
+def builder(made):
+    found = learned(made).rebuilder
+    assert found is not None
+    return replace(found, projection=positive)
+
+
+def begun(made, phases, **changes):
+    """Phases, with moduli that tell nothing of the reflections held out."""
+    f = made.rng.permutation(np.abs(made.f)) * np.exp(1j * phases)
+    changes = {"score": 0.1, "symmetry": np.nan, **changes}
+    return solution(f, trial=3, finisher="learned, with the model", **changes)
+
+
+def agreement(made, found):
+    return compare(made.hkl, np.abs(made.f) * np.exp(1j * np.angle(found.f)), made.f, made.cell, made.spacegroup).map_cc
+
+
+def random_phases(made, seed=1):
+    return np.random.default_rng(seed).uniform(0, 2 * np.pi, len(made.f))
+
+
+PLACED = Fragments("helix", 0.2, 0.1, (), 0.12, 0.01)
+
+
+def test_half_a_structure_becomes_all_of_it(made, builder):
+    before = begun(made, made.spoilt(1.0), fragments=PLACED)
+    assert agreement(made, before) < 0.65
+    after = builder(before)
+    assert agreement(made, after) > 0.9
+    assert after.worth <= 1 and after.probability > 0.9 > before.probability
+    assert after.trial == 3 and after.polished and after.finisher == "learned, with the model, atoms in turn"
+    # Held-out reflections are in neither part: what they say counts for the merit as in the road.
+    held, rest = 3 * builder.problem.held.sum(), (~builder.problem.held).sum()
+    gain = after.score - builder.predicted(before.f)
+    assert after.merit - 0.12 == pytest.approx(gain * held / (held + rest))
+    assert after.fragments.lead - 0.01 == pytest.approx(after.merit - 0.12)
+    assert not (builder.completer.moduli.used[builder.rows] & builder.problem.held).any()
+
+
+def test_what_leads_nowhere_stays_as_it_was(made, builder):
+    before = begun(made, random_phases(made))
+    assert builder(before) is before
+
+
+def test_the_clock_ends_it(made, builder):
+    before = begun(made, made.spoilt(1.0))
+    assert builder(before, lambda: 0.5 * builder.cost) is before
+    calls = []
+    counted = replace(builder, projection=lambda x: calls.append(1) or positive(x))
+    left = itertools.chain([10 * builder.cost], itertools.repeat(0.5 * builder.cost))
+    counted(before, lambda: next(left))
+    assert len(calls) == rebuild.CYCLES  # of one turn
+
+
+def test_reflections_finer_than_the_network_sees_have_the_phases_of_atoms():
+    fine = Made(GROUP, d_min=1.1, count=30, seed=4, edges=(11.0, 10.0, 12.0))
+    builder = replace(learned(fine).rebuilder, projection=positive)
+    assert len(builder.rows) < len(fine.f)
+    after = builder(begun(fine, fine.spoilt(0.6)))
+    unseen = np.setdiff1d(np.arange(len(fine.f)), builder.rows)
+    assert agreement(fine, after) > 0.95
+    kept = np.abs(fine.f[unseen]) @ np.cos(np.angle(after.f[unseen]) - np.angle(fine.f[unseen]))
+    assert kept / np.abs(fine.f[unseen]).sum() > 0.9
+    # Their moduli are on one scale with those the network gives.
+    sizes = [np.abs(after.f[rows]).mean() / np.abs(fine.f[rows]).mean() for rows in (unseen, builder.rows)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
+
+
+def test_who_is_worth_it(made, builder):
+    held = 100
+    assert not builder.promising(begun(made, made.spoilt(0.5), score=0.15, held=held))
+    assert builder.promising(begun(made, made.spoilt(0.5), score=0.25, held=held))
+    assert builder.promising(begun(made, made.spoilt(0.5), score=0.0, held=held, fragments=PLACED))
+    atoms = builder.completer(begun(made, made.spoilt(0.5)))
+    assert atoms.atoms is not None and not builder.promising(atoms)
+
+
+def test_a_search_goes_on_with_the_best_first(made, builder, monkeypatch):
+    seen = []
+
+    class Told(Rebuilder):
+        def __call__(self, solution, time_left=lambda: 1e9):
+            seen.append(solution.trial)
+            return replace(solution, score=0.9, r_work=0.1, worth=0.1) if solution.trial == 1 else solution
+
+    told = Told(builder.completer, builder.problem, builder.rows, builder.projection)
+    hunt = Hunt(builder.problem)
+    hunt.trials = [Trial(i, "", 0, 1, 1.0, 0.3, 0.5, 0.5) for i in range(4)]
+    f = np.abs(made.f) * np.exp(1j * made.spoilt(0.5))
+    hunt.solutions = [replace(solution(f, score=0.5 - i / 20, held=50, symmetry=0.0), trial=i) for i in range(4)]
+    assert not hunt.convinced
+    hunt.rebuild(told, lambda: 0.5 * told.cost)
+    assert seen == []
+    hunt.rebuild(told, lambda: 1e9)
+    assert seen == [0, 1] and hunt.convinced  # and nobody after it
+    assert [s.trial for s in hunt.solutions] == [1, 0, 2, 3]
+    assert hunt.trials[1].score == 0.9 and hunt.trials[1].r_work == 0.1
+
+
+def test_time_is_kept_for_it(made, monkeypatch):
+    """Of the pipeline's: as much as most maps need, a third at most."""
+    given = []
+
+    def look(plan, options, notify, now, seconds):
+        given.append(seconds)
+        return Hunt(plan.whole, plan.rows, solutions=[], trials=[])
+
+    monkeypatch.setattr(pipeline, "look", look)
+    plan = learned(made)
+    pipeline.phase(plan, OPTIONS, Silent(), lambda: 0.0)
+    assert given[0] == pytest.approx(60 - plan.rebuilder.wanted)
+    short = replace(OPTIONS, timelimit=plan.rebuilder.wanted)
+    pipeline.phase(plan, short, Silent(), lambda: 0.0)
+    assert given[1] == pytest.approx((1 - pipeline.REBUILDING) * short.timelimit)
+    pipeline.phase(replace(plan, rebuilder=None), OPTIONS, Silent(), lambda: 0.0)
+    assert given[2] == 60
+
+
+def test_where_it_cannot_pay_it_is_not_tried(made, builder, monkeypatch):
+    way = (builder.completer, builder.problem, builder.rows, positive)
+    assert rebuilder(*way, 60.0) is not None
+    assert rebuilder(*way, builder.cost) is None
+    assert rebuilder(None, *way[1:], 60.0) is None
+    assert learned(Made(GROUP, d_min=1.7, count=20)).rebuilder is None
+    assert learned(made, engine="classical").rebuilder is None
+    pairs = made.cell.volume / ROOM * builder.completer.moduli.used[builder.completer.rows].sum()
+    assert builder.pairs == pytest.approx(pairs)
+    monkeypatch.setattr(rebuild, "WAVES", builder.pairs)
+    assert rebuilder(*way, 60.0) is None  # there would be no memory for it
+
+
+def test_a_lattice_of_centring_costs_no_more():
+    """Images by centring scatter alike."""
+    cells = (Made("C 1 2 1", d_min=1.4, count=10, edges=(14.0, 11.0, 13.0)), Made(GROUP, d_min=1.4, count=10))
+    centred, primitive = (learned(c).rebuilder for c in cells)
+    for made, found, order in ((cells[0], centred, 4), (cells[1], primitive, 2)):
+        reflections = found.completer.moduli.used[found.completer.rows].sum()
+        assert found.pairs == pytest.approx(made.cell.volume / ROOM / order * reflections * 2)
+
+
+def test_solutions_without_pieces_get_no_merit(builder, made):
+    plain = begun(made, made.spoilt(0.2))
+    assert builder.credited(plain, 0.3, 0.5).fragments is None
+    assert isinstance(builder.credited(plain, 0.3, 0.5), Solution) and builder.credited(plain, 0.3, 0.5).worth == 0.5
