@@ -177,13 +177,16 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
     """Look for solutions, then go on from them with atoms and network in turn, where atoms are resolved; by the clock
     ``now`` in seconds."""
     began, seconds = now(), options.timelimit
-    if plan.rebuilder is None:
-        return look(plan, options, notify, now, seconds)
-    kept = min(REBUILDING, plan.rebuilder.wanted / seconds)
-    hunt = look(plan, options, notify, now, (1 - kept) * seconds)
-    hunt.rebuild(plan.rebuilder, lambda: seconds - (now() - began))
-    notify.progress(1.0, hunt.best, hunt.trials)
+    hunt = look(plan, options, notify, now, (1 - rebuilding(plan, seconds)) * seconds)
+    if plan.rebuilder is not None:
+        hunt.rebuild(plan.rebuilder, lambda: seconds - (now() - began))
+        notify.progress(1.0, hunt.best, hunt.trials)
     return hunt
+
+
+def rebuilding(plan: Plan, seconds: float) -> float:
+    """Share of a search of so many seconds that is kept for atoms and network in turn."""
+    return 0.0 if plan.rebuilder is None else min(REBUILDING, plan.rebuilder.wanted / seconds)
 
 
 def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float], seconds: float) -> Hunt:

@@ -82,6 +82,21 @@ def test_what_leads_nowhere_stays_as_it_was(made, builder):
     assert builder(before) is before
 
 
+def test_less_is_asked_of_what_was_sure(made, builder):
+    """A gain of two standard errors."""
+    held = builder.problem.held.sum()
+
+    class Told(Rebuilder):
+        def turn(self, solution):
+            return replace(solution, score=max(0.0, self.predicted(before.f)) + 2 / np.sqrt(held)), 5.0
+
+    told = Told(builder.completer, builder.problem, builder.rows, builder.projection)
+    before = begun(made, made.spoilt(0.3))
+    assert told(before) is before
+    sure = replace(before, worth=0.1)
+    assert sure.probability > rebuild.SURE and told(sure).score > before.score
+
+
 def test_the_clock_ends_it(made, builder):
     before = begun(made, made.spoilt(1.0))
     assert builder(before, lambda: 0.5 * builder.cost) is before
