@@ -183,6 +183,8 @@ def plan_phasing(
     if network is not None:
         projection = density_projection(there(network, board.place), seeing.problem)
         turns = rebuilder(bench, seeing.problem, seeing.rows, projection, options.timelimit)
+    if turns is not None:
+        choices.append("From what looks right the search goes on with free atoms and the learned projection in turn.")
     wandering = None
     if options.starts in ("auto", "random") and not _otherwise(starts, seeds, pieces):
         wandering = walks(free, data.d_min, options.timelimit, options.seed)

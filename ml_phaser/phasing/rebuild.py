@@ -31,8 +31,8 @@ STEPS, GRADIENTS = 3, 4  # of least squares in a round, and in a step
 WET = 30.0  # A^3 of an atom where there is room for MUCH: not all of such cells is atoms
 CYCLES = 4  # of the network in each turn
 TURNS, VAIN = 8, 2  # turns at most, and so many in a row that do not predict more of the reflections held out
-LUCK = 3.0  # standard errors that they must predict more, the best of several turns,
-SURE, LUCK_OF_SURE = 0.95, 1.0  # and how much if the solution was right with so much probability before
+LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict more, by how many reflections are held out
+SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before
 WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
 SETTLED = 0.01  # gain below which a right map needs no more turns
 PAIR = 5e-7  # processor seconds of a turn for each atom, reflection and operator
@@ -103,8 +103,9 @@ class Rebuilder:
                 best, score = turned, turned.score
             if vain == VAIN or (vain and worth <= 1):
                 break
-        luck = (LUCK if solution.probability < SURE else LUCK_OF_SURE) / math.sqrt(max(1, self.problem.held.sum()))
-        if best is solution or (worth > 1 and score - max(before, 0.0) < luck):
+        held = max(1, int(self.problem.held.sum()))
+        errors = LUCK_OF_SURE if solution.probability >= SURE else float(np.interp(held, *LUCK))
+        if best is solution or (worth > 1 and score - max(before, 0.0) < errors / math.sqrt(held)):
             return solution
         return self.credited(best, score - before, worth)
 
