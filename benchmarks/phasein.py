@@ -92,8 +92,8 @@ def improve(
     from ml_phaser import pipeline
     from ml_phaser.crystal.phase_distributions import PhaseDistributions, hendrickson_lattman
     from ml_phaser.crystal.symmetry import expand
+    from ml_phaser.notify import Silent
     from ml_phaser.parameters import Options
-    from ml_phaser.phasing.search import Hunt, search
     from ml_phaser.plan import plan_phasing
 
     data, none = case.data, Path("none")
@@ -101,10 +101,7 @@ def improve(
     known = PhaseDistributions(hendrickson_lattman(phase, fom, data.centric), expand(data.hkl, data.spacegroup).turn)
     began = time.process_time()
     plan = plan_phasing(data, case.normalised, options, starts=known)
-    hunt = search(
-        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=None, seed=seed,
-        progress=lambda *_: None, now=time.process_time, hunt=Hunt(plan.whole, plan.rows),
-    )  # fmt: skip
+    hunt = pipeline.phase(plan, options, Silent(), time.process_time)
     solution, given = pipeline.choose(hunt, data, case.normalised, plan)
     phases, _, verdict, _ = pipeline.weigh(data, case.normalised, plan, solution)
     assert given is not None
