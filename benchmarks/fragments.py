@@ -5,6 +5,8 @@
     python -m benchmarks.fragments --only measured --redo
     python -m benchmarks.fragments --only atoms --crystals 100 --starts fragments
     python -m benchmarks.fragments --only protein --starts fragments --seconds 20 --out benchmarks/results/proteins.json
+    python -m benchmarks.fragments --only protein --first 24 --crystals 6 --starts fragments --seconds 40 \\
+        --out benchmarks/results/proteins_new.json
 
 Measured sets; simulated dense peptides of held-out entries; crystals of random atoms, which no piece of peptide fits;
 whole small proteins, of the validation split, as there are hardly any among held-out entries.
@@ -66,14 +68,15 @@ class Case:
     seed: int = 0
 
 
-def cases(kinds: Sequence[str], count: int, seed: int) -> list[Case]:
-    """All crystals, in the order in which they are worth running."""
+def cases(kinds: Sequence[str], count: int, seed: int, first: int = 0) -> list[Case]:
+    """All crystals, in the order in which they are worth running; proteins from number ``first`` on."""
     measured = [Case("measured", name, d_min=cut) for name, cut in MEASURED]
     peptides, others = list(simulated(count, seed)), list(random_atoms(count, seed))
     found = []
     for i in range(max(count, 3 * len(measured))):  # so that what is done, whenever it stops, holds some of each
         found += [*peptides[i : i + 1], *(others[i : i + 1] if i % 2 else []), *measured[i // 3 :][: i % 3 == 2]]
-    return [c for c in (*found, *proteins(count, seed)) if c.kind in kinds]
+    chains = list(proteins(first + count, seed))[first:]
+    return [c for c in (*found, *chains) if c.kind in kinds]
 
 
 def proteins(count: int, seed: int) -> Iterator[Case]:
@@ -363,6 +366,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--seconds", type=float, default=60.0, help="processor seconds a run [60]")
     add("--crystals", type=int, default=12, help="simulated ones of each kind [12]; more add to what is done")
+    add("--first", type=int, default=0, help="number of the first protein: constants were chosen on 0 to 23 [0]")
     add("--seed", type=int, default=0)
     add("--only", default="measured,peptide,atoms", help="kinds of crystal, commas between; protein is the fourth")
     add("--starts", default="fragments,sequence,random,seeds", help="commas between; random atoms get fragments only")
@@ -381,7 +385,7 @@ def main(argv: list[str]) -> int:
         sys.exit(f"benchmarks.fragments: {rows_file.name} has other settings or weights; --redo begins anew")
     done, began = {(r["kind"], r["name"], r["starts"]) for r in rows}, time.monotonic()
     for starts in o.starts.split(","):
-        for case in cases(o.only.split(","), o.crystals, o.seed):
+        for case in cases(o.only.split(","), o.crystals, o.seed, o.first):
             key = (case.kind, case.name, starts)
             if key in done or (case.kind == "atoms" and starts != "fragments") or time.monotonic() - began > o.limit:
                 continue
