@@ -27,7 +27,8 @@ def wheel(tmp_path_factory):
     """A wheel built from the tracked and new files of this checkout, elsewhere: building litters."""
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    (copy / "docs").mkdir()
+    for name in ("pyproject.toml", "docs/package.md", "LICENSE"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
     for path in sorted([*(ROOT / "ml_phaser").rglob("*"), *(ROOT / "plugins").rglob("*")]):
         if path.is_file() and "__pycache__" not in path.parts:
