@@ -37,7 +37,7 @@ WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless
 SETTLED = 0.01  # gain below which a right map needs no more turns
 PAIR = 5e-7  # processor seconds of a turn for each atom, reflection and operator
 DEAREST = 0.3  # share of the time limit that a turn may take
-WAVES = 3e8  # pairs that there is memory for: 8 bytes each, twice
+WAVES = 1.5e8  # pairs that there is memory for: 8 bytes each, twice
 WANTED = 4  # turns that time is kept for
 CLEAN = 3.0  # as in ``fragments.road``: how much more a reflection held out of the fit as well tells
 
