@@ -180,9 +180,8 @@ def plan_phasing(
     bench = completer(data, normalised, whole, used, options.timelimit)
     free = bench if starts is None and bench is not None and bench.tries >= 0 else None
     turns: Rebuilder | None = None
-    if network is not None:
-        projection = density_projection(there(network, board.place), seeing.problem)
-        turns = rebuilder(bench, seeing.problem, seeing.rows, projection, options.timelimit)
+    if network is not None and seeing.home is not None:
+        turns = rebuilder(bench, seeing.problem, seeing.rows, seeing.home.projections[0][1], options.timelimit)
     if turns is not None:
         choices.append("From what looks right the search goes on with free atoms and the learned projection in turn.")
     wandering = None

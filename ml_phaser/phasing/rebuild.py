@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +137,7 @@ class Rebuilder:
     def seen(self, f: Complexes) -> tuple[Complexes, float, float]:
         """What some cycles of the network make of structure factors (n,): the density's own, their correlation with E
         on the reflections held out, R on the others. Phases count by what they predict of those held out."""
-        p, weigh = self.problem, Weighting(self.problem)
+        p, weigh = self.problem, self.weighting
         half = p.scatter(f)
         with arrays.no_gradients(half):
             x = weigh.combined(weigh.argument(half) * direction(half))
@@ -146,6 +147,11 @@ class Rebuilder:
                 even = p.scatter(g)
                 x = weigh.combined(weigh.argument(even) * direction(even)) + weigh.filled(even)
         return g, float(p.scores(half)[0]), float(p.residuals(half)[0])
+
+    @cached_property
+    def weighting(self) -> Weighting:
+        """Of the problem."""
+        return Weighting(self.problem)
 
     def credited(self, solution: Solution, gain: float, worth: float) -> Solution:
         """With what its atoms are worth, and with the merit of pieces for what it predicts the more."""
