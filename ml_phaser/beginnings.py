@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
 FRAGMENTS_ROOM = (12, 1500)  # atoms of the asymmetric unit that pieces may be part of
-SCENE_ATOM, SCENE = 4, (1500, 4000)  # reflections that poses are scored against: for each atom of room, least, most
+SCENE = 1500  # reflections that poses are scored against; where there is room for MUCH,
+WIDE_ATOM, WIDE = 10, (4000, 12_000)  # in a first search, for each atom of room, least, most,
+ALL = 40_000  # and in the end
 POINT_SECONDS = 2.5e-4  # of the time limit for each point of the grid, without which a helix is not looked for
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
@@ -132,13 +134,19 @@ def fragment_road(
     if not asked and room >= MUCH and options.timelimit < least:
         return None, None, [f"Helices are not placed: there is no time. To change: timelimit {math.ceil(least)}."]
     work = rows[~problem.held]
-    coarse = work[np.argsort(-data.d[work], kind="stable")[: int(np.clip(SCENE_ATOM * room, *SCENE))]]
+    work = work[np.argsort(-data.d[work], kind="stable")]
     judge = Judge.of(
         problem, there(network, board.place), conditions(problem), board.normalised.e[rows],
         multiplicity(data.hkl[rows], data.spacegroup), options.seed,
     )  # fmt: skip
-    scene = Scene.of(data, board.normalised, np.sort(coarse), board.place)
-    road = Road(scene, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences, options.seed)
+
+    def scene(count: int) -> Scene:
+        return Scene.of(data, board.normalised, np.sort(work[:count]), board.place, wet=room >= MUCH)
+
+    fine, wide = (scene(ALL), scene(int(np.clip(WIDE_ATOM * room, *WIDE)))) if room >= MUCH else (scene(SCENE), None)
+    road = Road(
+        fine, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences, options.seed, wide
+    )
     what = "the piece given" if pieces else "pieces of strand and helix"
     told = ", and completed with side chains of the sequence" if road.sequences else ""
     begins = "After half the time goes on" if last_resort(data.d_min, options, pieces) else "Begins"

@@ -13,7 +13,7 @@ from crystals import Crystal, crystal, problem_of
 from scipy.spatial.transform import Rotation
 
 from ml_phaser import pipeline
-from ml_phaser.beginnings import FRAGMENTS_D_MIN, SCENE, SCENE_ATOM
+from ml_phaser.beginnings import FRAGMENTS_D_MIN, SCENE, WIDE
 from ml_phaser.crystal.agreement import compare, move, multiplicity
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.peptide import build
@@ -465,7 +465,9 @@ def test_proteins_begin_with_helices_if_there_is_time() -> None:
     )
     assert long.road is not None and long.road.room >= pieces.MUCH
     assert [p.label for p in long.road.pieces[:3]] == ["helix of 12", "helix of 18", "helix of 8"]
-    assert len(long.road.scene.rows) == SCENE_ATOM * long.road.room > SCENE[0]
+    road = long.road
+    assert road.wide is not None and set(road.wide.rows) <= set(road.scene.rows)
+    assert len(road.wide.rows) == min(WIDE[0], len(road.scene.rows)) and len(road.scene.rows) > SCENE
     assert short.road is None and any("no time. To change: timelimit" in said for said in short.choices)
     assert asked.road is not None
 

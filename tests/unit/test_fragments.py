@@ -21,7 +21,8 @@ from ml_phaser.phasing.fragments.chain import superposed, torsions
 from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.refine import about, bent, climb
 from ml_phaser.phasing.fragments.scene import Scene
-from ml_phaser.phasing.fragments.search import Translations, orientations, search, wanted
+from ml_phaser.phasing.fragments.search import Translations, likeliest, orientations, rescored, search, wanted
+from ml_phaser.phasing.fragments.waves import Sums, Waves
 
 GROUPS = ("P 1", "P 1 21 1", "P 21 21 21", "C 1 2 1", "P 31", "I 4")
 CELL = {"P 31": (14, 14, 17, 90, 90, 120), "I 4": (15, 15, 19, 90, 90, 90)}
@@ -115,6 +116,30 @@ def test_structure_factors_of_a_pose(name, strand):
     centring = len(data.spacegroup.operations().cen_ops)
     assert np.abs(ours * centring - f / damping).max() < 2e-3 * np.abs(f / damping).max()
     assert scene.correlation(torch.from_numpy(ours)[None])[0] > 0.85  # E^2 are normalised by shells
+
+
+@pytest.mark.parametrize("largest", [(3, 2, 5), (5, 2, 3), (0, 0, 0)])
+def test_sums_of_waves_and_their_slopes(largest):
+    rng = np.random.default_rng(3)
+    index = np.stack([rng.integers(-n, n + 1, 40) for n in largest], 1)
+    waves = Waves.of(index, "cpu")
+    x, weight = torch.from_numpy(rng.uniform(-2, 2, (2, 6, 3))), torch.from_numpy(rng.uniform(1, 9, 6))
+    direct = np.exp(2j * np.pi * np.einsum("kc,bmc->bkm", index, x.numpy())) @ weight.numpy()
+    assert np.abs(Sums.apply(x, waves, weight).numpy() - direct).max() < 1e-9
+    assert torch.autograd.gradcheck(lambda x: Sums.apply(x, waves, weight), x.requires_grad_())
+
+
+def test_low_orders_count_less_where_there_is_solvent(strand):
+    data, _, _ = crystal("P 21 21 21", strand, np.eye(3), np.array([3.0, 2.0, 8.0]))
+    dry = Scene.of(data, normalise(data), np.arange(len(data)))
+    wet = Scene.of(data, normalise(data), np.arange(len(data)), wet=True)
+    ratio = (wet.weight / dry.weight).numpy()
+    assert float(wet.weight.sum()) == pytest.approx(1, abs=1e-5)
+    order = np.argsort(data.d)
+    assert np.all(np.diff(ratio[order]) <= 1e-6)
+    # of protein and of solvent of the same shape, 0.95 of the density apart, B 150 A^2
+    left = 1 - 0.95 * np.exp(-150 / (4 * data.d**2))
+    assert np.allclose(ratio / ratio[0], left**2 / left[0] ** 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -212,6 +237,44 @@ def test_the_second_copy_is_found_beside_the_first(strand):
 
 
 # ------------------------------------------------------------------------------------------------------- refine
+
+
+def test_the_right_orientation_is_among_the_likeliest_and_all_are_scored_as_defined():
+    helix = pieces.polyalanine(8, (-62.0, -42.0), "helix of 8")
+    turn = Rotation.random(rng=np.random.default_rng(6)).as_matrix()
+    cell = gemmi.UnitCell(17, 18, 21, 90, 90, 90)
+    data, _, _ = crystal("P 21 21 21", helix, turn, np.array([3.0, 2.0, 8.0]), cell=cell)
+    scene, turns = scene_of(data), np.concatenate([orientations(300), turn[None]])
+    best = likeliest(scene, helix, turns, 0.05)
+    assert best.shape == (15, 3, 3) and np.abs(best - turn).max((1, 2)).min() < 1e-12
+    # the sum of |G_s|^2 over operators, by brute force
+    hkl, scores = data.hkl.astype(float), []
+    for r in turns:
+        x = (helix.xyz @ r.T) @ np.array(cell.frac.mat).T
+        own = sum(
+            np.abs(np.exp(2j * np.pi * hkl @ (np.array(op.rot) / op.DEN) @ x.T) @ helix.weight) ** 2
+            for op in data.spacegroup.operations()
+        )  # fmt: skip
+        c = np.cov(own / data.epsilon, scene.value.numpy(), aweights=scene.weight.numpy())
+        scores.append(c[0, 1] / np.sqrt(c[0, 0] * c[1, 1]))
+    kept = np.sort(np.argsort(scores)[-15:])
+    assert np.allclose(best, turns[kept])
+
+
+def test_poses_of_a_part_of_the_data_are_scored_on_all_of_them(strand):
+    turn = Rotation.random(rng=np.random.default_rng(7)).as_matrix()
+    data, _, _ = crystal("P 1 21 1", strand, turn, np.array([3.0, 2.0, 8.0]))
+    scene = scene_of(data)
+    part = Scene.of(data, normalise(data), np.flatnonzero(data.d > 2.2))
+    poses = search(part, data.spacegroup, strand, orientations(60), 30, alike=1e-7)
+    again = rescored(scene, strand, poses)
+    assert len(again) == len(poses) and np.all(np.diff(again.score.numpy()) <= 0)
+    xyz = torch.einsum("bij,mj->bmi", again.turn, torch.from_numpy(strand.xyz).float())
+    f = scene.structure(xyz + (again.shift @ scene.orth.T)[:, None], torch.from_numpy(strand.weight).float())
+    assert np.allclose(scene.correlation(f), again.score, atol=1e-4)
+    there = 2.0 * f[:1].conj().flip(1)[0]
+    beside = rescored(scene, strand, poses, there)
+    assert float(beside.score[0]) == pytest.approx(float(scene.correlation(f + there).max()), abs=1e-4)
 
 
 def test_turning_about_a_vector_is_scipys():

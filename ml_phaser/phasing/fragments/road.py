@@ -28,12 +28,23 @@ from ml_phaser.phasing.fragments.molecules import Wander
 from ml_phaser.phasing.fragments.pieces import Piece, molecules
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
 from ml_phaser.phasing.fragments.scene import Scene
-from ml_phaser.phasing.fragments.search import Poses, distinct, orientations, search, wanted
+from ml_phaser.phasing.fragments.search import (
+    ALIKE,
+    Poses,
+    distinct,
+    likeliest,
+    orientations,
+    rescored,
+    search,
+    wanted,
+)  # fmt: skip
 from ml_phaser.structure_factors.direct import structure_factors
 
 SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so many, reflections, poses refined,
 TRIED = 8  # and then with torsions
 SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
+LIKELIEST, MANY = 0.25, 1000  # orientations and poses of a small part of a large whole that are tried further
+ALMOST = 1e-5  # difference of their scores below which two poses are one
 BENT, JUDGED = 24, 12  # with torsions, and judged
 EAGER = 3  # of which before other pieces have been searched for
 HURRIED = 2  # poses judged, and models completed, when the time is up
@@ -120,6 +131,8 @@ class Completed:
 class Road:
     """All that a search for fragments needs: see the module's picture.
 
+    wide : the reflections that poses are searched on first, where a piece is a small part of the whole and every
+        reflection is needed to tell the right ones; of ``scene``, none where it is no larger
     room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known; seed : of
         what is left to chance; strays : what the judge says of a piece in random places, once that was asked
     """
@@ -132,6 +145,7 @@ class Road:
     d_min: float
     sequences: Sequence[str] = ()
     seed: int = 0
+    wide: Scene | None = None
     models: list[Model] = field(default_factory=list)
     strays: list[float] = field(default_factory=list)
 
@@ -155,7 +169,8 @@ class Road:
         def told(done: float) -> None:
             tell(max(done, min(1.0, (now() - began) / seconds)))
 
-        self.look_for(self.promising(late, told) if len(self.pieces) > 1 else self.pieces, late, told)
+        some = len(self.pieces) > 1 and self.wide is None  # few reflections say nothing of a small part
+        self.look_for(self.promising(late, told) if some else self.pieces, late, told)
         before, after = ([self.dress], [self.dress_grown]) if self.sequences else ([], [])
         for step in (*before, self.grow, self.add_copies, *after):
             for model in self.ranked()[:BEST]:
@@ -266,7 +281,7 @@ class Road:
         for i in sorted(seen, key=lambda i: -fits[i]):
             if late(TRYING):
                 break
-            first = best_of(seen[i], TRIED)
+            first = self.best_of(seen[i], TRIED)
             fitted = climb(self.scene, self.pieces[i], first.xyz, first.shift, BENDING_STEPS, bend=True)
             found = self.judge_all(self.pieces[i], fitted, (), 1)
             self.models += found
@@ -320,13 +335,28 @@ class Road:
     def fitted(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> Fitted:
         """The best poses of a piece beside what is in place, refined; with torsions while there is time."""
         known = self.fixed(fixed)
-        poses = search(self.scene, self.spacegroup, piece, self.turns(piece), 2 * SEARCHED, known, stop)
-        poses = self.free(piece, poses, fixed, SEARCHED)
-        fitted = best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
-        fitted = best_of(climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT)
+        poses = self.free(piece, self.searched(piece, known, stop), fixed, SEARCHED)
+        fitted = self.best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
+        fitted = self.best_of(
+            climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT
+        )
         if stop():
             return fitted
         return climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
+
+    def searched(self, piece: Piece, known: torch.Tensor | None, stop: Callable[[], bool]) -> Poses:
+        """The best poses of a piece beside structure factors (n,) that are known: of many that agree with some of the
+        reflections, where it is a small part, those that agree with all."""
+        if self.wide is None:
+            return search(self.scene, self.spacegroup, piece, self.turns(piece), 2 * SEARCHED, known, stop)
+        turns = likeliest(self.wide, piece, self.turns(piece), LIKELIEST, stop)
+        there = None if known is None else known[np.searchsorted(self.scene.rows, self.wide.rows)]
+        poses = search(self.wide, self.spacegroup, piece, turns, MANY, there, stop, ALMOST)
+        return rescored(self.scene, piece, poses, known)
+
+    def best_of(self, fitted: Fitted, most: int) -> Fitted:
+        """The best by fit, each optimum once."""
+        return best_of(fitted, most, ALIKE if self.wide is None else ALMOST)
 
     def dress(self, model: Model, late: Callable[[], bool]) -> None:
         """Give the bodies of a model the side chains of the sequence, one body after the other, where the density that
@@ -378,7 +408,7 @@ class Road:
         those judged ``before``."""
         clash = CLASH_DRESSED if piece.sequence or piece.given else CLASH
         fitted = fitted.take((self.contact(fitted.xyz, fitted.shift, fixed) > clash).nonzero()[:, 0])
-        fitted = best_of(fitted, len(fitted))
+        fitted = self.best_of(fitted, len(fitted))
         found = list(before)
         for xyz, shift, fit in zip(fitted.xyz, fitted.shift, fitted.score, strict=True):
             if len(found) >= most:
@@ -462,10 +492,10 @@ class Road:
         return total.numpy().astype(np.complex128)
 
 
-def best_of(fitted: Fitted, most: int) -> Fitted:
-    """The best by fit, each optimum once."""
+def best_of(fitted: Fitted, most: int, alike: float = ALIKE) -> Fitted:
+    """The best by fit; those whose scores differ by less than ``alike`` are one optimum."""
     order = fitted.score.argsort(descending=True)
-    return fitted.take(order[distinct(fitted.score[order])][:most])
+    return fitted.take(order[distinct(fitted.score[order], alike)][:most])
 
 
 def overlap(a: Complexes, b: Complexes) -> float:

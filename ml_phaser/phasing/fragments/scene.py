@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,12 @@ from numpy.typing import NDArray
 from ml_phaser.crystal.agreement import multiplicity
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.phasing.fragments.waves import Sums, Waves
 
 LARGEST = 12.0  # E^2 counted as no more: one reflection must not decide
-PAIRS = 2**23  # atom-reflection-operator triples held at once
+NUMBERS = 2**22  # of waves and structure factors held at once,
+PAIRS = 2**23  # and of atoms with images of others
+SOLVENT, SOLVENT_B = 0.95, 150.0  # of the density of a protein is missing in what it is surrounded by; A^2
 CORNERS = 13  # points along each edge of a cell, to see which images of an atom can be near
 
 
@@ -48,13 +50,19 @@ class Scene:
     images: torch.Tensor
 
     @classmethod
-    def of(cls, data: Amplitudes, normalised: Normalised, rows: NDArray[np.int64], device: str = "cpu") -> Scene:
-        """The scene of some reflections."""
+    def of(
+        cls, data: Amplitudes, normalised: Normalised, rows: NDArray[np.int64], device: str = "cpu", *,
+        wet: bool = False,
+    ) -> Scene:  # fmt: skip
+        """The scene of some reflections. ``wet`` : there is solvent between the molecules, of which a piece knows
+        nothing, so that low orders count less (Babinet's principle: Tronrud, J. Appl. Cryst. 30, 1997, 243)."""
         ops = data.spacegroup.operations()
         rot = np.array([np.array(op.rot) / op.DEN for op in ops.sym_ops])
         tran = np.array([np.array(op.tran) / op.DEN for op in ops.sym_ops])
         hkl = data.hkl[rows]
         weight = multiplicity(hkl, data.spacegroup)
+        if wet:
+            weight = weight * (1 - SOLVENT * np.exp(-SOLVENT_B / (4 * data.d[rows] ** 2))) ** 2
         neighbours = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=float)
         centring = np.array(ops.cen_ops, dtype=float) / ops.sym_ops[0].DEN
         images = (neighbours[:, None] + centring).reshape(-1, 3)
@@ -86,11 +94,18 @@ class Scene:
 
     def together(self, atoms: int) -> int:
         """Poses of so many atoms to calculate at once."""
-        return max(1, PAIRS // (self.phasor.numel() * atoms))
+        rows, columns = len(self.waves.rows), len(self.waves.columns)
+        return max(1, NUMBERS // (rows * (atoms + columns) + self.phasor.numel()))
 
     def parts(self, xyz: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """G (B, n, S) of atoms (B, m, 3) in A with scattering powers (m,)."""
-        return _Parts.apply(xyz @ self.frac.T, self.turned, weight)
+        found: torch.Tensor = Sums.apply(xyz @ self.frac.T, self.waves, weight)
+        return found.unflatten(1, self.phasor.shape)
+
+    @cached_property
+    def waves(self) -> Waves:
+        """Of h R_s."""
+        return Waves.of(self.turned.cpu().numpy().round().astype(np.int64).reshape(-1, 3), self.device)
 
     def total(self, parts: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """F (B, n) of parts (B, n, S) moved by ``shift`` (B, 3), fractions of the cell."""
@@ -103,7 +118,11 @@ class Scene:
 
     def correlation(self, f: torch.Tensor) -> torch.Tensor:
         """Correlation (B,) of |F|^2 (B, n) with the measured E^2."""
-        x = (f.real**2 + f.imag**2) / self.epsilon
+        return self.agreement(f.real**2 + f.imag**2)
+
+    def agreement(self, square: torch.Tensor) -> torch.Tensor:
+        """Correlation (B,) of squares of moduli (B, n) with the measured E^2."""
+        x = square / self.epsilon
         x = x - (x * self.weight).sum(-1, keepdim=True)
         y = self.value - (self.value * self.weight).sum()
         return (self.weight * x * y).sum(-1) / (
@@ -153,21 +172,3 @@ class Scene:
         square = ((apart[:, None] + self.images) @ self.orth.T).pow(2).sum(-1)
         itself = (self.images == 0).all(-1)
         return self.images[itself | (square < square[:, itself] * (1 - 1e-5)).any(0)]
-
-
-class _Parts(torch.autograd.Function):
-    """G of atoms (B, m, 3), fractions of the cell. Its slope takes the sines and cosines that G has taken."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, turned: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        angle = (2 * math.pi * turned).reshape(-1, 3) @ x.transpose(1, 2)
-        cosine, sine = angle.cos(), angle.sin_()
-        ctx.save_for_backward(cosine, sine, turned, weight)
-        return torch.complex(cosine @ weight, sine @ weight).unflatten(1, turned.shape[:2])
-
-    @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        cosine, sine, turned, weight = ctx.saved_tensors
-        slope = slope.flatten(1)[..., None]
-        by_angle = (cosine * slope.imag).addcmul_(sine, slope.real, value=-1)
-        return weight[:, None] * (by_angle.transpose(1, 2) @ (2 * math.pi * turned).reshape(-1, 3)), None, None

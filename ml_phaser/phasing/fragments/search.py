@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gemmi
 import numpy as np
@@ -29,6 +29,7 @@ STEP = 1.1  # A: how far an atom at the piece's radius moves from one orientatio
 FEWEST, MOST = 3000, 40_000  # orientations, counted with those that operators of the group make of them
 PEAKS = 3  # translations kept of an orientation,
 RIVALS = 12  # of so many times as many points, the highest, which may be neighbours
+ALIKE = 1e-4  # difference in score below which two poses are one
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +183,42 @@ def _one_of_each(shape: tuple[int, ...], periods: NDArray[np.int64], spacegroup:
 
 
 @torch.no_grad()
+def likeliest(
+    scene: Scene, piece: Piece, turns: NDArray[np.float64], share: float, stop: Callable[[], bool] = lambda: False
+) -> NDArray[np.float64]:
+    """The share of the orientations (k, 3, 3) whose own vectors agree best with the Patterson function, wherever the
+    piece is: correlation of E^2 with the sum over operators of |G_s|^2 (Rossmann & Blow, Acta Cryst. 15, 24, 1962).
+    Those for which there was no time are left out."""
+    atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
+    weight = torch.from_numpy(piece.weight).float().to(scene.device)
+    scores: list[torch.Tensor] = []
+    for some in torch.from_numpy(turns).float().to(scene.device).split(scene.together(len(piece))):
+        parts = scene.parts(torch.einsum("bij,mj->bmi", some, atoms), weight)
+        scores.append(scene.agreement((parts.real**2 + parts.imag**2).sum(-1)))
+        if stop():
+            break
+    score = torch.cat(scores).cpu().numpy()
+    best = np.argsort(-score, kind="stable")[: max(1, round(share * len(score)))]
+    return np.asarray(turns[np.sort(best)])
+
+
+@torch.no_grad()
+def rescored(scene: Scene, piece: Piece, poses: Poses, fixed: torch.Tensor | None = None) -> Poses:
+    """The poses by their correlation with E^2 on another scene, best first."""
+    atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
+    weight = torch.from_numpy(piece.weight).float().to(scene.device)
+    scores, some = [], scene.together(len(piece))
+    for turn, shift in zip(poses.turn.split(some), poses.shift.split(some), strict=True):
+        f = scene.total(scene.parts(torch.einsum("bij,mj->bmi", turn, atoms), weight), shift)
+        scores.append(scene.correlation(f if fixed is None else f + fixed))
+    score = torch.cat(scores) if scores else poses.score
+    return replace(poses, score=score).take(score.argsort(descending=True))
+
+
+@torch.no_grad()
 def search(
     scene: Scene, spacegroup: gemmi.SpaceGroup, piece: Piece, turns: NDArray[np.float64], keep: int,
-    fixed: torch.Tensor | None = None, stop: Callable[[], bool] = lambda: False,
+    fixed: torch.Tensor | None = None, stop: Callable[[], bool] = lambda: False, alike: float = ALIKE,
 ) -> Poses:  # fmt: skip
     """The best poses of a piece.
 
@@ -193,6 +227,7 @@ def search(
     turns : (k, 3, 3) orientations to try; keep : how many poses to return
     fixed : (n,) structure factors of what is in place already, in electrons
     stop : asked between batches; what has been found by then is returned
+    alike : difference in score below which two poses are one
     """
     translations = Translations.of(scene, spacegroup, fixed=fixed is not None)
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
@@ -208,12 +243,12 @@ def search(
             break
     all_of = Poses(*(torch.cat([getattr(p, name) for p in found]) for name in ("turn", "shift", "score")))
     best = all_of.score.argsort(descending=True)
-    return all_of.take(best[distinct(all_of.score[best])][:keep])
+    return all_of.take(best[distinct(all_of.score[best], alike)][:keep])
 
 
-def distinct(score: torch.Tensor) -> torch.Tensor:
+def distinct(score: torch.Tensor, alike: float = ALIKE) -> torch.Tensor:
     """Rows of descending scores that are not the same pose again, found at an equivalent origin."""
-    rounded = (score * 1e4).round()
+    rounded = (score / alike).round()
     change = torch.ones_like(rounded, dtype=torch.bool)
     change[1:] = rounded[1:] != rounded[:-1]
     return change.nonzero()[:, 0]
