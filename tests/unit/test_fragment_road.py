@@ -271,6 +271,61 @@ def test_a_second_copy_is_added_where_there_is_room(strand: pieces.Piece, room: 
     assert apart(best.bodies[1].xyz.numpy(), two, cell, data.spacegroup) < 0.4
 
 
+def test_helices_no_longer_than_the_first_are_added_to_it_in_proteins(strand: pieces.Piece, monkeypatch) -> None:
+    cell = gemmi.UnitCell(24.0, 30.0, 30.0, 90, 98, 90)
+    way = road_of(made([strand.xyz], strand.weight, cell)[0], [strand], 300)
+    eight = pieces.helix(8)
+    first, twelve = model_of(way, eight, eight.xyz), model_of(way, pieces.helix(12), pieces.helix(12).xyz)
+    given = model_of(way, replace(eight, given=True), eight.xyz)
+    assert [p.label for p in way.further(first)] == ["helix of 8"]
+    assert np.allclose(way.further(first)[0].xyz, eight.xyz, atol=1e-4)
+    large = replace(way, wide=way.scene)
+    assert [p.label for p in large.further(twelve)] == ["helix of 12", "helix of 8"]
+    assert [p.label for p in large.further(first)] == ["helix of 8"]
+    assert large.further(given)[0].given
+    tried = []
+
+    def placed(piece: pieces.Piece, fixed: tuple[Body, ...], stop: object) -> list:
+        tried.append((piece.label, len(fixed)))
+        better = {("helix of 12", 1): 0.02, ("helix of 8", 2): 0.02, ("helix of 12", 2): 0.005}
+        gain = better.get(tried[-1], 0.0)
+        return [replace(twelve, bodies=(*fixed, fixed[0]), judged=0.1 + 0.02 * (len(fixed) - 1) + gain)]
+
+    monkeypatch.setattr(large, "placed", placed)
+    monkeypatch.setattr(large, "sure", lambda: False)
+    large.add_copies(replace(twelve, judged=0.1), lambda: False)
+    assert tried == [("helix of 12", 1), ("helix of 12", 2), ("helix of 8", 2), ("helix of 8", 3)]
+    assert [len(m.bodies) for m in large.models] == [2, 3]
+
+
+def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(strand: pieces.Piece, monkeypatch) -> None:
+    way = road_of(made([strand.xyz], strand.weight, gemmi.UnitCell(12, 11, 19, 90, 98, 90))[0], [strand], 60)
+    rng = np.random.default_rng(9)
+    places = [model_of(way, strand, strand.xyz + rng.uniform(0, 9, 3)) for _ in range(3)]
+    judged, fits = (0.12, 0.13, 0.10), (0.14, 0.10, 0.10)
+    models = [replace(m, judged=j, fit=f) for m, j, f in zip(places, judged, fits, strict=True)]
+    large = replace(way, wide=way.scene, models=models)
+    assert replace(way, models=models).ranked()[0] is models[1] and large.ranked()[0] is models[0]
+    monkeypatch.setattr(large, "alike", lambda a, b: a is b)
+    assert not large.ahead(large.ranked())  # by 0.03 of the second
+    better = [replace(models[0], judged=0.15), *models[1:]]
+    ahead = replace(large, models=better)
+    monkeypatch.setattr(ahead, "alike", lambda a, b: a is b)
+    assert ahead.ahead(ahead.ranked())
+    calls: list[float] = []
+
+    def completed(lead: float) -> bool:
+        monkeypatch.setattr(ahead, "completed", lambda m: road.Completed(m, m.f, 0.5, 0.3, 0.1))
+        monkeypatch.setattr(ahead, "lead", lambda c, done, ranked: calls.append(lead) or lead)
+        return ahead.sure()
+
+    problem = ahead.judge.problem
+    many = np.arange(len(problem.held)) < 200  # held out, of which the lead says something
+    ahead.judge = replace(ahead.judge, problem=replace(problem, held=many))
+    assert completed(0.2) and not completed(0.05) and calls == [0.2, 0.05]
+    assert not replace(ahead, wide=None).sure()
+
+
 @pytest.mark.parametrize("room", [40, 22])
 def test_chains_grow_into_the_density_that_is_there(strand: pieces.Piece, room: int) -> None:
     whole = pieces.polyalanine(6, (-120.0, 130.0), "strand of 6")

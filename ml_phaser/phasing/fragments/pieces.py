@@ -20,7 +20,7 @@ from ml_phaser.phasing.fragments.shapes import HAIRPINS, SHAPES
 # phi, psi in degrees. Real strands differ more from each other than a search at 1.5 A forgives.
 STRANDS = ((-120.0, 130.0), (-140.0, 140.0), (-135.0, 150.0), (-110.0, 120.0))
 ROOM = 18.0  # A^3 that an atom of a dense peptide crystal takes
-HELICES = ((-62.0, -42.0),)
+HELIX = (-62.0, -42.0)
 # phi, psi of the two residues in the middle (Venkatachalam, Biopolymers 6, 1425, 1968)
 TURNS = {
     "I": ((-60.0, -30.0), (-90.0, 0.0)), "II": ((-60.0, 120.0), (80.0, 0.0)),
@@ -170,20 +170,29 @@ def library(sequences: Sequence[str] = (), room: int | None = None) -> list[Piec
     room : atoms the asymmetric unit has place for; pieces that are larger are left out
     """
     strands = {n: [polyalanine(n, t, f"strand of {n}, {t[0]:.0f} {t[1]:.0f}") for t in STRANDS] for n in (3, 4, 5, 6)}
-    helices = [polyalanine(n, t, f"helix of {n}") for n in (8, 5, 12) for t in HELICES]
-    long = [polyalanine(n, t, f"helix of {n}") for n in LONG_HELICES for t in HELICES]
+    some = [helix(n) for n in (8, 5, 12)]
     shapes = {n: [shape(t, f"shape {i} of {n}") for i, t in enumerate(SHAPES[n], 1)] for n in SHAPES}
     pins = {n: [shape(t, f"hairpin {i} of {n}") for i, t in enumerate(HAIRPINS[n], 1)] for n in HAIRPINS}
     own, little = stretches(sequences), room is not None and room < LITTLE
     kinds = (
-        [*strands[4], *strands[5]], own, helices, pins[8], [*shapes[6][1:], *shapes[4][2:]], pins[10],
+        [*strands[4], *strands[5]], own, some, pins[8], [*shapes[6][1:], *shapes[4][2:]], pins[10],
         [*pins[6], *map(turn, TURNS)],
     )  # fmt: skip
     mixed = [p for some in itertools.zip_longest(*kinds) for p in some if p is not None]
     found = [*shapes[3], *mixed, *strands[3]] if little else [*mixed, *strands[3], *shapes[3], *strands[6]]
     if room is not None and room >= MUCH:
-        found = [*long, *(p for p in found if p not in helices)]
+        return [*helices(room), *(p for p in found if p not in some and fits(p, room))]
     return [p for p in found if room is None or fits(p, room)]
+
+
+def helix(residues: int) -> Piece:
+    """An ideal alpha helix."""
+    return polyalanine(residues, HELIX, f"helix of {residues}")
+
+
+def helices(room: int) -> list[Piece]:
+    """Those that proteins begin with, of those that there is room for."""
+    return [p for p in map(helix, LONG_HELICES) if fits(p, room)]
 
 
 def fits(piece: Piece, room: int) -> bool:

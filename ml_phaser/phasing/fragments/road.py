@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
+from ml_phaser.phasing.confidence import probability_of_pieces
 from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
 from ml_phaser.phasing.fragments.molecules import Wander
-from ml_phaser.phasing.fragments.pieces import Piece, molecules
+from ml_phaser.phasing.fragments.pieces import Piece, helices, molecules
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import (
@@ -45,6 +46,8 @@ TRIED = 8  # and then with torsions
 SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
 LIKELIEST, MANY = 0.25, 1000  # orientations and poses of a small part of a large whole that are tried further
 ALMOST = 1e-5  # difference of their scores below which two poses are one
+AHEAD = 0.03  # in judgement, of all other maps, from which on no other piece is searched for,
+SURE = 0.95  # and probability from which on nothing is added to a model
 BENT, JUDGED = 24, 12  # with torsions, and judged
 EAGER = 3  # of which before other pieces have been searched for
 HURRIED = 2  # poses judged, and models completed, when the time is up
@@ -134,7 +137,8 @@ class Road:
     wide : the reflections that poses are searched on first, where a piece is a small part of the whole and every
         reflection is needed to tell the right ones; of ``scene``, none where it is no larger
     room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known; seed : of
-        what is left to chance; strays : what the judge says of a piece in random places, once that was asked
+        what is left to chance; strays : what the judge says of a piece in random places, once that was asked;
+        finished : models that were completed
     """
 
     scene: Scene
@@ -148,6 +152,7 @@ class Road:
     wide: Scene | None = None
     models: list[Model] = field(default_factory=list)
     strays: list[float] = field(default_factory=list)
+    finished: dict[Model, Completed] = field(default_factory=dict)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -172,15 +177,18 @@ class Road:
         some = len(self.pieces) > 1 and self.wide is None  # few reflections say nothing of a small part
         self.look_for(self.promising(late, told) if some else self.pieces, late, told)
         before, after = ([self.dress], [self.dress_grown]) if self.sequences else ([], [])
-        for step in (*before, self.grow, self.add_copies, *after):
+        between = (self.grow, self.add_copies) if self.wide is None else (self.add_copies, self.grow)
+        for step in (*before, *between, *after):
             for model in self.ranked()[:BEST]:
-                if not late():
+                if not late() and not self.sure():
                     step(model, late)
                     tell(min(1.0, (now() - began) / seconds))
         ranked = self.ranked()
         done: list[Completed] = []
         for model in ranked[:FINALISTS]:
-            if model.judged > ranked[0].judged - NEAR and (len(done) < HURRIED or not late(1.0)):
+            if done and self.sure():
+                break
+            if self.worth(model) > self.worth(ranked[0]) - NEAR and (len(done) < HURRIED or not late(1.0)):
                 done.append(self.completed(model))
         done.sort(key=lambda c: -c.merit)
         done = self.reinforced(done, ranked[FINALISTS:], lambda: late(1.0))
@@ -212,9 +220,27 @@ class Road:
         return [Completed(model, f, score, float(p.residuals(half)[0]), merit), *done[1:]]
 
     def completed(self, model: Model) -> Completed:
-        """Density modification of a model."""
-        f, score, residual = self.judge.complete(model.f, COMPLETING)
-        return Completed(model, f, score, residual, self.merit(model, score))
+        """Density modification of a model, once."""
+        if model not in self.finished:
+            f, score, residual = self.judge.complete(model.f, COMPLETING)
+            self.finished[model] = Completed(model, f, score, residual, self.merit(model, score))
+        return self.finished[model]
+
+    def sure(self) -> bool:
+        """Whether the best model of a small part of a large whole leads to a map that is right beyond doubt."""
+        ranked = self.ranked()
+        if self.wide is None or not ranked or not self.ahead(ranked):
+            return False
+        best, held = self.completed(ranked[0]), int(self.judge.problem.held.sum())
+        return probability_of_pieces(best.merit, self.lead(best, [best], ranked), held) >= SURE
+
+    def ahead(self, ranked: Sequence[Model]) -> bool:
+        """Whether the judge thinks far more of the first model than of any other map, or of random places."""
+        best = ranked[0]
+        other = next((m for m in ranked if not self.alike(m, best)), None)
+        if other is None:
+            return best.judged - self.by_chance(best.bodies[0].piece) > AHEAD
+        return self.worth(best) - self.worth(other) > AHEAD
 
     def merit(self, model: Model, score: float) -> float:
         """What reflections left out of passes say of a model, and those held out of everything of its density."""
@@ -230,9 +256,14 @@ class Road:
         other = next((m for m in ranked if not self.alike(m, completed.model)), None)
         if other is not None:
             return completed.merit - other.judged
-        if not self.strays:  # the same for all: none has a rival, so that they are much the same
-            self.strays = self.astray(completed.model.bodies[0].piece)
-        return completed.merit - max(self.strays)
+        return completed.merit - self.by_chance(completed.model.bodies[0].piece)
+
+    def by_chance(self, piece: Piece) -> float:
+        """The best that the judge says of a piece in random places; the same for all: where there is no rival they are
+        much the same."""
+        if not self.strays:
+            self.strays = self.astray(piece)
+        return max(self.strays)
 
     def astray(self, piece: Piece) -> list[float]:
         """What the judge says of a piece in random places."""
@@ -253,10 +284,15 @@ class Road:
         first, second = (p.amplitude * np.exp(1j * np.angle(f)) for f in (a, b))
         return compare(p.hkl, first, second, p.cell, p.spacegroup, repeats=0).map_cc >= SAME
 
+    def worth(self, model: Model) -> float:
+        """What models are ranked by: what the judge says, and of small parts of a large whole, of which it can say
+        little, the fit."""
+        return model.judged if self.wide is None else model.judged + model.fit
+
     def ranked(self) -> list[Model]:
         """Models, best first, each kind of map once."""
         kept: list[Model] = []
-        for model in sorted(self.models, key=lambda m: -m.judged):
+        for model in sorted(self.models, key=lambda m: -self.worth(m)):
             if all(abs(overlap(model.f, k.f)) < TWIN for k in kept):
                 kept.append(model)
         return kept
@@ -307,6 +343,8 @@ class Road:
             searched.append((piece, fitted, found))
             self.models += found
             tell((i + 1) / len(pieces) * SEARCHING)
+            if self.wide is not None and self.models and self.ahead(self.ranked()):
+                return
         for piece, fitted, found in searched:
             if late(SEARCHING):
                 return
@@ -420,14 +458,24 @@ class Road:
         return found[len(before) :]
 
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
-        """Place the first piece, as it has become, again, as long as there is room and the judge approves."""
-        while not late() and model.atoms + len(model.bodies[0].piece) <= self.room:
-            found = self.placed(model.bodies[0].moulded, model.bodies, late)
-            best = max(found, key=lambda m: m.judged, default=None)
-            if best is None or best.judged < model.judged + GAIN:
-                return
-            self.models += found
-            model = best
+        """Place the first piece, as it has become, again, and in a large whole helices, as long as there is room and
+        the judge approves."""
+        for piece in self.further(model):
+            while not late() and not self.sure() and model.atoms + len(piece) <= self.room:
+                found = self.placed(piece, model.bodies, late)
+                best = max(found, key=lambda m: m.judged, default=None)
+                if best is None or best.judged < model.judged + GAIN:  # the fit is better for any piece
+                    break
+                self.models += found
+                model = best
+
+    def further(self, model: Model) -> list[Piece]:
+        """What to place beside the first body of a model: helices no longer than it, the longest first."""
+        first = model.bodies[0]
+        if self.wide is None or not first.piece.grows:
+            return [first.moulded]
+        shorter = (p for p in helices(self.room) if len(p) <= len(first.piece))
+        return sorted(shorter, key=lambda p: -len(p)) or [first.moulded]
 
     def grow(self, model: Model, late: Callable[[], bool]) -> None:
         """Lengthen the bodies in turn, as long as there is room and the judge approves."""
