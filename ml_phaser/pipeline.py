@@ -179,7 +179,11 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
     began, seconds = now(), options.timelimit
     hunt = look(plan, options, notify, now, (1 - rebuilding(plan, seconds)) * seconds)
     if plan.rebuilder is not None:
-        hunt.rebuild(plan.rebuilder, lambda: seconds - (now() - began))
+
+        def tell() -> None:
+            notify.progress(min(1.0, (now() - began) / seconds), hunt.best, hunt.trials)
+
+        hunt.rebuild(plan.rebuilder, lambda: seconds - (now() - began), tell)
         notify.progress(1.0, hunt.best, hunt.trials)
     return hunt
 

@@ -85,10 +85,13 @@ class Rebuilder:
             return False
         return solution.fragments is not None or solution.score > WORTH_IT / math.sqrt(max(1, solution.held))
 
-    def __call__(self, solution: Solution, time_left: Callable[[], float] = lambda: math.inf) -> Solution:
+    def __call__(
+        self, solution: Solution, time_left: Callable[[], float] = lambda: math.inf,
+        tell: Callable[[], None] = lambda: None,
+    ) -> Solution:  # fmt: skip
         """The solution after as many turns as help, while there is time; as it was, if they predict the reflections
         held out no better than luck may, and atoms do not explain the data as wrong ones cannot. Of what was sure
-        before, less is asked."""
+        before, less is asked. ``tell`` : called after every turn."""
         before = self.predicted(solution.f)
         best, score, worth, vain, cost = solution, before, solution.worth, 0, self.cost
         for _ in range(TURNS):
@@ -96,6 +99,7 @@ class Rebuilder:
             if left < cost:
                 break
             turned, counted = self.turn(best)
+            tell()
             if math.isfinite(left):
                 cost = left - time_left()
             worth, gain = min(worth, counted), turned.score - score

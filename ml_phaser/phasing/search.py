@@ -152,14 +152,16 @@ class Hunt:
             self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
         self.solutions.sort(key=lambda s: -s.merit)
 
-    def rebuild(self, rebuilder: Rebuilder, time_left: Callable[[], float]) -> None:
+    def rebuild(
+        self, rebuilder: Rebuilder, time_left: Callable[[], float], tell: Callable[[], None] = lambda: None
+    ) -> None:
         """Atoms and network in turn, from one solution after another, the best first, until one convinces or the time
-        is up."""
+        is up. ``tell`` : called after every turn."""
         for s in list(self.solutions):
             if time_left() < rebuilder.cost:
                 return
             if rebuilder.promising(s):
-                done = rebuilder(s, time_left)
+                done = rebuilder(s, time_left, tell)
                 self.solutions[self.solutions.index(s)] = done
                 self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
                 self.solutions.sort(key=lambda s: -s.merit)

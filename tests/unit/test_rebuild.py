@@ -103,8 +103,9 @@ def test_the_clock_ends_it(made, builder):
     calls = []
     counted = replace(builder, projection=lambda x: calls.append(1) or positive(x))
     left = itertools.chain([10 * builder.cost], itertools.repeat(0.5 * builder.cost))
-    counted(before, lambda: next(left))
-    assert len(calls) == rebuild.CYCLES  # of one turn
+    told = []
+    counted(before, lambda: next(left), lambda: told.append(len(calls)))
+    assert told == [len(calls)] == [rebuild.CYCLES]  # of one turn, which was told of
 
 
 def test_reflections_finer_than_the_network_sees_have_the_phases_of_atoms():
@@ -134,7 +135,7 @@ def test_a_search_goes_on_with_the_best_first(made, builder, monkeypatch):
     seen = []
 
     class Told(Rebuilder):
-        def __call__(self, solution, time_left=lambda: 1e9):
+        def __call__(self, solution, time_left=lambda: 1e9, tell=lambda: None):
             seen.append(solution.trial)
             return replace(solution, score=0.9, r_work=0.1, worth=0.1) if solution.trial == 1 else solution
 
