@@ -74,7 +74,7 @@ def run(name: str, crystal: Crystal, seed: int) -> list[Row]:
     from ml_phaser.outcome import Trial
     from ml_phaser.parameters import Options
     from ml_phaser.phasing.finish import finish
-    from ml_phaser.phasing.heavy.solutions import Growing, turn
+    from ml_phaser.phasing.growth import Growing, turn
     from ml_phaser.phasing.projections import inverse, unit_variance
     from ml_phaser.phasing.search import Hunt
     from ml_phaser.plan import plan_phasing

@@ -26,6 +26,7 @@ from ml_phaser.parameters import Options
 from ml_phaser.phasing.dual_space import Alternating, Relaxed, sparse
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import MUCH, ROOM, Piece, library, molecules
+from ml_phaser.phasing.growth import Growth
 from ml_phaser.phasing.prediction import OneShot, from_prediction, predict_phases
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.search import Entrant
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
-FRAGMENTS_ROOM = (12, 1500)  # atoms of the asymmetric unit that pieces may be part of
+FRAGMENTS_ROOM = (12, 3000)  # atoms of the asymmetric unit that pieces may be part of
 SCENE = 1500  # reflections that poses are scored against; where there is room for MUCH,
 WIDE_ATOM, WIDE = 10, (4000, 12_000)  # in a first search, for each atom of room, least, most,
 ALL = 40_000  # and in the end
@@ -76,14 +77,27 @@ def heavy_atoms(
         return None, []
     from ml_phaser.phasing.heavy.solutions import HeavyAtoms
 
+    grown = growth_of(relaxed)
+    said = "Begins with heavy atoms, sulphur or heavier, from the Patterson function. To change: starts random."
+    return HeavyAtoms.of(data, board.normalised, grown.entrant, grown.descent), [said]
+
+
+def growth_of(relaxed: Entrant) -> Growth:
+    """Relaxed reflections that complete what is known of a small part."""
     problem = relaxed.problem
     projection = sparse(atoms_share(problem.d_min, DESCENT))
     home = Finisher(problem, relaxed.rows, (("sparse", projection),), affordable(40, problem, FINISH_POINTS))
     beta, factor = GROWTH
     method = Relaxed(problem, sparse(atoms_share(problem.d_min, factor)), beta, relaxed.method.name)
-    entrant = replace(relaxed, method=method, home=home, seeded=True)
-    said = "Begins with heavy atoms, sulphur or heavier, from the Patterson function. To change: starts random."
-    return HeavyAtoms.of(data, board.normalised, entrant, Alternating(problem, projection)), [said]
+    return Growth(replace(relaxed, method=method, home=home, seeded=True), Alternating(problem, projection))
+
+
+def growth(data: Amplitudes, entrants: Sequence[Entrant], road: Road | None) -> Growth | None:
+    """How placed pieces grow by themselves, where atoms are seen and they are a small part of a large whole."""
+    relaxed = next((e for e in entrants if "RRR, tight" in e.method.name), None)
+    if relaxed is None or road is None or road.wide is None or data.d_min > HEAVY_D_MIN:
+        return None
+    return growth_of(relaxed)
 
 
 def fragment_road(
@@ -149,14 +163,15 @@ def fragment_road(
     )
     what = "the piece given" if pieces else "pieces of strand and helix"
     told = ", and completed with side chains of the sequence" if road.sequences else ""
-    begins = "After half the time goes on" if last_resort(data.d_min, options, pieces) else "Begins"
+    begins = "After half the time goes on" if last_resort(data, options, pieces) else "Begins"
     return road, rows, [f"{begins} with {what}, placed by their agreement with E^2 and judged by the network{told}."]
 
 
-def last_resort(d_min: float, options: Options, pieces: Sequence[Piece]) -> bool:
+def last_resort(data: Amplitudes, options: Options, pieces: Sequence[Piece]) -> bool:
     """Whether pieces are looked for only after random phases have led nowhere: they were not asked for, and the data
-    show single atoms."""
-    return options.starts == "auto" and not pieces and d_min < ATOMS_D_MIN
+    show single atoms, not too many for random phases."""
+    few = data.d_min < ATOMS_D_MIN and room_for_atoms(data) < MUCH
+    return options.starts == "auto" and not pieces and few
 
 
 def predicted_entrants(

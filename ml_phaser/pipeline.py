@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure,
 HELICES_SHARE = 0.9  # and where random phases have no hope beside them
+GROWING = 0.5  # of that, for pieces that grow by themselves
 HEAVY_SHARE = 0.6  # for heavy atoms
 REBUILDING = 0.35  # for atoms and network in turn, at most
 
@@ -246,11 +247,22 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
         at_random((1 - share) * left(), (1 - share) * rest)
         if hunt.convinced:
             return hunt
+    spare, part = (left() if plan.road_last else share * left()), share * rest
+    if plan.growth is not None:
+        from ml_phaser.phasing.fragments.sprouts import from_poses
+
+        from_poses(
+            hunt, plan.road, plan.growth, plan.finishers, plan.n, options.seed, GROWING * spare,
+            telling(GROWING * part), now, plan.last_touch,
+        )  # fmt: skip
+        if hunt.convinced:
+            return hunt
+        spare, part = (1 - GROWING) * spare, (1 - GROWING) * part
     from ml_phaser.phasing.fragments.solutions import from_fragments
 
     from_fragments(
-        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed,
-        left() if plan.road_last else share * left(), telling(share * rest), now, plan.last_touch,
+        hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, spare, telling(part), now,
+        plan.last_touch,
     )  # fmt: skip
     if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
         at_random(left(), (1 - share) * rest)

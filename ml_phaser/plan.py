@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
-from ml_phaser.beginnings import fragment_road, heavy_atoms, last_resort, predicted_entrants
+from ml_phaser.beginnings import fragment_road, growth, heavy_atoms, last_resort, predicted_entrants
 from ml_phaser.board import FINISH_POINTS, Board, affordable, atoms_share, lay_out
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
@@ -24,6 +24,7 @@ from ml_phaser.phasing.completion import Completer, LastTouch, completer
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
 from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.growth import Growth
 from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
@@ -64,7 +65,7 @@ class Plan:
     the network, empty if none is used; starts : phases that were given, on all reflections; road : to starts from
     pieces of structure, on the rows ``road_rows``, with finishers for finer data; road_last : random phases are tried
     before it; heavy : to starts from heavy atoms; walks : to free atoms from random phases; rebuilder : atoms and
-    network in turn
+    network in turn; growth : how pieces placed on the road grow by themselves
     predictor, predicted : name and hash of the one-shot network whose prediction is begun with, and how often its hand
     is right (empty if there is none); the phases it predicts, on all reflections
     """
@@ -90,6 +91,7 @@ class Plan:
     completer: Completer | None = None
     walks: Walks | None = None
     rebuilder: Rebuilder | None = None
+    growth: Growth | None = None
 
     @property
     def last_touch(self) -> LastTouch | None:
@@ -177,6 +179,9 @@ def plan_phasing(
     if starts is None and seeds is None and options.starts != "network" and not predictor:
         road, road_rows, said = fragment_road(board, runtime, network, learned, options, pieces, sequences)
         choices += said
+    sprouting = growth(data, classical, road)
+    if sprouting is not None:
+        choices.append("Placed pieces grow by relaxed reflections first, as atoms are resolved.")
     bench = completer(data, normalised, whole, used, options.timelimit)
     free = bench if starts is None and bench is not None and bench.tries >= 0 else None
     turns: Rebuilder | None = None
@@ -195,8 +200,8 @@ def plan_phasing(
     beyond = tuple(finishers) if network is not None and data.d_min < network.config.d_best else ()
     return Plan(
         tuple(entrants), tuple(finishers), whole, used, tuple(choices), weights, len(data), runtime, count, starts,
-        road, road_rows, beyond, road is not None and last_resort(data.d_min, options, pieces), predictor, predicted,
-        polisher, heavy, free, wandering, turns,
+        road, road_rows, beyond, road is not None and last_resort(data, options, pieces), predictor, predicted,
+        polisher, heavy, free, wandering, turns, sprouting,
     )  # fmt: skip
 
 

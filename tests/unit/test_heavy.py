@@ -18,9 +18,10 @@ from ml_phaser.errors import UserError
 from ml_phaser.notify import Silent
 from ml_phaser.outcome import Verdict
 from ml_phaser.parameters import Options
+from ml_phaser.phasing.growth import COMPARED
 from ml_phaser.phasing.heavy import sites as heavy_sites
 from ml_phaser.phasing.heavy.sites import Effort, SiteSet, Superposition
-from ml_phaser.phasing.heavy.solutions import COMPARED, METHOD, from_heavy_atoms, telling, unlike
+from ml_phaser.phasing.heavy.solutions import METHOD, from_heavy_atoms, telling, unlike
 from ml_phaser.phasing.heavy.vectors import Factors, Moduli, Operators, Vectors
 from ml_phaser.phasing.search import Hunt
 from ml_phaser.plan import plan_phasing

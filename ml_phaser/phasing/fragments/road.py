@@ -138,7 +138,7 @@ class Road:
         reflection is needed to tell the right ones; of ``scene``, none where it is no larger
     room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known; seed : of
         what is left to chance; strays : what the judge says of a piece in random places, once that was asked;
-        finished : models that were completed
+        finished : models that were completed; searches : poses of pieces by themselves
     """
 
     scene: Scene
@@ -153,6 +153,7 @@ class Road:
     models: list[Model] = field(default_factory=list)
     strays: list[float] = field(default_factory=list)
     finished: dict[Model, Completed] = field(default_factory=dict)
+    searches: dict[Piece, Fitted] = field(default_factory=dict)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -371,7 +372,16 @@ class Road:
         return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
 
     def fitted(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> Fitted:
-        """The best poses of a piece beside what is in place, refined; with torsions while there is time."""
+        """The best poses of a piece beside what is in place, refined; with torsions while there is time. By itself a
+        piece is searched for once."""
+        if fixed:
+            return self.refined(piece, fixed, stop)
+        if piece not in self.searches:
+            self.searches[piece] = self.refined(piece, fixed, stop)
+        return self.searches[piece]
+
+    def refined(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> Fitted:
+        """The best poses of a piece beside what is in place, searched for and refined."""
         known = self.fixed(fixed)
         poses = self.free(piece, self.searched(piece, known, stop), fixed, SEARCHED)
         fitted = self.best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
@@ -526,18 +536,22 @@ class Road:
         return self.scene.closest(both, torch.zeros_like(shift), among=len(others))
 
     def model_factors(self, bodies: Sequence[Body]) -> Complexes:
-        """Structure factors (n,) of bodies on the judge's reflections, every atom with B_MODEL."""
-        problem = self.judge.problem
-        elements = tuple(sorted({e for b in bodies for e in b.piece.elements}))
-        kind = torch.tensor([elements.index(e) for b in bodies for e in b.piece.elements])
-        x = torch.cat([b.xyz for b in bodies]).cpu() @ self.scene.frac.cpu().T
-        hkl = torch.from_numpy(problem.hkl.astype(np.float32))
-        stol2 = torch.from_numpy((problem.cell.calculate_1_d2_array(problem.hkl) / 4).astype(np.float32))
-        one = torch.ones(len(x))
-        total = torch.zeros(len(hkl), dtype=torch.complex64)
-        for rot, tran in zip(self.scene.rot.cpu(), self.scene.tran.cpu(), strict=True):
-            total += structure_factors(hkl, stol2, x @ rot.T + tran, kind, B_MODEL * one, one, elements)
-        return total.numpy().astype(np.complex128)
+        """Structure factors (n,) of bodies on the judge's reflections."""
+        return factors(self.scene, bodies, self.judge.problem.hkl, self.judge.problem.cell)
+
+
+def factors(scene: Scene, bodies: Sequence[Body], hkl: NDArray[np.int32], cell: gemmi.UnitCell) -> Complexes:
+    """Structure factors (n,) of bodies at reflections (n, 3), every atom with B_MODEL."""
+    elements = tuple(sorted({e for b in bodies for e in b.piece.elements}))
+    kind = torch.tensor([elements.index(e) for b in bodies for e in b.piece.elements])
+    x = torch.cat([b.xyz for b in bodies]).cpu() @ scene.frac.cpu().T
+    index = torch.from_numpy(hkl.astype(np.float32))
+    stol2 = torch.from_numpy((cell.calculate_1_d2_array(hkl) / 4).astype(np.float32))
+    one = torch.ones(len(x))
+    total = torch.zeros(len(index), dtype=torch.complex64)
+    for rot, tran in zip(scene.rot.cpu(), scene.tran.cpu(), strict=True):
+        total += structure_factors(index, stol2, x @ rot.T + tran, kind, B_MODEL * one, one, elements)
+    return total.numpy().astype(np.complex128)
 
 
 def best_of(fitted: Fitted, most: int, alike: float = ALIKE) -> Fitted:
