@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from benchmarks.phasing.crystals import Recipe, data_folder, get  # noqa: E402
+from benchmarks.phasing.crystals import Recipe, get, shared_data  # noqa: E402
 from benchmarks.phasing.runner import finite, record  # noqa: E402
 from benchmarks.phasing.tables import table  # noqa: E402
 from ml_phaser.atomic import atomic  # noqa: E402
@@ -51,7 +51,7 @@ def helices(chain: gemmi.Chain, least: int) -> list[list[gemmi.Residue]]:
     residues = [r for r in chain.get_polymer() if all(r.find_atom(name, "*") for name in MAIN)]
     runs: list[list[gemmi.Residue]] = [[]]
     for before, here, after in zip(residues, residues[1:], residues[2:], strict=False):
-        phi, psi = np.degrees(gemmi.calc_phi_psi(before, here, after))
+        phi, psi = np.degrees(gemmi.calculate_phi_psi(before, here, after))
         inside = abs(phi + 63) < NEAR and abs(psi + 42) < NEAR
         runs = [*runs[:-1], [*runs[-1], here]] if inside else [*runs, []]
     return sorted((run for run in runs if len(run) >= least), key=lambda run: -len(run))
@@ -62,12 +62,12 @@ def laid_over(piece: Any, run: list[gemmi.Residue]) -> tuple[Floats, float]:
     count = int(piece.residue.max()) + 1
     first = (len(run) - count) // 2
     there = np.array([run[first + i].find_atom(n, "*").pos.tolist() for i in range(count) for n in MAIN])
-    own = np.array([
-        piece.xyz[next(k for k in range(len(piece)) if piece.names[k] == n and piece.residue[k] == i)]
+    rows = [
+        next(k for k in range(len(piece)) if piece.names[k] == n and piece.residue[k] == i)
         for i in range(count) for n in MAIN
-    ])  # fmt: skip
-    turn, shift = superposed(own, there)
-    return piece.xyz @ turn.T + shift, float(np.sqrt(((own @ turn.T + shift - there) ** 2).sum(1).mean()))
+    ]  # fmt: skip
+    xyz = superposed(piece.xyz, piece.xyz[rows], there)
+    return xyz, float(np.sqrt(((xyz[rows] - there) ** 2).sum(1).mean()))
 
 
 def standing(name: str, residues: int, count: int, most: int) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def standing(name: str, residues: int, count: int, most: int) -> list[dict[str, 
     old, wide = int(np.clip(OLD_ATOM * room, *OLD)), int(np.clip(WIDE_ATOM * room, *WIDE))
     schemes = {"old": (old, False), "old, damped": (old, True), "wide, damped": (wide, True),
                "all": (ALL, False), "all, damped": (ALL, True)}  # fmt: skip
-    structure = gemmi.read_structure(str(data_folder() / name / f"{name}.pdb"))
+    structure = gemmi.read_structure(str(shared_data() / "diffraction" / name / f"{name}.pdb"))
     structure.setup_entities()
     runs = helices(structure[0][0], residues)[:most]
     right = [laid_over(piece, run) for run in runs]
@@ -117,7 +117,7 @@ def page(rows: list[dict[str, Any]], residues: int, facts: dict[str, Any]) -> st
     return (
         f"# How far the right place of a helix stands out\n\nIdeal helices of {residues} residues of poly-alanine laid"
         f" over those of measured proteins; standard deviations of the correlation with E^2 at random places. ml_phaser"
-        f" {facts['version']}.\n\n{table(head, lines)}"
+        f" {facts['version']}.\n\n" + "\n".join(table(head, lines)) + "\n"
     )
 
 
@@ -139,10 +139,10 @@ def main() -> None:
     if not rows:
         sys.exit("standing: no helix of so many residues")
     facts = record({"residues": options.residues, "random": options.random})
-    with atomic(options.out) as part:
-        part.write_text(json.dumps(finite({**facts, "rows": rows}), indent=1) + "\n", encoding="utf-8")
-    with atomic(options.out.with_suffix(".md")) as part:
-        part.write_text(page(rows, options.residues, facts), encoding="utf-8")
+    text = json.dumps({"record": facts, "rows": [finite(r) for r in rows]}, indent=1) + "\n"
+    for target, said in ((options.out, text), (options.out.with_suffix(".md"), page(rows, options.residues, facts))):
+        with atomic(target) as part:
+            part.write_text(said, encoding="utf-8")
 
 
 if __name__ == "__main__":
