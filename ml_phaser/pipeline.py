@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure,
 HELICES_SHARE = 0.9  # and where random phases have no hope beside them
-GROWING = 0.5  # of that, for pieces that grow by themselves
-HEAVY_SHARE = 0.6  # for heavy atoms
+GROWING = 0.7  # of that, for pieces that grow by themselves
+HEAVY_SHARE, HEAVY_BESIDE = 0.6, 0.3  # for heavy atoms, and where pieces grow as they do
 REBUILDING = 0.35  # for atoms and network in turn, at most
 
 
@@ -223,7 +223,7 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
         from ml_phaser.phasing.heavy.solutions import from_heavy_atoms
 
         only = options.starts == "heavy"
-        share = 1.0 if only else HEAVY_SHARE
+        share = 1.0 if only else HEAVY_SHARE if plan.growth is None else HEAVY_BESIDE
         from_heavy_atoms(
             hunt, plan.heavy, plan.finishers, plan.n, options.seed, share * seconds, options.trials,
             telling(share), now, plan.last_touch,

@@ -113,12 +113,26 @@ def test_where_and_when_pieces_grow_first(sown: Sown, monkeypatch) -> None:
     order: list[tuple[str, float]] = []
     monkeypatch.setattr(sprouts, "from_poses", lambda *args, **more: order.append(("grown", args[6])))
     monkeypatch.setattr(solutions, "from_fragments", lambda *args, **more: order.append(("judged", args[6])))
-    grown = replace(plan, growth=sown.growth(), walks=None, rebuilder=None, heavy=None)
+    grown = replace(plan, growth=sown.growth(), walks=None, rebuilder=None)
     monkeypatch.setattr("ml_phaser.phasing.search.search", lambda *args, **more: None)
     pipeline.phase(grown, OPTIONS, Silent(), lambda: 0.0)
-    half = pipeline.GROWING * OPTIONS.timelimit
-    assert order == [("grown", half), ("judged", OPTIONS.timelimit - half)]
+    most = pipeline.GROWING * OPTIONS.timelimit
+    assert order == [("grown", most), ("judged", pytest.approx(OPTIONS.timelimit - most))]
     monkeypatch.setattr(Hunt, "convinced", property(lambda hunt: True))
     order.clear()
     pipeline.phase(grown, OPTIONS, Silent(), lambda: 0.0)
-    assert order == [("grown", half)]
+    assert order == [("grown", most)]
+
+
+def test_heavy_atoms_leave_time_for_pieces_that_grow(sown: Sown, monkeypatch) -> None:
+    order: list[float] = []
+    monkeypatch.setattr(
+        "ml_phaser.phasing.heavy.solutions.from_heavy_atoms", lambda *args, **more: order.append(args[5])
+    )
+    monkeypatch.setattr(Hunt, "convinced", property(lambda hunt: True))
+    auto = replace(OPTIONS, starts="auto", timelimit=10.0)
+    plan = replace(plan_phasing(sown.data, normalise(sown.data), auto), rebuilder=None)
+    assert plan.heavy is not None
+    for growing in (None, sown.growth()):
+        pipeline.phase(replace(plan, growth=growing), auto, Silent(), lambda: 0.0)
+    assert order == [10.0 * pipeline.HEAVY_SHARE, 10.0 * pipeline.HEAVY_BESIDE]

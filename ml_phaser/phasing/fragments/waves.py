@@ -48,8 +48,9 @@ class Waves:
 
         return cls(axes, tensor(rows), tensor(columns), tensor(place), tensor(mate))  # type: ignore[arg-type]
 
-    def of_atoms(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Waves of atoms (B, m, 3), fractions of the cell: those of the rows (B, r, m) and of the columns (B, m, c)."""
+    def of_atoms(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waves of atoms (B, m, 3), fractions of the cell: those of the rows (B, r, m), by their weights (m,), and of
+        the columns (B, m, c)."""
         x = x - x.floor()
         along = []
         for k, axis in enumerate(self.axes[:2]):
@@ -57,9 +58,10 @@ class Waves:
             low = int(index.min())
             each = torch.arange(low, int(index.max()) + 1, device=x.device)
             angle = (2 * math.pi) * each.to(x.dtype)[:, None] * x[:, None, :, axis]
-            along.append(torch.polar(torch.ones_like(angle), angle)[:, index - low])
+            size = weight.to(x.dtype) if k == 0 else torch.ones_like(weight, dtype=x.dtype)
+            along.append(torch.polar(size.expand_as(angle), angle).index_select(1, index - low))
         angle = (2 * math.pi) * x[..., self.axes[2], None] * self.columns.to(x.dtype)
-        return along[0] * along[1], torch.polar(torch.ones_like(angle), angle)
+        return along[0].mul_(along[1]), torch.polar(torch.ones_like(angle), angle)
 
 
 class Sums(torch.autograd.Function):
@@ -67,8 +69,7 @@ class Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, waves: Waves, weight: torch.Tensor) -> torch.Tensor:
-        rows, columns = waves.of_atoms(x)
-        rows = rows * weight
+        rows, columns = waves.of_atoms(x, weight)
         ctx.save_for_backward(rows, columns)
         ctx.waves = waves
         found = (rows @ columns).flatten(1)[:, waves.place]
