@@ -39,7 +39,7 @@ from ml_phaser.phasing.fragments.scene import Scene  # noqa: E402
 from ml_phaser.phasing.fragments.search import orientations  # noqa: E402
 
 OUT = Path(__file__).resolve().parent / "results" / "standing.json"
-SETS = "1aie,1aba,4xof,1g1j,4axt,5jdt,2igc,5g27,1g8a,1n7s"
+SETS = "1aie,1aba,1g1j,5jdt,2igc,5g27,1g8a,1n7s"
 MAIN = ("N", "CA", "C", "O")
 OLD_ATOM, OLD = 4, (1500, 4000)  # reflections of an atom, least, most
 NEAR = 25.0  # degrees of phi and psi from those of a helix
@@ -79,7 +79,8 @@ def standing(name: str, residues: int, count: int, most: int) -> list[dict[str, 
     old, wide = int(np.clip(OLD_ATOM * room, *OLD)), int(np.clip(WIDE_ATOM * room, *WIDE))
     schemes = {"old": (old, False), "old, damped": (old, True), "wide, damped": (wide, True),
                "all": (ALL, False), "all, damped": (ALL, True)}  # fmt: skip
-    structure = gemmi.read_structure(str(shared_data() / "diffraction" / name / f"{name}.pdb"))
+    folder = shared_data() / "diffraction" / name
+    structure = gemmi.read_structure(str(next(p for kind in ("*.pdb", "*.ent") for p in sorted(folder.glob(kind)))))
     structure.setup_entities()
     runs = helices(structure[0][0], residues)[:most]
     right = [laid_over(piece, run) for run in runs]

@@ -326,6 +326,26 @@ def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(stran
     assert not replace(ahead, wide=None).sure()
 
 
+@pytest.mark.parametrize(("wide", "ahead"), [(True, True), (True, False), (False, True)])
+def test_in_proteins_there_is_no_quick_look_and_a_lead_ends_the_search(
+    strand: pieces.Piece, wide: bool, ahead: bool, monkeypatch
+) -> None:
+    way = road_of(made([strand.xyz], strand.weight, gemmi.UnitCell(12, 11, 19, 90, 98, 90))[0], [strand] * 3, 60)
+    way = replace(way, wide=way.scene if wide else None)
+    model, seen = model_of(way, strand, strand.xyz), []
+    monkeypatch.setattr(way, "promising", lambda late, tell: seen.append("quick look") or way.pieces)
+    monkeypatch.setattr(way, "fitted", lambda piece, fixed, stop: seen.append("search"))
+    monkeypatch.setattr(way, "judge_all", lambda *args: [model] if len(args) == 4 else [])
+    monkeypatch.setattr(way, "ahead", lambda ranked: ahead)
+    monkeypatch.setattr(way, "sure", lambda: False)
+    for step in ("grow", "add_copies"):
+        monkeypatch.setattr(way, step, lambda model, late, step=step: seen.append(step))
+    way.travel(100.0, lambda done: None, lambda: 0.0)
+    looked = [] if wide else ["quick look"]
+    steps = ["add_copies", "grow"] if wide else ["grow", "add_copies"]
+    assert seen == [*looked, *["search"] * (1 if wide and ahead else 3), *steps]
+
+
 @pytest.mark.parametrize("room", [40, 22])
 def test_chains_grow_into_the_density_that_is_there(strand: pieces.Piece, room: int) -> None:
     whole = pieces.polyalanine(6, (-120.0, 130.0), "strand of 6")
