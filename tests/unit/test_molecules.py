@@ -21,7 +21,7 @@ from ml_phaser.phasing.fragments import pieces, road
 from ml_phaser.phasing.fragments.molecules import Wander, conformers
 from ml_phaser.phasing.fragments.pieces import of_user, whole
 from ml_phaser.phasing.fragments.refine import Fitted
-from ml_phaser.phasing.fragments.scene import Scene, _Parts
+from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.plan import plan_phasing
 
 CELL = gemmi.UnitCell(5.6, 9.2, 10.4, 90, 97, 90)
@@ -175,12 +175,6 @@ def test_a_molecule_is_found_from_nothing(search, scene):
 def test_the_same_seed_takes_the_same_way(scene):
     ends = [Wander.of(scene, GROUP, whole("GS"), seed).run(iter([False, True]).__next__) for seed in (5, 5, 6)]
     assert torch.equal(ends[0].xyz, ends[1].xyz) and not torch.equal(ends[0].xyz, ends[2].xyz)
-
-
-def test_slopes_of_structure_factors_are_those_of_finite_differences():
-    rng = np.random.default_rng(0)
-    x, turned, weight = (torch.from_numpy(rng.normal(size=s)) for s in ((2, 5, 3), (4, 2, 3), (5,)))
-    assert torch.autograd.gradcheck(lambda a: _Parts.apply(a, turned, weight), x.requires_grad_())
 
 
 def test_where_nothing_is_small_enough_nothing_is_begun_with():
