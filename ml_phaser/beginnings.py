@@ -64,7 +64,7 @@ def heavy_atoms(
     empty if nothing. Raises UserError where it was asked for and cannot be.
     """
     data, asked = board.data, options.starts == "heavy"
-    relaxed = next((e for e in entrants if "RRR, tight" in e.method.name), None)
+    relaxed = tight(entrants)
     room = room_for_atoms(data)
     if asked and otherwise:
         what = f"heavy atoms and {otherwise} cannot both be begun with"
@@ -82,6 +82,11 @@ def heavy_atoms(
     return HeavyAtoms.of(data, board.normalised, grown.entrant, grown.descent), [said]
 
 
+def tight(entrants: Sequence[Entrant]) -> Entrant | None:
+    """Relaxed reflections with a tight sparseness, where they are among the entrants."""
+    return next((e for e in entrants if "RRR, tight" in e.method.name), None)
+
+
 def growth_of(relaxed: Entrant) -> Growth:
     """Relaxed reflections that complete what is known of a small part."""
     problem = relaxed.problem
@@ -94,7 +99,7 @@ def growth_of(relaxed: Entrant) -> Growth:
 
 def growth(data: Amplitudes, entrants: Sequence[Entrant], road: Road | None) -> Growth | None:
     """How placed pieces grow by themselves, where atoms are seen and they are a small part of a large whole."""
-    relaxed = next((e for e in entrants if "RRR, tight" in e.method.name), None)
+    relaxed = tight(entrants)
     if relaxed is None or road is None or road.wide is None or data.d_min > HEAVY_D_MIN:
         return None
     return growth_of(relaxed)

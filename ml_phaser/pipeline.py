@@ -241,7 +241,7 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
         return hunt
     from ml_phaser.phasing.fragments.pieces import MUCH
 
-    hopeless = plan.road.room >= MUCH and not plan.road_last
+    hopeless = plan.road.room >= MUCH
     share = 1.0 if options.starts == "fragments" else HELICES_SHARE if hopeless else FRAGMENTS_SHARE
     if plan.road_last:
         at_random((1 - share) * left(), (1 - share) * rest)

@@ -38,7 +38,7 @@ from ml_phaser.phasing.fragments.search import (
     rescored,
     search,
     wanted,
-)  # fmt: skip
+)
 from ml_phaser.structure_factors.direct import structure_factors
 
 SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so many, reflections, poses refined,
@@ -46,7 +46,7 @@ TRIED = 8  # and then with torsions
 SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
 LIKELIEST, MANY = 0.25, 1000  # orientations and poses of a small part of a large whole that are tried further
 ALMOST = 1e-5  # difference of their scores below which two poses are one
-AHEAD = 0.03  # in judgement, of all other maps, from which on no other piece is searched for,
+AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on no other piece is searched for,
 SURE = 0.95  # and probability from which on nothing is added to a model
 BENT, JUDGED = 24, 12  # with torsions, and judged
 EAGER = 3  # of which before other pieces have been searched for
@@ -184,10 +184,10 @@ class Road:
                 if not late() and not self.sure():
                     step(model, late)
                     tell(min(1.0, (now() - began) / seconds))
-        ranked = self.ranked()
+        ranked, sure = self.ranked(), self.sure()
         done: list[Completed] = []
         for model in ranked[:FINALISTS]:
-            if done and self.sure():
+            if done and sure:
                 break
             if self.worth(model) > self.worth(ranked[0]) - NEAR and (len(done) < HURRIED or not late(1.0)):
                 done.append(self.completed(model))
@@ -229,8 +229,10 @@ class Road:
 
     def sure(self) -> bool:
         """Whether the best model of a small part of a large whole leads to a map that is right beyond doubt."""
+        if self.wide is None:
+            return False
         ranked = self.ranked()
-        if self.wide is None or not ranked or not self.ahead(ranked):
+        if not ranked or not self.ahead(ranked):
             return False
         best, held = self.completed(ranked[0]), int(self.judge.problem.held.sum())
         return probability_of_pieces(best.merit, self.lead(best, [best], ranked), held) >= SURE
