@@ -213,7 +213,6 @@ def test_a_run_begins_with_bundled_weights(data, tmp_path):
     ("begin", "changes", "message"),
     [
         ("crysformer-dialanine-2A", {}, "begin: is another network (dim 192, not 16)"),
-        ("unet-dialanine-2A", {}, "begin: is a UNet. Try: network of the same kind"),
         ("crysformer-nothing", {}, "no such network is bundled"),
         ("nowhere.pt", {}, "nowhere.pt: there is no checkpoint"),
         (CHECKPOINT, {"depth": 2}, "begin: is another network (depth 1, not 2)"),
@@ -229,6 +228,15 @@ def test_what_cannot_be_begun_with_is_told(data, tmp_path, capsys, begin, change
     err = capsys.readouterr().err.strip()
     assert len(err.splitlines()) == 1
     assert message in err
+    assert not (tmp_path / "second" / CHECKPOINT).exists()
+
+
+def test_a_network_of_another_kind_cannot_be_begun_with(data, tmp_path, capsys):
+    assert command(data, tmp_path / "first", session=0, quiet="yes", network="unet", patch=None) == 0
+    assert command(data, tmp_path / "second", begin=tmp_path / "first" / CHECKPOINT) == 1
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1
+    assert "begin: is a UNet. Try: network of the same kind" in err
     assert not (tmp_path / "second" / CHECKPOINT).exists()
 
 
