@@ -28,6 +28,10 @@ class Atoms:
     def take(self, rows: NDArray) -> Atoms:
         return Atoms(self.frac[rows], self.weight[rows], self.b[rows], self.images[rows])
 
+    def joined(self, other: Atoms) -> Atoms:
+        both = (np.concatenate([getattr(x, k) for x in (self, other)]) for k in ("frac", "weight", "b", "images"))
+        return Atoms(*both)
+
 
 SEARCHED = 2**17  # pairs of positions, images counted, from which on a tree finds the near ones sooner
 NEIGHBOURS = [step for step in product((-1, 0, 1), repeat=3) if any(step)]

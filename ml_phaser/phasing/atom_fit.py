@@ -113,10 +113,8 @@ class State:
         return State(self.scattering, self.atoms.take(rows), [wave[:, rows] for wave in self.waves])
 
     def joined(self, other: State) -> State:
-        a, b = self.atoms, other.atoms
-        both = Atoms(*(np.concatenate([getattr(a, k), getattr(b, k)]) for k in ("frac", "weight", "b", "images")))
         waves = [np.concatenate(pair, axis=1) for pair in zip(self.waves, other.waves, strict=True)]
-        return State(self.scattering, both, waves)
+        return State(self.scattering, self.atoms.joined(other.atoms), waves)
 
     # A change of the atoms is (m, 5): of the logarithm of weights, of fractional positions, of the logarithm of B; or,
     # without the last, (m, 4).

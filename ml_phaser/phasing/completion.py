@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.reflections import Amplitudes
-from ml_phaser.phasing.atom_fit import Scattering
+from ml_phaser.phasing.atom_grid import scattering, step_cost
 from ml_phaser.phasing.finish import Solution
 from ml_phaser.phasing.free_atoms import B_RANGE, STILL, TRIES, VOLUME, Moduli, Refined, refine_atoms
 from ml_phaser.phasing.polish import WORTH_IT, Polisher
@@ -18,7 +18,7 @@ from ml_phaser.phasing.problem import Problem
 
 D_MIN, FINE = 1.62, 0.8  # A: beyond it there are too few reflections for an atom; finer ones than that are not needed
 SHARE, AT_ONCE = 0.15, 0.03  # of the time limit: what one solution may take at the end, and while the search goes on
-CALLS, PAIR = 0.06, 2.3e-6  # processor seconds of a refinement, and more of each atom, reflection and operator
+CALLS, STEPS = 0.06, 50  # processor seconds of a refinement, and steps of least squares, about
 # ``Refined.worth`` that wrong atoms do not come to, by reflections an atom: docs/decisions/0025 has what they came to.
 CERTAIN = ((5.0, 14.0), (0.085, 0.2))
 
@@ -91,7 +91,8 @@ class Completer:
 
     def solution(self, found: Refined, trial: int) -> Solution:
         """Atoms found without a density."""
-        f = Scattering(self.moduli.hkl, self.moduli.cell, self.moduli.spacegroup).calculate(found.atoms)
+        data = self.moduli
+        f = scattering(data.hkl, data.cell, data.spacegroup, len(found.atoms)).calculate(found.atoms)
         d_min = float(np.min(self.moduli.cell.calculate_d_array(self.moduli.hkl[self.rows])))
         return Solution(
             f, self.correlation(np.abs(f)), found.r, math.nan, int(self.held.sum()), trial, found.r, d_min, "atoms",
@@ -153,9 +154,8 @@ def completer(
     held, used = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
     held[rows], used[rows] = whole.held, ~whole.held
     coarse = np.flatnonzero(data.d >= FINE)
-    order = len(list(data.spacegroup.operations()))
-    atoms = data.cell.volume / VOLUME / order
-    cost = CALLS + PAIR * order * float(used[coarse].sum()) * atoms
+    atoms = data.cell.volume / VOLUME / len(data.spacegroup.operations())
+    cost = CALLS + STEPS * step_cost(data.hkl[coarse][used[coarse]], data.cell, data.spacegroup, atoms)
     tries, at_once = (min(TRIES, int(share * seconds / cost) - 1) for share in (SHARE, AT_ONCE))
     b = float(np.clip(normalised.wilson_b, *B_RANGE))
     moduli = Moduli(data.hkl, normalised.f, used, data.cell, data.spacegroup, b)

@@ -19,6 +19,7 @@ from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.peaks import Atoms, Images, peaks
 from ml_phaser.crystal.symmetry import Expansion, expand
 from ml_phaser.phasing.atom_fit import GRADIENTS, Aim, Scattering, fitted
+from ml_phaser.phasing.atom_grid import scattering
 
 APART = 0.8  # A: nearer peaks are one atom
 SHARP_B = 4.0  # A^2 of the map that peaks are first taken from; of difference maps two more
@@ -161,8 +162,9 @@ class Workshop:
     gradients: int = GRADIENTS
 
     def __post_init__(self) -> None:
-        hkl, used, where = self.data.hkl, self.data.used, (self.data.cell, self.data.spacegroup)
-        self.every, self.fitted = Scattering(hkl, *where), Scattering(hkl[used], *where)
+        hkl, used, cell, group = self.data.hkl, self.data.used, self.data.cell, self.data.spacegroup
+        where = cell, group, cell.volume / self.room / len(group.operations())
+        self.every, self.fitted = scattering(hkl, *where), scattering(hkl[used], *where)
         self.mapper = Mapper.of(self.data, self.every, self.sampling, self.room)
 
     def fit(self, atoms: Atoms, target: Complexes, *, phased: bool) -> Refined:

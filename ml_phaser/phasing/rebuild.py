@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
+from ml_phaser.phasing.atom_grid import step_cost
 from ml_phaser.phasing.completion import Completer
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.finish import Solution
@@ -36,9 +37,8 @@ LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict mo
 SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before
 WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
 SETTLED = 0.01  # gain below which a right map needs no more turns
-PAIR = 5e-7  # processor seconds of a turn for each atom, reflection and operator
+SEEN = 6e-6  # processor seconds of a cycle of the network for each A^3 of the cell
 DEAREST = 0.3  # share of the time limit that a turn may take
-WAVES = 1.5e8  # pairs that there is memory for: 8 bytes each, twice
 WANTED = 4  # turns that time is kept for
 CLEAN = 3.0  # as in ``fragments.road``: how much more a reflection held out of the fit as well tells
 
@@ -62,16 +62,12 @@ class Rebuilder:
         return WET if data.cell.volume / len(data.spacegroup.operations()) > MUCH * ROOM else ROOM
 
     @property
-    def pairs(self) -> float:
-        """Atoms there may be, reflections, operators but for centring."""
-        data, operations = self.completer.moduli, self.completer.moduli.spacegroup.operations()
-        atoms = data.cell.volume / len(operations) / self.room
-        return atoms * float(data.used[self.completer.rows].sum()) * len(operations.sym_ops)
-
-    @property
     def cost(self) -> float:
-        """Processor seconds of a turn, about; infinite where there is no memory for it."""
-        return PAIR * self.pairs if self.pairs < WAVES else math.inf
+        """Processor seconds of a turn, about."""
+        data = self.completer.coarse
+        atoms = data.cell.volume / len(data.spacegroup.operations()) / self.room
+        step = step_cost(data.hkl[data.used], data.cell, data.spacegroup, atoms, GRADIENTS)
+        return (PHASED_ROUNDS + ROUNDS) * STEPS * step + CYCLES * SEEN * data.cell.volume
 
     @property
     def wanted(self) -> float:
