@@ -31,7 +31,7 @@ from ml_phaser.phasing.weighting import Weighting, direction
 PHASED_ROUNDS, ROUNDS = 2, 3  # of atoms in each turn: to the map, to the moduli;
 STEPS, GRADIENTS = 3, 4  # of least squares in a round, and in a step
 WET = 30.0  # A^3 of an atom where there is room for MUCH: not all of such cells is atoms
-CYCLES = 4  # of the network in each turn
+CYCLES = 16  # of the network in each turn
 TURNS, VAIN = 8, 2  # turns at most, and so many in a row that do not predict more of the reflections held out
 LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict more, by how many reflections are held out
 SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before

@@ -285,16 +285,20 @@ def test_helices_no_longer_than_the_first_are_added_to_it_in_proteins(strand: pi
     assert large.further(given)[0].given
     tried = []
 
-    def placed(piece: pieces.Piece, fixed: tuple[Body, ...], stop: object) -> list:
-        tried.append((piece.label, len(fixed)))
-        better = {("helix of 12", 1): 0.02, ("helix of 8", 2): 0.02, ("helix of 12", 2): 0.005}
+    def placed(piece: pieces.Piece, fixed: tuple[Body, ...], stop: object, *, deep: bool) -> list:
+        tried.append((piece.label, len(fixed), deep))
+        better = {
+            ("helix of 12", 1, False): 0.02, ("helix of 12", 2, False): 0.005, ("helix of 8", 2, True): 0.02,
+        }  # fmt: skip
         gain = better.get(tried[-1], 0.0)
         return [replace(twelve, bodies=(*fixed, fixed[0]), judged=0.1 + 0.02 * (len(fixed) - 1) + gain)]
 
     monkeypatch.setattr(large, "placed", placed)
     monkeypatch.setattr(large, "sure", lambda: False)
     large.add_copies(replace(twelve, judged=0.1), lambda: False)
-    assert tried == [("helix of 12", 1), ("helix of 12", 2), ("helix of 8", 2), ("helix of 8", 3)]
+    steps = [("helix of 12", 2), ("helix of 8", 2), ("helix of 8", 3)]
+    twice = [(piece, there, deep) for piece, there in steps for deep in (False, True)]
+    assert tried == [("helix of 12", 1, False), *twice]  # in all orientations where the likeliest do not pay
     assert [len(m.bodies) for m in large.models] == [2, 3]
 
 
@@ -334,7 +338,9 @@ def test_in_proteins_there_is_no_quick_look_and_a_lead_ends_the_search(
     way = replace(way, wide=way.scene if wide else None)
     model, seen = model_of(way, strand, strand.xyz), []
     monkeypatch.setattr(way, "promising", lambda late, tell: seen.append("quick look") or way.pieces)
-    monkeypatch.setattr(way, "fitted", lambda piece, fixed, stop: seen.append("search"))
+    monkeypatch.setattr(
+        way, "fitted", lambda piece, fixed, stop, deep=False: seen.append("deep search" if deep else "search")
+    )
     monkeypatch.setattr(way, "judge_all", lambda *args: [model] if len(args) == 4 else [])
     monkeypatch.setattr(way, "ahead", lambda ranked: ahead)
     monkeypatch.setattr(way, "sure", lambda: False)
@@ -343,7 +349,8 @@ def test_in_proteins_there_is_no_quick_look_and_a_lead_ends_the_search(
     way.travel(100.0, lambda done: None, lambda: 0.0)
     looked = [] if wide else ["quick look"]
     steps = ["add_copies", "grow"] if wide else ["grow", "add_copies"]
-    assert seen == [*looked, *["search"] * (1 if wide and ahead else 3), *steps]
+    deep = ["deep search"] * 3 if wide and not ahead else []  # the other orientations, where nothing leads
+    assert seen == [*looked, *["search"] * (1 if wide and ahead else 3), *deep, *steps]
 
 
 @pytest.mark.parametrize("room", [40, 22])

@@ -87,6 +87,19 @@ def test_a_part_in_its_place_grows_into_the_whole(sown: Sown, monkeypatch) -> No
     assert compare(data.hkl, phased, truth, data.cell, data.spacegroup).map_cc > 0.8
 
 
+def test_orientations_left_out_at_first_are_tried_when_the_likeliest_lead_nowhere(sown: Sown) -> None:
+    """That of the helix the last of all."""
+    plan, data, truth = sown.plan, sown.data, sown.truth
+    turns = np.concatenate([Rotation.random(30, rng=np.random.default_rng(3)).as_matrix(), sown.turn[None]])
+    way = replace(plan.road, searches={}, likely={plan.road.pieces[0]: turns})
+    hunt = Hunt(plan.whole, plan.rows)
+    sprouts.from_poses(hunt, way, sown.growth(), plan.finishers, plan.n, 0, 120.0, lambda done: None)
+    best = max(hunt.solutions, key=lambda s: s.probability)
+    assert best.trial >= sprouts.GROWN
+    phased = np.abs(truth) * np.exp(1j * np.angle(best.f))
+    assert compare(data.hkl, phased, truth, data.cell, data.spacegroup).map_cc > 0.8
+
+
 def test_no_more_poses_grow_than_wanted_and_none_when_the_time_is_up(sown: Sown, monkeypatch) -> None:
     plan = sown.plan
     monkeypatch.setattr(
@@ -95,9 +108,9 @@ def test_no_more_poses_grow_than_wanted_and_none_when_the_time_is_up(sown: Sown,
     monkeypatch.setattr(sprouts, "GROWN", 2)
     sprouting = sown.growth()
     lost = replace(sprouting, entrant=replace(sprouting.entrant, bar=2.0))  # none is good enough
-    for clock, most in ((lambda: 0.0, 2), (iter([0.0, *[200.0] * 10**5]).__next__, 0)):
+    for clock, most in ((lambda: 0.0, 2 * 2), (iter([0.0, *[200.0] * 10**5]).__next__, 0)):
         hunt = Hunt(plan.whole, plan.rows)
-        fresh = replace(plan.road, searches={})
+        fresh = replace(plan.road, searches={}, likely={})
         sprouts.from_poses(hunt, fresh, lost, plan.finishers, plan.n, 0, 100.0, lambda done: None, clock)
         assert len(hunt.trials) == most and not hunt.solutions
 

@@ -44,8 +44,9 @@ from ml_phaser.structure_factors.direct import structure_factors
 SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so many, reflections, poses refined,
 TRIED = 8  # and then with torsions
 SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
-LIKELIEST, MANY = 0.25, 1000  # orientations and poses of a small part of a large whole that are tried further
-ALMOST = 1e-5  # difference of their scores below which two poses are one
+LIKELIEST, MANY = 0.25, 1000  # orientations of a small part of a large whole that are tried at first; poses kept of
+# each such share of orientations
+ALMOST, EQUAL = 1e-5, 1e-8  # difference of their scores below which two poses are one, refined, and as found
 AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on no other piece is searched for,
 SURE = 0.95  # and probability from which on nothing is added to a model
 BENT, JUDGED = 24, 12  # with torsions, and judged
@@ -138,7 +139,8 @@ class Road:
         reflection is needed to tell the right ones; of ``scene``, none where it is no larger
     room : atoms the asymmetric unit has place for; sequences : of the chains in it, where they are known; seed : of
         what is left to chance; strays : what the judge says of a piece in random places, once that was asked;
-        finished : models that were completed; searches : poses of pieces by themselves
+        finished : models that were completed; searches : poses of pieces by themselves, in the likeliest
+        orientations or the others; likely : all orientations of a piece, the likeliest first
     """
 
     scene: Scene
@@ -153,7 +155,8 @@ class Road:
     models: list[Model] = field(default_factory=list)
     strays: list[float] = field(default_factory=list)
     finished: dict[Model, Completed] = field(default_factory=dict)
-    searches: dict[Piece, Fitted] = field(default_factory=dict)
+    searches: dict[tuple[Piece, bool], Fitted] = field(default_factory=dict)
+    likely: dict[Piece, Floats] = field(default_factory=dict)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -336,16 +339,18 @@ class Road:
         return refine(self.outline, piece, poses, FIRST_STEPS, bend=False)
 
     def look_for(self, pieces: Sequence[Piece], late: Late, tell: Callable[[float], None]) -> None:
-        """Search for piece after piece and judge the poses that fit best, then, in the same order, more of them."""
+        """Search for piece after piece and judge the poses that fit best, of small parts of a large whole first those
+        in the likeliest orientations, then in the others; then, in the same order, more of them."""
         searched: list[tuple[Piece, Fitted, list[Model]]] = []
-        for i, piece in enumerate(pieces):
+        passes = [(deep, piece) for deep in ((False,) if self.wide is None else (False, True)) for piece in pieces]
+        for i, (deep, piece) in enumerate(passes):
             if late(SEARCHING) and self.models:
                 return
-            fitted = self.fitted(piece, (), lambda: late(SEARCHING))
+            fitted = self.fitted(piece, (), lambda: late(SEARCHING), deep=deep)
             found = self.judge_all(piece, fitted, (), HURRIED if late(SEARCHING) else EAGER)
             searched.append((piece, fitted, found))
             self.models += found
-            tell((i + 1) / len(pieces) * SEARCHING)
+            tell((i + 1) / len(passes) * SEARCHING)
             if self.wide is not None and self.models and self.ahead(self.ranked()):
                 return
         for piece, fitted, found in searched:
@@ -368,24 +373,26 @@ class Road:
         there = torch.einsum("bij,mj->bmi", poses.turn, atoms)
         return poses.take((self.contact(there, poses.shift, fixed) > OVERLAP).nonzero()[:, 0][:most])
 
-    def placed(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> list[Model]:
+    def placed(
+        self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool], *, deep: bool = False
+    ) -> list[Model]:
         """The best poses of a piece beside what is in place, refined and judged."""
-        fitted = self.fitted(piece, fixed, stop)
-        return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED)
+        fitted = self.fitted(piece, fixed, stop, deep=deep)
+        return self.judge_all(piece, fitted, fixed, HURRIED if stop() else JUDGED if self.wide is None else EAGER)
 
-    def fitted(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> Fitted:
+    def fitted(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool], *, deep: bool = False) -> Fitted:
         """The best poses of a piece beside what is in place, refined; with torsions while there is time. By itself a
-        piece is searched for once."""
+        piece is searched for once. ``deep`` : in the orientations that are left out at first"""
         if fixed:
-            return self.refined(piece, fixed, stop)
-        if piece not in self.searches:
-            self.searches[piece] = self.refined(piece, fixed, stop)
-        return self.searches[piece]
+            return self.refined(piece, fixed, stop, deep)
+        if (piece, deep) not in self.searches:
+            self.searches[piece, deep] = self.refined(piece, fixed, stop, deep)
+        return self.searches[piece, deep]
 
-    def refined(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool]) -> Fitted:
+    def refined(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool], deep: bool) -> Fitted:
         """The best poses of a piece beside what is in place, searched for and refined."""
         known = self.fixed(fixed)
-        poses = self.free(piece, self.searched(piece, known, stop), fixed, SEARCHED)
+        poses = self.free(piece, self.searched(piece, known, stop, deep), fixed, SEARCHED)
         fitted = self.best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
         fitted = self.best_of(
             climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT
@@ -394,14 +401,18 @@ class Road:
             return fitted
         return climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
 
-    def searched(self, piece: Piece, known: torch.Tensor | None, stop: Callable[[], bool]) -> Poses:
+    def searched(self, piece: Piece, known: torch.Tensor | None, stop: Callable[[], bool], deep: bool) -> Poses:
         """The best poses of a piece beside structure factors (n,) that are known: of many that agree with some of the
-        reflections, where it is a small part, those that agree with all."""
+        reflections, where it is a small part, those that agree with all. The likeliest orientations, or the others."""
         if self.wide is None:
             return search(self.scene, self.spacegroup, piece, self.turns(piece), 2 * SEARCHED, known, stop)
-        turns = likeliest(self.wide, piece, self.turns(piece), LIKELIEST, stop)
+        if piece not in self.likely:
+            self.likely[piece] = likeliest(self.wide, piece, self.turns(piece), stop)
+        turns = self.likely[piece]
+        first = max(1, round(LIKELIEST * len(turns)))
+        turns, most = (turns[first:], round(MANY * (1 / LIKELIEST - 1))) if deep else (turns[:first], MANY)
         there = None if known is None else known[np.searchsorted(self.scene.rows, self.wide.rows)]
-        poses = search(self.wide, self.spacegroup, piece, turns, MANY, there, stop, ALMOST)
+        poses = search(self.wide, self.spacegroup, piece, turns, most, there, stop, EQUAL)
         return rescored(self.scene, piece, poses, known)
 
     def best_of(self, fitted: Fitted, most: int) -> Fitted:
@@ -474,12 +485,21 @@ class Road:
         the judge approves."""
         for piece in self.further(model):
             while not late() and not self.sure() and model.atoms + len(piece) <= self.room:
-                found = self.placed(piece, model.bodies, late)
-                best = max(found, key=lambda m: m.judged, default=None)
-                if best is None or best.judged < model.judged + GAIN:  # the fit is better for any piece
+                better = self.another(piece, model, late)
+                if better is None:
                     break
+                model = better
+
+    def another(self, piece: Piece, model: Model, late: Callable[[], bool]) -> Model | None:
+        """The model with one more piece, if the judge approves: the fit is better for any. In other orientations, too,
+        where the likeliest of a small part of a large whole lead to none."""
+        for deep in (False, True) if self.wide is not None else (False,):
+            found = self.placed(piece, model.bodies, late, deep=deep) if not (deep and late()) else []
+            best = max(found, key=lambda m: m.judged, default=None)
+            if best is not None and best.judged >= model.judged + GAIN:
                 self.models += found
-                model = best
+                return best
+        return None
 
     def further(self, model: Model) -> list[Piece]:
         """What to place beside the first body of a model: helices no longer than it, the longest first."""

@@ -184,9 +184,9 @@ def _one_of_each(shape: tuple[int, ...], periods: NDArray[np.int64], spacegroup:
 
 @torch.no_grad()
 def likeliest(
-    scene: Scene, piece: Piece, turns: NDArray[np.float64], share: float, stop: Callable[[], bool] = lambda: False
+    scene: Scene, piece: Piece, turns: NDArray[np.float64], stop: Callable[[], bool] = lambda: False
 ) -> NDArray[np.float64]:
-    """The share of the orientations (k, 3, 3) whose own vectors agree best with the Patterson function, wherever the
+    """The orientations (k, 3, 3), first those whose own vectors agree best with the Patterson function, wherever the
     piece is: correlation of E^2 with the sum over operators of |G_s|^2 (Rossmann & Blow, Acta Cryst. 15, 24, 1962).
     Those for which there was no time are left out."""
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
@@ -198,8 +198,7 @@ def likeliest(
         if stop():
             break
     score = torch.cat(scores).cpu().numpy()
-    best = np.argsort(-score, kind="stable")[: max(1, round(share * len(score)))]
-    return np.asarray(turns[np.sort(best)])
+    return np.asarray(turns[np.argsort(-score, kind="stable")])
 
 
 @torch.no_grad()
@@ -229,6 +228,9 @@ def search(
     stop : asked between batches; what has been found by then is returned
     alike : difference in score below which two poses are one
     """
+    if not len(turns):
+        nothing = torch.zeros((0, 3), device=scene.device)
+        return Poses(nothing.new_zeros((0, 3, 3)), nothing, nothing[:, 0])
     translations = Translations.of(scene, spacegroup, fixed=fixed is not None)
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
     weight = torch.from_numpy(piece.weight).float().to(scene.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher
@@ -26,8 +27,9 @@ def from_poses(
     hunt: Hunt, road: Road, growth: Growth, finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
     tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: LastTouch | None = None,
 ) -> None:  # fmt: skip
-    """Place piece after piece and let those that fit best grow, for so many seconds or until a solution convinces.
-    Random phases go the same way in the end, where that can tell a solution that does not convince.
+    """Place piece after piece and let those that fit best grow, for so many seconds or until a solution convinces;
+    first in the likeliest orientations, then in all others. Random phases go the same way in the end, where that can
+    tell a solution that does not convince.
 
     Parameters as in ``solutions.from_fragments``; growth : on data that show atoms
     """
@@ -38,22 +40,22 @@ def from_poses(
         tell(min(1.0, (now() - began) / seconds))
         return now() - began > share * seconds
 
-    def grow(piece: Piece) -> None:
-        for f in poses(road, growth, piece, lambda: late(SEARCHING)):
+    def grow(piece: Piece, deep: bool) -> None:
+        for f in poses(road, growth, piece, lambda: late(SEARCHING), deep):
             grower.turned(grower.begun(f"{METHOD}, {piece.label}", growth.weighted(f)))
             if late() or hunt.convinced:
                 return
 
-    for piece in road.pieces:
+    for deep, piece in product((False, True), road.pieces):
         if late(SEARCHING) or hunt.convinced:
             break
-        grow(piece)
+        grow(piece, deep)
     grower.compare()
 
 
-def poses(road: Road, growth: Growth, piece: Piece, stop: Callable[[], bool]) -> list[Complexes]:
+def poses(road: Road, growth: Growth, piece: Piece, stop: Callable[[], bool], deep: bool) -> list[Complexes]:
     """Structure factors on the reflections of ``growth`` of the poses of a piece that fit best, each map once."""
-    fitted, p = road.best_of(road.fitted(piece, (), stop), GROWN * 3), growth.problem
+    fitted, p = road.best_of(road.fitted(piece, (), stop, deep=deep), GROWN * 3), growth.problem
     kept: list[Complexes] = []
     for xyz, shift in zip(fitted.xyz, fitted.shift, strict=True):
         f = factors(road.scene, (Body(piece, xyz + shift @ road.scene.orth.T),), p.hkl, p.cell)
