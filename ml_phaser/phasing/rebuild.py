@@ -48,12 +48,13 @@ Complexes = NDArray[np.complex128]
 @dataclass(frozen=True, eq=False)
 class Rebuilder:
     """``completer`` knows the data and judges atoms; ``problem``, ``rows`` of its reflections among all: what the
-    network sees; ``projection`` : the network."""
+    network sees; ``projection`` : the network; ``cycles`` : of it in each turn."""
 
     completer: Completer
     problem: Problem
     rows: NDArray[np.int64]
     projection: Projection
+    cycles: int = CYCLES
 
     @property
     def room(self) -> float:
@@ -67,7 +68,7 @@ class Rebuilder:
         data = self.completer.coarse
         atoms = data.cell.volume / len(data.spacegroup.operations()) / self.room
         step = step_cost(data.hkl[data.used], data.cell, data.spacegroup, atoms, GRADIENTS)
-        return (PHASED_ROUNDS + ROUNDS) * STEPS * step + CYCLES * SEEN * data.cell.volume
+        return (PHASED_ROUNDS + ROUNDS) * STEPS * step + self.cycles * SEEN * data.cell.volume
 
     @property
     def wanted(self) -> float:
@@ -141,7 +142,7 @@ class Rebuilder:
         half = p.scatter(f)
         with arrays.no_gradients(half):
             x = weigh.combined(weigh.argument(half) * direction(half))
-            for _ in range(CYCLES):
+            for _ in range(self.cycles):
                 half = forward(self.projection(unit_variance(inverse(x, p.shape))))
                 g = p.expansion.average(p.gather_p1(half[0]), len(p.hkl))
                 even = p.scatter(g)
