@@ -28,6 +28,7 @@ from ml_phaser.simulate.one_shot import OneShotBatch, OneShotRecipe, one_shot_ba
 MARGIN = 0.05  # of correlation by which a network must lead the constant prediction
 ENOUGH = 64  # crystals on a grid that make a mean map of their own
 SHELLS = 6
+FLAT = 1e-6  # standard deviation of a map that is the same everywhere
 AGREEMENT = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)  # bins of the mean resultant length
 BLOB, BLOB_F, CHANCE = "constant blob", "constant blob, |F|", "random phases, |F|"
 P1 = gemmi.SpaceGroup("P 1")
@@ -163,10 +164,16 @@ class Scores:
     hand: list[float] = field(default_factory=list)
 
     def add(self, rho: torch.Tensor, batch: OneShotBatch, crystals: Sequence[Reflections]) -> None:
-        """Enter predicted maps (B, u, v, w)."""
-        half = forward(rho)
+        """Enter predicted maps (B, u, v, w). One that is the same everywhere, as of a network whose last function is
+        saturated, tells nothing: correlation 0, 90 degrees, half a hand."""
+        flat = rho.flatten(1).std(dim=1) < FLAT
+        half = torch.where(flat[:, None, None, None], 0, forward(rho))
         self.error += phase_errors(half, batch.half).tolist()
         for i, crystal in enumerate(crystals):
+            if flat[i]:
+                for column, value in ((self.cc, 0.0), (self.free_cc, 0.0), (self.free_error, 90.0), (self.hand, 0.5)):
+                    column.append(value)
+                continue
             self.cc.append(float(np.corrcoef(rho[i].flatten().numpy(), batch.truth[i].flatten().numpy())[0, 1]))
             found = compare(crystal.hkl, crystal.gather(half[i]), crystal.f, crystal.cell, P1, repeats=0)
             self.free_cc.append(found.map_cc)

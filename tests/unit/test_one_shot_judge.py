@@ -115,6 +115,18 @@ def test_origin_and_hand_count_where_the_papers_judge_and_not_at_the_best_ones(b
     assert scores.cc == pytest.approx([1] * 4, abs=1e-5) and max(scores.error) < 0.1
 
 
+def test_a_flat_map_tells_nothing(batch):
+    """As of a network whose last function is saturated for one crystal."""
+    rho = batch.truth.clone()
+    rho[1] = -1
+    scores = Scores()
+    scores.add(rho, batch, reflections(batch))
+    for column, flat in ((scores.cc, 0.0), (scores.free_cc, 0.0), (scores.error, 90.0), (scores.free_error, 90.0)):
+        assert column[1] == pytest.approx(flat, abs=1e-4)
+        assert column[0] == pytest.approx(0.0 if flat else 1.0, abs=0.1)
+    assert scores.hand == [1, 0.5, 1, 1]
+
+
 def test_the_constant_prediction_is_the_mean_map(library, blob):
     maps = torch.cat([b.truth for b in first(one_shot_batches(library, 16, 9, RECIPE), 64)])
     assert torch.allclose(blob.on((12, 12, 12))[0], maps.mean(0), atol=1e-4)
