@@ -37,9 +37,9 @@ LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict mo
 SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before
 WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
 SETTLED = 0.01  # gain below which a right map needs no more turns
-SEEN = 6e-6  # processor seconds of a cycle of the network for each A^3 of the cell
+SEEN = 8e-6  # processor seconds of a cycle of the network for each A^3 of the cell
 DEAREST = 0.3  # share of the time limit that a turn may take
-WANTED = 4  # turns that time is kept for
+WANTED = 6  # turns that time is kept for
 CLEAN = 3.0  # as in ``fragments.road``: how much more a reflection held out of the fit as well tells
 
 Complexes = NDArray[np.complex128]

@@ -283,23 +283,32 @@ def test_helices_no_longer_than_the_first_are_added_to_it_in_proteins(strand: pi
     assert [p.label for p in large.further(twelve)] == ["helix of 12", "helix of 8"]
     assert [p.label for p in large.further(first)] == ["helix of 8"]
     assert large.further(given)[0].given
-    tried = []
 
-    def placed(piece: pieces.Piece, fixed: tuple[Body, ...], stop: object, *, deep: bool) -> list:
-        tried.append((piece.label, len(fixed), deep))
-        better = {
-            ("helix of 12", 1, False): 0.02, ("helix of 12", 2, False): 0.005, ("helix of 8", 2, True): 0.02,
-        }  # fmt: skip
-        gain = better.get(tried[-1], 0.0)
-        return [replace(twelve, bodies=(*fixed, fixed[0]), judged=0.1 + 0.02 * (len(fixed) - 1) + gain)]
+    def tried(gains: dict[tuple[str, int, bool], float]) -> list[tuple[str, int, bool]]:
+        """What is placed beside how many, and whether in other orientations, where those in ``gains`` are better."""
+        seen: list[tuple[str, int, bool]] = []
 
-    monkeypatch.setattr(large, "placed", placed)
-    monkeypatch.setattr(large, "sure", lambda: False)
-    large.add_copies(replace(twelve, judged=0.1), lambda: False)
-    steps = [("helix of 12", 2), ("helix of 8", 2), ("helix of 8", 3)]
-    twice = [(piece, there, deep) for piece, there in steps for deep in (False, True)]
-    assert tried == [("helix of 12", 1, False), *twice]  # in all orientations where the likeliest do not pay
+        def placed(piece: pieces.Piece, fixed: tuple[Body, ...], stop: object, *, deep: bool) -> list:
+            seen.append((piece.label, len(fixed), deep))
+            judged = 0.1 + 0.02 * (len(fixed) - 1) + gains.get(seen[-1], 0.0)
+            return [replace(twelve, bodies=(*fixed, fixed[0]), judged=judged)]
+
+        monkeypatch.setattr(large, "placed", placed)
+        monkeypatch.setattr(large, "sure", lambda: False)
+        large.models = []
+        large.add_copies(replace(twelve, judged=0.1), lambda: False)
+        return seen
+
+    twelve_one, twelve_two = ("helix of 12", 1, False), ("helix of 12", 2, False)
+    gains = {twelve_one: 0.02, ("helix of 8", 2, False): 0.02, twelve_two: 0.005}
+    assert tried(gains) == [twelve_one, twelve_two, ("helix of 8", 2, False), ("helix of 8", 3, False)]
     assert [len(m.bodies) for m in large.models] == [2, 3]
+    # In other orientations only where the likeliest lead to nothing.
+    gains = {("helix of 8", 1, True): 0.02}
+    assert tried(gains) == [
+        *((f"helix of {n}", 1, deep) for deep in (False, True) for n in (12, 8)), ("helix of 8", 2, True),
+    ]  # fmt: skip
+    assert [len(m.bodies) for m in large.models] == [2]
 
 
 def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(strand: pieces.Piece, monkeypatch) -> None:

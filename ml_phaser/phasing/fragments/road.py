@@ -482,24 +482,26 @@ class Road:
 
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
         """Place the first piece, as it has become, again, and in a large whole helices, as long as there is room and
-        the judge approves."""
-        for piece in self.further(model):
-            while not late() and not self.sure() and model.atoms + len(piece) <= self.room:
-                better = self.another(piece, model, late)
-                if better is None:
-                    break
-                model = better
-
-    def another(self, piece: Piece, model: Model, late: Callable[[], bool]) -> Model | None:
-        """The model with one more piece, if the judge approves: the fit is better for any. In other orientations, too,
-        where the likeliest of a small part of a large whole lead to none."""
+        the judge approves; in other orientations where the likeliest lead to none at all."""
+        alone, pieces = model, self.further(model)
         for deep in (False, True) if self.wide is not None else (False,):
-            found = self.placed(piece, model.bodies, late, deep=deep) if not (deep and late()) else []
-            best = max(found, key=lambda m: m.judged, default=None)
-            if best is not None and best.judged >= model.judged + GAIN:
-                self.models += found
-                return best
-        return None
+            for piece in pieces:
+                while not late() and not self.sure() and model.atoms + len(piece) <= self.room:
+                    better = self.another(piece, model, late, deep)
+                    if better is None:
+                        break
+                    model = better
+            if model is not alone:
+                return
+
+    def another(self, piece: Piece, model: Model, late: Callable[[], bool], deep: bool) -> Model | None:
+        """The model with one more piece, if the judge approves: the fit is better for any."""
+        found = self.placed(piece, model.bodies, late, deep=deep)
+        best = max(found, key=lambda m: m.judged, default=None)
+        if best is None or best.judged < model.judged + GAIN:
+            return None
+        self.models += found
+        return best
 
     def further(self, model: Model) -> list[Piece]:
         """What to place beside the first body of a model: helices no longer than it, the longest first."""
