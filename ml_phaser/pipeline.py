@@ -175,18 +175,38 @@ def make_plan(
 
 
 def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float] = time.monotonic) -> Hunt:
-    """Look for solutions, then go on from them with atoms and network in turn, where atoms are resolved; by the clock
-    ``now`` in seconds."""
+    """Look for solutions, then go on from them with atoms and network in turn, where atoms are resolved; look further
+    in what that leaves of the time. By the clock ``now`` in seconds."""
     began, seconds = now(), options.timelimit
+
+    def left() -> float:
+        return seconds - (now() - began)
+
     hunt = look(plan, options, notify, now, (1 - rebuilding(plan, seconds)) * seconds)
     if plan.rebuilder is not None:
 
         def tell() -> None:
-            notify.progress(min(1.0, (now() - began) / seconds), hunt.best, hunt.trials)
+            notify.progress(min(1.0, 1 - left() / seconds), hunt.best, hunt.trials)
 
-        hunt.rebuild(plan.rebuilder, lambda: seconds - (now() - began), tell)
+        hunt.rebuild(plan.rebuilder, left, tell)
+        asked = options.starts in ("heavy", "fragments") and bool(hunt.solutions)
+        if left() > 0 and not (asked or hunt.convinced):
+            at_random(plan, options, hunt, left(), lambda done: tell(), now)
         notify.progress(1.0, hunt.best, hunt.trials)
     return hunt
+
+
+def at_random(
+    plan: Plan, options: Options, hunt: Hunt, seconds: float, tell: Callable[[float], None], now: Callable[[], float]
+) -> None:  # fmt: skip
+    """Many starts, from random phases unless the plan has others. ``tell`` : the part of the time that is gone."""
+    from ml_phaser.phasing.search import search
+
+    search(
+        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=seconds, most_trials=options.trials,
+        seed=options.seed, progress=lambda done, best, trials: tell(done), now=now, hunt=hunt,
+        polisher=plan.last_touch, walks=plan.walks,
+    )  # fmt: skip
 
 
 def rebuilding(plan: Plan, seconds: float) -> float:
@@ -197,7 +217,7 @@ def rebuilding(plan: Plan, seconds: float) -> float:
 def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float], seconds: float) -> Hunt:
     """Heavy atoms, free atoms and pieces of structure, where they pay, and many starts until a solution convinces or
     the time is up. Pieces come before random phases, but last where the data show single atoms."""
-    from ml_phaser.phasing.search import Hunt, search, walk_first
+    from ml_phaser.phasing.search import Hunt, walk_first
 
     hunt, began, gone = Hunt(plan.whole, plan.rows), now(), 0.0
 
@@ -210,14 +230,6 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
         first, gone = gone, gone + share
         part = seconds / options.timelimit
         return lambda done: notify.progress(part * (first + share * done), hunt.best, hunt.trials)
-
-    def at_random(for_: float, share: float) -> None:
-        tell = telling(share)
-        search(
-            plan.entrants, plan.finishers, plan.whole, plan.n, seconds=for_, most_trials=options.trials,
-            seed=options.seed, progress=lambda done, best, trials: tell(done), now=now, hunt=hunt,
-            polisher=plan.last_touch, walks=plan.walks,
-        )  # fmt: skip
 
     if plan.heavy is not None:
         from ml_phaser.phasing.heavy.solutions import from_heavy_atoms
@@ -233,18 +245,18 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
     if plan.walks is not None and plan.walks.lead > 0:
         walk_first(plan.walks, hunt, options.seed, telling((1.0 - gone) * plan.walks.lead / seconds), now)
         if hunt.convinced:
-            at_random(0.0, 0.0)  # their last touch
+            at_random(plan, options, hunt, 0.0, telling(0.0), now)  # their last touch
             return hunt
     rest = 1.0 - gone
     if plan.road is None or plan.road_rows is None:
-        at_random(left(), rest)
+        at_random(plan, options, hunt, left(), telling(rest), now)
         return hunt
     from ml_phaser.phasing.fragments.pieces import MUCH
 
     hopeless = plan.road.room >= MUCH
     share = 1.0 if options.starts == "fragments" else HELICES_SHARE if hopeless else FRAGMENTS_SHARE
     if plan.road_last:
-        at_random((1 - share) * left(), (1 - share) * rest)
+        at_random(plan, options, hunt, (1 - share) * left(), telling((1 - share) * rest), now)
         if hunt.convinced:
             return hunt
     spare, part = (left() if plan.road_last else share * left()), share * rest
@@ -265,7 +277,7 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
         plan.last_touch,
     )  # fmt: skip
     if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
-        at_random(left(), (1 - share) * rest)
+        at_random(plan, options, hunt, left(), telling((1 - share) * rest), now)
     return hunt
 
 

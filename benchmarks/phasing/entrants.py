@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.phasing.crystals import Crystal
 from ml_phaser.crystal.reflections import Amplitudes
+from ml_phaser.notify import Silent
 
 SHARES = (0.1, 0.2, 0.3, 1.0)  # of the reflections whose phases are given as seeds
 ALTERNATIONS = 40  # cycles of the network alternated with the amplitudes: beyond, it drifts
@@ -92,22 +93,15 @@ def engine(crystal: Crystal, seconds: float, seed: int, *, kind: str, share: flo
     """The main job's search; ``share`` of the strongest reflections seeded with the quadrant of their true phases."""
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.phasing.confidence import SOLVED
-    from ml_phaser.phasing.search import Hunt, search
-    from ml_phaser.pipeline import rebuilding, weigh
+    from ml_phaser.pipeline import phase, weigh
     from ml_phaser.plan import plan_phasing
 
     clock, data = Clock(), crystal.data
     normalised = normalise(data)
     seeds = true_quadrants(crystal, normalised.e, share) if share else None
-    plan = plan_phasing(data, normalised, options(seconds, seed, kind), seeds)
-    kept = rebuilding(plan, seconds) * seconds
-    hunt = search(
-        plan.entrants, plan.finishers, plan.whole, plan.n, seconds=max(0.1, seconds - kept - clock()), most_trials=None,
-        seed=seed, progress=lambda *_: None, now=time.process_time, hunt=Hunt(plan.whole, plan.rows),
-        polisher=plan.last_touch, walks=None if share else plan.walks,
-    )  # fmt: skip
-    if plan.rebuilder is not None:
-        hunt.rebuild(plan.rebuilder, lambda: seconds - clock())
+    asked = replace(options(seconds, seed, kind), starts="random")
+    plan = plan_phasing(data, normalised, asked, seeds)
+    hunt = phase(plan, replace(asked, timelimit=max(0.1, seconds - clock())), Silent(), time.process_time)
     best = max(hunt.solutions, key=lambda s: s.probability)
     said = f"{hunt.trials[best.trial].method}; {'no network' if not plan.weights else plan.weights['name']}"
     phases = weigh(data, normalised, plan, best, keep_hand=seeds is not None)[0]  # turns to the likelier hand

@@ -213,7 +213,7 @@ def search(
         have their lead first, then a share of the time of all entrants together
     """
     hunt = Hunt(whole) if hunt is None else hunt
-    generator = arrays.generator(seed, whole.target.amplitude)
+    generator = arrays.generator(seed + len(hunt.trials), whole.target.amplitude)  # never the same starts twice
     began = now()
     spent = [0.0] * len(entrants)
 

@@ -8,15 +8,16 @@ import pytest
 from resolved import Made
 from test_completion import OPTIONS, data_of, solution
 
-from ml_phaser import pipeline
+from ml_phaser import arrays, pipeline
 from ml_phaser.crystal.agreement import compare
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.notify import Silent
 from ml_phaser.outcome import Fragments, Trial
 from ml_phaser.phasing import rebuild
 from ml_phaser.phasing.finish import Solution
+from ml_phaser.phasing.projections import forward
 from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
-from ml_phaser.phasing.search import Hunt
+from ml_phaser.phasing.search import Hunt, search
 from ml_phaser.plan import plan_phasing
 
 GROUP = "P 1 21 1"
@@ -153,14 +154,18 @@ def test_a_search_goes_on_with_the_best_first(made, builder, monkeypatch):
 
 
 def test_time_is_kept_for_it(made, monkeypatch):
-    """Of the pipeline's: as much as most maps need, a third at most."""
-    given = []
+    """Of the pipeline's: as much as most maps need, a third at most; what is not needed goes to other starts."""
+    given, further = [], []
 
     def look(plan, options, notify, now, seconds):
         given.append(seconds)
         return Hunt(plan.whole, plan.rows, solutions=[], trials=[])
 
+    def at_random(plan, options, hunt, seconds, tell, now):
+        further.append(seconds)
+
     monkeypatch.setattr(pipeline, "look", look)
+    monkeypatch.setattr(pipeline, "at_random", at_random)
     plan = learned(made)
     pipeline.phase(plan, OPTIONS, Silent(), lambda: 0.0)
     assert given[0] == pytest.approx(60 - plan.rebuilder.wanted)
@@ -169,6 +174,35 @@ def test_time_is_kept_for_it(made, monkeypatch):
     assert given[1] == pytest.approx((1 - pipeline.REBUILDING) * short.timelimit)
     pipeline.phase(replace(plan, rebuilder=None), OPTIONS, Silent(), lambda: 0.0)
     assert given[2] == 60
+    assert further == [60, short.timelimit]  # by a clock that stands still
+    monkeypatch.setattr(Hunt, "convinced", property(lambda hunt: True))
+    pipeline.phase(plan, OPTIONS, Silent(), lambda: 0.0)
+    assert len(further) == 2
+
+
+def test_a_search_that_goes_on_takes_other_starts(made):
+    """Nothing is cycled, so that what is finished is the starts themselves."""
+    plan = learned(made, engine="classical")
+    begun = []
+
+    class Seen:
+        name = "seen"
+
+        def advance(self, x, cycles, done=0):
+            begun.append(arrays.to_numpy(x))
+            return x
+
+        def estimate(self, x):
+            return forward(x)
+
+    entrant = replace(plan.entrants[0], method=Seen(), batch=2, cycles=1, block=1)
+    hunt = Hunt(plan.whole, plan.rows)
+    for trials in (2, 4):
+        search(
+            [entrant], plan.finishers, plan.whole, plan.n, seconds=60, most_trials=trials, seed=3,
+            progress=lambda *_: None, hunt=hunt,
+        )  # fmt: skip
+    assert len(begun) == 2 and np.abs(begun[0] - begun[1]).max() > 0.1
 
 
 def test_where_it_cannot_pay_it_is_not_tried(made, builder):
