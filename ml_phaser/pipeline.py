@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from ml_phaser.plan import Plan
 
 
-FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure,
-HELICES_SHARE = 0.9  # and where random phases have no hope beside them
+FRAGMENTS_SHARE = 0.5  # of the time limit for pieces of structure, where random phases have any hope beside them
 GROWING = 0.7  # of that, for pieces that grow by themselves
 HEAVY_SHARE, HEAVY_BESIDE = 0.6, 0.3  # for heavy atoms, and where pieces grow as they do
 REBUILDING = 0.35  # for atoms and network in turn, at most
@@ -189,11 +188,18 @@ def phase(plan: Plan, options: Options, notify: Notify, now: Callable[[], float]
             notify.progress(min(1.0, 1 - left() / seconds), hunt.best, hunt.trials)
 
         hunt.rebuild(plan.rebuilder, left, tell)
-        asked = options.starts in ("heavy", "fragments") and bool(hunt.solutions)
-        if left() > 0 and not (asked or hunt.convinced):
+        vain = options.starts in ("heavy", "fragments") or hopeless(plan)
+        if left() > 0 and not (hunt.convinced or (vain and hunt.solutions)):
             at_random(plan, options, hunt, left(), lambda done: tell(), now)
         notify.progress(1.0, hunt.best, hunt.trials)
     return hunt
+
+
+def hopeless(plan: Plan) -> bool:
+    """Whether so much is to be found that random phases have no hope beside pieces of structure."""
+    from ml_phaser.phasing.fragments.pieces import MUCH
+
+    return plan.road is not None and plan.road.room >= MUCH
 
 
 def at_random(
@@ -251,10 +257,8 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
     if plan.road is None or plan.road_rows is None:
         at_random(plan, options, hunt, left(), telling(rest), now)
         return hunt
-    from ml_phaser.phasing.fragments.pieces import MUCH
-
-    hopeless = plan.road.room >= MUCH
-    share = 1.0 if options.starts == "fragments" else HELICES_SHARE if hopeless else FRAGMENTS_SHARE
+    alone = options.starts == "fragments" or hopeless(plan)
+    share = 1.0 if alone else FRAGMENTS_SHARE
     if plan.road_last:
         at_random(plan, options, hunt, (1 - share) * left(), telling((1 - share) * rest), now)
         if hunt.convinced:
@@ -274,9 +278,9 @@ def look(plan: Plan, options: Options, notify: Notify, now: Callable[[], float],
 
     from_fragments(
         hunt, plan.road, plan.road_rows, plan.road_finishers, plan.n, options.seed, spare, telling(part), now,
-        plan.last_touch,
+        plan.last_touch, plan.rebuilder, lambda: options.timelimit - (now() - began),
     )  # fmt: skip
-    if not plan.road_last and not (options.starts == "fragments" and hunt.solutions):
+    if not plan.road_last and not (alone and hunt.solutions):
         at_random(plan, options, hunt, left(), telling((1 - share) * rest), now)
     return hunt
 

@@ -12,7 +12,8 @@ METHOD = "free atoms"
 SHARE, REFINEMENTS = 0.5, 5  # there are none where so many refinements take more of the time limit
 LEAD = (0.5, 100)  # share of the time limit, refinements: so much time they have before densities are tried,
 ATOMIC, MANY = 1.05, 85  # A: to which these are as quick; atoms an asymmetric unit: more are rarely found. There
-RARELY = 0.2  # densities come first, and walks have this share of their time
+RARELY = 0.2  # densities come first, and walks have this share of their time;
+HOPELESS = 250  # and from so much room on there are none
 
 
 @dataclass(eq=False)
@@ -56,8 +57,9 @@ class Walks:
 
 
 def walks(completer: Completer | None, d_min: float, seconds: float, seed: int) -> Walks | None:
-    """For a search of ``seconds`` in data to ``d_min`` A; None where a walk would take too many of them."""
-    if completer is None or REFINEMENTS * completer.cost > SHARE * seconds:
+    """For a search of ``seconds`` in data to ``d_min`` A; None where a walk would take too many of them, or lead to
+    nothing."""
+    if completer is None or completer.room >= HOPELESS or REFINEMENTS * completer.cost > SHARE * seconds:
         return None
     if d_min <= ATOMIC or completer.room > MANY:
         return Walks(completer, seed, 0.0, RARELY)

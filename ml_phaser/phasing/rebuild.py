@@ -32,11 +32,11 @@ PHASED_ROUNDS, ROUNDS = 2, 3  # of atoms in each turn: to the map, to the moduli
 STEPS, GRADIENTS = 3, 4  # of least squares in a round, and in a step
 WET = 30.0  # A^3 of an atom where there is room for MUCH: not all of such cells is atoms
 CYCLES = 16  # of the network in each turn
-TURNS, VAIN = 8, 2  # turns at most, and so many in a row that do not predict more of the reflections held out
+TURNS, VAIN = 40, 2  # turns at most, and so many in a row that do not predict more of the reflections held out
 LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict more, by how many reflections are held out
 SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before
 WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
-SETTLED = 0.01  # gain below which a right map needs no more turns
+SETTLED = 0.01  # gain below which they do not
 SEEN = 8e-6  # processor seconds of a cycle of the network for each A^3 of the cell
 DEAREST = 0.3  # share of the time limit that a turn may take
 WANTED = 6  # turns that time is kept for
@@ -91,17 +91,21 @@ class Rebuilder:
         before, less is asked. ``tell`` : called after every turn."""
         before = self.predicted(solution.f)
         best, score, worth, vain, cost = solution, before, solution.worth, 0, self.cost
+        turned, gained = solution, before
         for _ in range(TURNS):
             left = time_left()
             if left < cost:
                 break
-            turned, counted = self.turn(best)
+            turned, counted = self.turn(turned)
             tell()
             if math.isfinite(left):
                 cost = left - time_left()
-            worth, gain = min(worth, counted), turned.score - score
-            vain = 0 if gain > SETTLED else vain + 1
-            if gain > 0:
+            worth = min(worth, counted)
+            if turned.score > gained + SETTLED:
+                vain, gained = 0, turned.score
+            else:
+                vain += 1
+            if turned.score > score:
                 best, score = turned, turned.score
             if vain == VAIN or (vain and worth <= 1):
                 break

@@ -98,6 +98,7 @@ class Hunt:
     trials: list[Trial] = field(default_factory=list)
     solutions: list[Solution] = field(default_factory=list)
     residuals: dict[str, list[float]] = field(default_factory=dict)  # of a method's starts, after each block
+    turned: set[int] = field(default_factory=set)  # trials from which atoms and network in turn came to an end
 
     def note(self, trials: NDArray[np.int64], done: int, seconds: float, scores: NDArray, residuals: NDArray) -> None:
         """Enter how far running ``trials`` have come."""
@@ -125,6 +126,7 @@ class Hunt:
         solution = replace(solution, cluster=cluster, agreeing=agreeing)
         if older and older[0].score >= solution.score:
             return
+        self.turned.discard(solution.trial)
         kept = [
             replace(s, agreeing=s.agreeing + 1) if s in mates and not older and not s.given else s
             for s in self.solutions
@@ -153,18 +155,22 @@ class Hunt:
         self.solutions.sort(key=lambda s: -s.merit)
 
     def rebuild(
-        self, rebuilder: Rebuilder, time_left: Callable[[], float], tell: Callable[[], None] = lambda: None
-    ) -> None:
+        self, rebuilder: Rebuilder, time_left: Callable[[], float], tell: Callable[[], None] = lambda: None,
+        only: int | None = None,
+    ) -> None:  # fmt: skip
         """Atoms and network in turn, from one solution after another, the best first, until one convinces or the time
-        is up. ``tell`` : called after every turn."""
+        is up; from none again that they have gone as far from as they can. ``tell`` : called after every turn; ``only``
+        : the trial whose solution is tried"""
         for s in list(self.solutions):
             if time_left() < rebuilder.cost:
                 return
-            if rebuilder.promising(s):
+            if rebuilder.promising(s) and s.trial not in self.turned and only in (None, s.trial):
                 done = rebuilder(s, time_left, tell)
                 self.solutions[self.solutions.index(s)] = done
                 self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)
                 self.solutions.sort(key=lambda s: -s.merit)
+                if time_left() >= rebuilder.cost:
+                    self.turned.add(s.trial)
             if self.convinced:
                 return
 

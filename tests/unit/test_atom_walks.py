@@ -149,6 +149,7 @@ def test_where_walks_are_tried(made):
     assert planned(large, timelimit=5.0).walks is None
     late = planned(large, timelimit=600.0).walks
     assert late.lead == 0 and late.share == good.share
+    assert planned(Made(count=80, d_min=1.2, edges=(16.0, 17.0, 16.0)), timelimit=600.0).walks is None  # hopeless
     data = data_of(made)
     seeds = Seeds(np.angle(made.f), np.arange(len(made.f)) < 40)
     assert plan_phasing(data, normalise(data), OPTIONS, seeds).walks is None

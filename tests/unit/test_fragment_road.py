@@ -339,6 +339,34 @@ def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(stran
     assert not replace(ahead, wide=None).sure()
 
 
+def test_from_what_is_ahead_one_goes_on_while_others_are_looked_for(strand: pieces.Piece, monkeypatch) -> None:
+    way = road_of(made([strand.xyz], strand.weight, gemmi.UnitCell(12, 11, 19, 90, 98, 90))[0], [strand], 60)
+    model = replace(model_of(way, strand, strand.xyz), judged=0.3, fit=0.3)
+    more = replace(model, bodies=model.bodies * 2, judged=0.4)
+    large = replace(way, wide=way.scene, models=[model])
+    monkeypatch.setattr(large, "alike", lambda a, b: True)
+    monkeypatch.setattr(large, "by_chance", lambda piece: 0.0)
+    monkeypatch.setattr(large, "completed", lambda m: road.Completed(m, m.f, 0.1, 0.3, 0.1))
+    went: list[tuple[int, float]] = []
+
+    def onward(completed: road.Completed) -> bool:
+        went.append((len(completed.model.bodies), completed.lead))
+        return len(went) == 2
+
+    large.onward = onward
+    assert not large.sure() and not large.sure()
+    assert went == [(1, 0.1)]  # once, with its lead
+    large.models = [replace(model, judged=0.35), model]
+    assert not large.sure() and len(went) == 1  # nor from one like it
+    large.models = [more, model]
+    assert large.sure() and [bodies for bodies, _ in went] == [1, 2]  # but with one more
+    large.models = []
+    assert large.sure()  # that is the end
+    large.onward = None
+    large.gone, large.models = {}, [model]
+    assert not large.sure()
+
+
 @pytest.mark.parametrize(("wide", "ahead"), [(True, True), (True, False), (False, True)])
 def test_in_proteins_there_is_no_quick_look_and_a_lead_ends_the_search(
     strand: pieces.Piece, wide: bool, ahead: bool, monkeypatch
@@ -639,7 +667,7 @@ def test_where_atoms_are_seen_pieces_are_the_last_resort(strand: pieces.Piece, c
     plan = replace(plan, walks=None, rebuilder=None, road=replace(plan.road, room=pieces.MUCH))
     order.clear()
     pipeline.phase(plan, replace(OPTIONS, timelimit=10.0), Silent(), lambda: 0.0)
-    assert order == [("pieces", 9.0), ("random", 10.0)]  # of proteins
+    assert order == [("pieces", 10.0), ("random", 10.0)]  # of proteins pieces have all the time
     given = plan_phasing(data, normalise(data), OPTIONS, pieces=(strand,))
     assert given.road is not None and not given.road_last
 
@@ -673,6 +701,48 @@ def test_what_the_road_leads_to_is_entered_among_the_solutions(strand: pieces.Pi
     assert chain.letters == "AAAA" and chain.names == strand.names and best.fragments.atoms == 20
     np.testing.assert_allclose(chain.xyz, strand.xyz + np.array([2.0, 3.0, 5.0]), atol=1e-3)
     assert (best.fragments.judged, best.held) == (right.judged, int(way.judge.problem.held.sum()))
+
+
+def test_turns_go_on_from_what_the_road_comes_to_while_it_travels(strand: pieces.Piece) -> None:
+    """From each once, and what is entered then is not entered again, unless it is better."""
+    data, _ = made([strand.xyz + np.array([2.0, 3.0, 5.0])], strand.weight, TINY)
+    way = road_of(data, [strand], 30)
+    right = model_of(way, strand, strand.xyz + np.array([2.0, 3.0, 5.0]))
+    led: list[object] = []
+
+    class Short(Road):
+        def travel(self, seconds, tell, now=None):
+            done = self.completed(right)
+            led.append(self.onward and self.onward(done))
+            better = replace(done, model=replace(right, maps=2), score=done.score + 0.01)
+            return [done, better, replace(better, score=better.score - 0.005)]
+
+    class Turning:
+        cost = 1.0
+
+        def promising(self, solution):
+            return True
+
+        def __call__(self, solution, time_left, tell):
+            tell()
+            return replace(solution, r_work=0.123)
+
+    def entered(turning, left=1e9):
+        short = Short(way.scene, way.judge, way.spacegroup, way.pieces, way.room, way.d_min)
+        hunt, told = Hunt(way.judge.problem), []
+        some = ("rebuilder", turning), ("time_left", lambda: left)
+        from_fragments(hunt, short, np.arange(len(data)), (), len(data), 3, 1.0, told.append, **dict(some))
+        return hunt, told
+
+    hunt, told = entered(Turning())
+    assert led == [hunt.convinced] and len(told) == 1
+    assert len(hunt.trials) == len(hunt.solutions) == 1 and hunt.solutions[0].agreeing == 0
+    first = way.completed(right)
+    assert hunt.solutions[0].score == pytest.approx(first.score + 0.01) == hunt.trials[0].score
+    hunt, told = entered(Turning(), left=0.5)
+    assert not told and len(hunt.trials) == 1
+    hunt, _ = entered(None)
+    assert led[-1] is None and len(hunt.trials) == 1
 
 
 # ------------------------------------------------------------------------------------------------- record and log

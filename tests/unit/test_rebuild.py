@@ -97,6 +97,30 @@ def test_less_is_asked_of_what_was_sure(made, builder):
     assert sure.probability > rebuild.SURE and told(sure).score > before.score
 
 
+@pytest.mark.parametrize(("scores", "turns", "kept"), [
+    ((0.4, 0.7, 0.7, 0.6, 0.9), 4, 0.7),  # a first turn may predict less: the second goes on from it
+    ((0.4, 0.4, 0.9), 2, None),
+    ((0.507, 0.511, 0.514, 0.52, 0.9), 4, 0.52),  # small gains add up
+])  # fmt: skip
+def test_every_turn_goes_on_from_the_last(made, builder, monkeypatch, scores, turns, kept):
+    begins = []
+
+    class Told(Rebuilder):
+        def turn(self, solution):
+            begins.append(solution.score)
+            return replace(solution, score=scores[len(begins) - 1]), 5.0
+
+        def predicted(self, f):
+            return 0.5
+
+    monkeypatch.setattr(rebuild, "LUCK", ((100.0, 500.0), (0.0, 0.0)))
+    told = Told(builder.completer, builder.problem, builder.rows, builder.projection)
+    before = begun(made, made.spoilt(0.3))
+    after = told(before)
+    assert begins == [0.1, *scores[: turns - 1]]
+    assert after is before if kept is None else after.score == kept
+
+
 def test_the_clock_ends_it(made, builder):
     before = begun(made, made.spoilt(1.0))
     assert builder(before, lambda: 0.5 * builder.cost) is before
@@ -151,6 +175,30 @@ def test_a_search_goes_on_with_the_best_first(made, builder, monkeypatch):
     assert seen == [0, 1] and hunt.convinced  # and nobody after it
     assert [s.trial for s in hunt.solutions] == [1, 0, 2, 3]
     assert hunt.trials[1].score == 0.9 and hunt.trials[1].r_work == 0.1
+
+
+def test_where_turns_came_to_an_end_they_are_not_begun_again(made, builder):
+    seen = []
+
+    class Told(Rebuilder):
+        def __call__(self, solution, time_left=lambda: 1e9, tell=lambda: None):
+            seen.append(solution.trial)
+            return solution
+
+    told = Told(builder.completer, builder.problem, builder.rows, builder.projection)
+    hunt = Hunt(builder.problem)
+    hunt.trials = [Trial(i, "", 0, 1, 1.0, 0.3, 0.5, 0.5) for i in range(3)]
+    f = np.abs(made.f) * np.exp(1j * made.spoilt(0.5))
+    hunt.solutions = [replace(solution(f, score=0.4 - i / 20, held=50, symmetry=np.nan), trial=i) for i in range(3)]
+    left = itertools.chain([1e9, 0.0], itertools.repeat(1e9))
+    hunt.rebuild(told, lambda: next(left), only=0)
+    assert seen == [0]  # but the time was up
+    hunt.rebuild(told, lambda: 1e9, only=0)
+    hunt.rebuild(told, lambda: 1e9)
+    assert seen == [0, 0, 1, 2]
+    hunt.add(replace(hunt.solutions[0], score=0.45))  # of the same trial, and better
+    hunt.rebuild(told, lambda: 1e9)
+    assert seen == [0, 0, 1, 2, 0]
 
 
 def test_time_is_kept_for_it(made, monkeypatch):

@@ -51,7 +51,7 @@ AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on no other pie
 SURE = 0.95  # and probability from which on nothing is added to a model
 BENT, JUDGED = 24, 12  # with torsions, and judged
 EAGER = 3  # of which before other pieces have been searched for
-HURRIED = 2  # poses judged, and models completed, when the time is up
+HURRIED = 2  # poses judged, and models completed, when the time is up and none led onward
 REGISTERS = 3  # places in the sequence, of all that a chain can have, whose side chains are judged
 OVERLAP, CLASH = 1.6, 2.4  # A: contacts below are refused before and after refinement,
 CLASH_DRESSED = 1.9  # with side chains, which stand where their rotamers are, not where they keep clear of each other
@@ -141,6 +141,8 @@ class Road:
         what is left to chance; strays : what the judge says of a piece in random places, once that was asked;
         finished : models that were completed; searches : poses of pieces by themselves, in the likeliest
         orientations or the others; likely : all orientations of a piece, the likeliest first
+    onward : goes on, by other means, from a model that is ahead, and says whether that convinced; gone : from which
+        it did, and what it said
     """
 
     scene: Scene
@@ -157,6 +159,8 @@ class Road:
     finished: dict[Model, Completed] = field(default_factory=dict)
     searches: dict[tuple[Piece, bool], Fitted] = field(default_factory=dict)
     likely: dict[Piece, Floats] = field(default_factory=dict)
+    onward: Callable[[Completed], bool] | None = None
+    gone: dict[Model, bool] = field(default_factory=dict)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -189,10 +193,11 @@ class Road:
                     tell(min(1.0, (now() - began) / seconds))
         ranked, sure = self.ranked(), self.sure()
         done: list[Completed] = []
+        least = 1 if self.gone else HURRIED
         for model in ranked[:FINALISTS]:
             if done and sure:
                 break
-            if self.worth(model) > self.worth(ranked[0]) - NEAR and (len(done) < HURRIED or not late(1.0)):
+            if self.worth(model) > self.worth(ranked[0]) - NEAR and (len(done) < least or not late(1.0)):
                 done.append(self.completed(model))
         done.sort(key=lambda c: -c.merit)
         done = self.reinforced(done, ranked[FINALISTS:], lambda: late(1.0))
@@ -234,11 +239,22 @@ class Road:
         """Whether the best model of a small part of a large whole leads to a map that is right beyond doubt."""
         if self.wide is None:
             return False
+        if any(self.gone.values()):
+            return True
         ranked = self.ranked()
         if not ranked or not self.ahead(ranked):
             return False
         best, held = self.completed(ranked[0]), int(self.judge.problem.held.sum())
-        return probability_of_pieces(best.merit, self.lead(best, [best], ranked), held) >= SURE
+        best = replace(best, lead=self.lead(best, [best], ranked))
+        return probability_of_pieces(best.merit, best.lead, held) >= SURE or self.went(best)
+
+    def went(self, best: Completed) -> bool:
+        """Whether going on from a model convinced; not tried again from one like it with as many bodies."""
+        model, bodies = best.model, len(best.model.bodies)
+        if self.onward is None or any(len(m.bodies) >= bodies and self.alike(m, model) for m in self.gone):
+            return False
+        self.gone[model] = self.onward(best)
+        return self.gone[model]
 
     def ahead(self, ranked: Sequence[Model]) -> bool:
         """Whether the judge thinks far more of the first model than of any other map, or of random places."""

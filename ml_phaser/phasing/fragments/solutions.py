@@ -14,6 +14,7 @@ from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
 from ml_phaser.phasing.fragments.road import Body, Completed, Road
+from ml_phaser.phasing.rebuild import Rebuilder
 from ml_phaser.phasing.search import Hunt
 
 METHOD = "placed pieces"
@@ -22,6 +23,7 @@ METHOD = "placed pieces"
 def from_fragments(
     hunt: Hunt, road: Road, rows: NDArray[np.int64], finishers: Sequence[Finisher], n: int, seed: int, seconds: float,
     tell: Callable[[float], None], now: Callable[[], float] = time.monotonic, polisher: LastTouch | None = None,
+    rebuilder: Rebuilder | None = None, time_left: Callable[[], float] = lambda: math.inf,
 ) -> None:  # fmt: skip
     """Travel the road for so many seconds and enter what it leads to.
 
@@ -29,26 +31,33 @@ def from_fragments(
     ----------
     rows : of the road's reflections among all n
     finishers, polisher : of solutions on data finer than the network sees; none where it sees all
+    rebuilder : atoms and network in turn, from models that are ahead while others are looked for; ``time_left`` for it
     """
-    done = road.travel(seconds, tell, now)
-    for completed in done:
-        index = len(hunt.trials)
-        hunt.trials.append(
-            Trial(
-                index,
-                METHOD,
-                seed,
-                COMPLETING + RELEASED,
-                completed.seconds,
-                completed.score,
-                completed.residual,
-                math.nan,
-            )
+    entered: dict[tuple[Body, ...], int] = {}
+    began = now()
+
+    def enter(completed: Completed) -> int:
+        index = entered.setdefault(completed.model.bodies, len(hunt.trials))
+        trial = Trial(
+            index, METHOD, seed, COMPLETING + RELEASED, completed.seconds, completed.score, completed.residual, math.nan
         )
+        hunt.trials[index : index + 1] = [trial]
         f = np.zeros(n, dtype=np.complex128)
         f[rows] = completed.f
         solution = _solution(completed, f, road, finishers, n, index)
         hunt.add(polisher(solution) if polisher else solution)
+        return index
+
+    def onward(completed: Completed) -> bool:
+        if rebuilder is not None:
+            hunt.rebuild(rebuilder, time_left, lambda: tell(min(1.0, (now() - began) / seconds)), enter(completed))
+        return hunt.convinced
+
+    road.onward = None if rebuilder is None else onward
+    for completed in road.travel(seconds, tell, now):
+        before = next((s for s in hunt.solutions if s.trial == entered.get(completed.model.bodies)), None)
+        if before is None or before.score < completed.score:
+            enter(completed)
 
 
 def _solution(
