@@ -27,7 +27,7 @@ from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.growth import Growth
 from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
+from ml_phaser.phasing.rebuild import COARSEST, Rebuilder, rebuilder
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
 from ml_phaser.phasing.starts import modification, phased, remembering
@@ -186,7 +186,8 @@ def plan_phasing(
     free = bench if starts is None and bench is not None and bench.tries >= 0 else None
     turns: Rebuilder | None = None
     if network is not None and seeing.home is not None:
-        turns = rebuilder(bench, seeing.problem, seeing.rows, seeing.home.projections[0][1], options.timelimit)
+        turning = bench or completer(data, normalised, whole, used, options.timelimit, COARSEST)
+        turns = rebuilder(turning, seeing.problem, seeing.rows, seeing.home.projections[0][1], options.timelimit)
     if turns is not None:
         choices.append("From what looks right the search goes on with free atoms and the learned projection in turn.")
     wandering = None

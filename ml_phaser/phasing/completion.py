@@ -145,11 +145,12 @@ class LastTouch:
 
 
 def completer(
-    data: Amplitudes, normalised: Normalised, whole: Problem, rows: NDArray[np.int64], seconds: float
-) -> Completer | None:
-    """For the reflections ``rows`` in use, in a search of ``seconds``; None where atoms are not resolved. ``tries`` is
-    negative where it would take too many of them."""
-    if data.d_min > D_MIN:
+    data: Amplitudes, normalised: Normalised, whole: Problem, rows: NDArray[np.int64], seconds: float,
+    coarsest: float = D_MIN,
+) -> Completer | None:  # fmt: skip
+    """For the reflections ``rows`` in use, in a search of ``seconds``; None where atoms are not resolved, beyond
+    ``coarsest`` A. ``tries`` is negative where it would take too many of them."""
+    if data.d_min > coarsest:
         return None
     held, used = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
     held[rows], used[rows] = whole.held, ~whole.held

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ml_phaser import arrays
 from ml_phaser.phasing.atom_grid import step_cost
-from ml_phaser.phasing.completion import Completer
+from ml_phaser.phasing.completion import D_MIN, Completer
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.finish import Solution
 from ml_phaser.phasing.fragments.pieces import MUCH, ROOM
@@ -36,6 +36,9 @@ TURNS, VAIN = 40, 2  # turns at most, and so many in a row that do not predict m
 LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict more, by how many reflections are held out
 SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before
 WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
+TELLING = 1.5  # share of what wrong atoms do not come to, which those of large wholes do not come to, either:
+# 1.65 and more, after three turns (docs/decisions/0031)
+COARSEST = 1.78  # A: reach of turns in large wholes; of free atoms by themselves it is D_MIN
 SETTLED = 0.01  # gain below which they do not
 SEEN = 8e-6  # processor seconds of a cycle of the network for each A^3 of the cell
 DEAREST = 0.3  # share of the time limit that a turn may take
@@ -57,10 +60,15 @@ class Rebuilder:
     cycles: int = CYCLES
 
     @property
+    def wet(self) -> bool:
+        """Whether there is room for so much that part of it is solvent."""
+        data = self.completer.moduli
+        return data.cell.volume / len(data.spacegroup.operations()) > MUCH * ROOM
+
+    @property
     def room(self) -> float:
         """A^3 of an atom."""
-        data = self.completer.moduli
-        return WET if data.cell.volume / len(data.spacegroup.operations()) > MUCH * ROOM else ROOM
+        return WET if self.wet else ROOM
 
     @property
     def cost(self) -> float:
@@ -88,10 +96,11 @@ class Rebuilder:
     ) -> Solution:  # fmt: skip
         """The solution after as many turns as help, while there is time; as it was, if they predict the reflections
         held out no better than luck may, and atoms do not explain the data as wrong ones cannot. Of what was sure
-        before, less is asked. ``tell`` : called after every turn."""
-        before = self.predicted(solution.f)
-        best, score, worth, vain, cost = solution, before, solution.worth, 0, self.cost
-        turned, gained = solution, before
+        before, less is asked. In large wholes atoms tell earlier that they are right, of maps that predict no less.
+        ``tell`` : called after every turn."""
+        before, held = self.predicted(solution.f), max(1, int(self.problem.held.sum()))
+        best, score, gained, worth, vain, cost = solution, -math.inf, -math.inf, solution.worth, 0, self.cost
+        turned = solution
         for _ in range(TURNS):
             left = time_left()
             if left < cost:
@@ -109,11 +118,12 @@ class Rebuilder:
                 best, score = turned, turned.score
             if vain == VAIN or (vain and worth <= 1):
                 break
-        held = max(1, int(self.problem.held.sum()))
         errors = LUCK_OF_SURE if solution.probability >= SURE else float(np.interp(held, *LUCK))
-        if best is solution or (worth > 1 and score - max(before, 0.0) < errors / math.sqrt(held)):
+        better = worth <= 1 or score - max(before, 0.0) >= errors / math.sqrt(held)
+        telling = self.wet and worth <= TELLING and score >= before - 1 / math.sqrt(held)
+        if best is solution or not (better or telling):
             return solution
-        return self.credited(best, score - before, worth)
+        return self.credited(best, score - before, worth if self.problem.d_min <= D_MIN else solution.worth)
 
     def predicted(self, f: Complexes) -> float:
         """Correlation of E, measured and of structure factors (all n), on the reflections held out."""
@@ -181,4 +191,6 @@ def rebuilder(
 ) -> Rebuilder | None:
     """For a search of ``seconds``; None where one turn would take too many of them, or atoms are not resolved."""
     made = None if completer is None else Rebuilder(completer, problem, rows, projection)
-    return None if made is None or made.cost > DEAREST * seconds else made
+    if made is None or made.cost > DEAREST * seconds or (problem.d_min > D_MIN and not made.wet):
+        return None
+    return made
