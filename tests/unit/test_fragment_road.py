@@ -30,6 +30,7 @@ from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.solutions import METHOD, from_fragments
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward
+from ml_phaser.phasing.rebuild import SUFFIX
 from ml_phaser.phasing.search import Hunt
 from ml_phaser.phasing.weighting import Weighting
 from ml_phaser.plan import plan_phasing
@@ -720,12 +721,15 @@ def test_turns_go_on_from_what_the_road_comes_to_while_it_travels(strand: pieces
     class Turning:
         cost = 1.0
 
+        def __init__(self, **changes):
+            self.changes = changes
+
         def promising(self, solution):
             return True
 
         def __call__(self, solution, time_left, tell):
             tell()
-            return replace(solution, r_work=0.123)
+            return replace(solution, **self.changes)
 
     def entered(turning, left=1e9):
         short = Short(way.scene, way.judge, way.spacegroup, way.pieces, way.room, way.d_min)
@@ -743,6 +747,8 @@ def test_turns_go_on_from_what_the_road_comes_to_while_it_travels(strand: pieces
     assert not told and len(hunt.trials) == 1
     hunt, _ = entered(None)
     assert led[-1] is None and len(hunt.trials) == 1
+    hunt, _ = entered(Turning(score=0.01, finisher=f"x{SUFFIX}"))  # taken for its atoms, though it predicts less
+    assert hunt.solutions[0].score == hunt.trials[0].score == 0.01
 
 
 # ------------------------------------------------------------------------------------------------- record and log
