@@ -181,6 +181,11 @@ class Rebuilder:
 SUFFIX = ", atoms in turn"
 
 
+def turned(solution: Solution) -> bool:
+    """Whether turns led to a solution."""
+    return solution.finisher.endswith(SUFFIX)
+
+
 def scale(moduli: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     """Factor that brings moduli to the size of others."""
     return float(np.sqrt(np.sum(others**2) / max(1e-20, float(np.sum(moduli**2)))))

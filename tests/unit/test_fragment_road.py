@@ -734,8 +734,8 @@ def test_turns_go_on_from_what_the_road_comes_to_while_it_travels(strand: pieces
     def entered(turning, left=1e9):
         short = Short(way.scene, way.judge, way.spacegroup, way.pieces, way.room, way.d_min)
         hunt, told = Hunt(way.judge.problem), []
-        some = ("rebuilder", turning), ("time_left", lambda: left)
-        from_fragments(hunt, short, np.arange(len(data)), (), len(data), 3, 1.0, told.append, **dict(some))
+        rows, n = np.arange(len(data)), len(data)
+        from_fragments(hunt, short, rows, (), n, 3, 1.0, told.append, rebuilder=turning, time_left=lambda: left)
         return hunt, told
 
     hunt, told = entered(Turning())

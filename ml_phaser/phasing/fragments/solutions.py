@@ -14,7 +14,7 @@ from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
 from ml_phaser.phasing.fragments.road import Body, Completed, Road
-from ml_phaser.phasing.rebuild import SUFFIX, Rebuilder
+from ml_phaser.phasing.rebuild import Rebuilder, turned
 from ml_phaser.phasing.search import Hunt
 
 METHOD = "placed pieces"
@@ -56,8 +56,7 @@ def from_fragments(
     road.onward = None if rebuilder is None else onward
     for completed in road.travel(seconds, tell, now):
         before = next((s for s in hunt.solutions if s.trial == entered.get(completed.model.bodies)), None)
-        turned = before is not None and before.finisher.endswith(SUFFIX)
-        if before is None or (before.score < completed.score and not turned):
+        if before is None or (before.score < completed.score and not turned(before)):
             enter(completed)
 
 
