@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
-from ml_phaser.beginnings import fragment_road, growth, heavy_atoms, last_resort, predicted_entrants
+from ml_phaser.beginnings import (
+    fragment_road,
+    growth,
+    heavy_atoms,
+    last_resort,
+    predicted_entrants,
+    room_for_atoms,
+)
 from ml_phaser.board import FINISH_POINTS, Board, affordable, atoms_share, lay_out
 from ml_phaser.crystal.normalise import Normalised
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
@@ -23,13 +30,14 @@ from ml_phaser.phasing.atom_walks import Walks, walks
 from ml_phaser.phasing.completion import Completer, LastTouch, completer
 from ml_phaser.phasing.dual_space import ChargeFlipping, Method, Relaxed, Shaped, ShrinkWrap, sparse
 from ml_phaser.phasing.finish import Finisher
-from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.fragments.pieces import MUCH, Piece
 from ml_phaser.phasing.growth import Growth
 from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.rebuild import COARSEST, Rebuilder, rebuilder
+from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
+from ml_phaser.phasing.solvent import VEILS, Veil, Veiled
 from ml_phaser.phasing.starts import modification, phased, remembering
 
 if TYPE_CHECKING:
@@ -160,7 +168,8 @@ def plan_phasing(
         choices.append(said_of_seeds(seeds, options.seedhold))
         entrants = [held_for(seeded(entrant, seeds), options.seedhold) for entrant in entrants]
     if starts is not None:
-        entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options.engine)
+        veils = VEILS if room_for_atoms(data) >= MUCH else ()
+        entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options.engine, veils)
         polisher = polisher and replace(polisher, finisher=remembering(polisher.finisher, starts))
         choices.append(
             "All starts come from the phases given: the first of each method is their best map, the others are drawn "
@@ -186,10 +195,11 @@ def plan_phasing(
     free = bench if starts is None and bench is not None and bench.tries >= 0 else None
     turns: Rebuilder | None = None
     if network is not None and seeing.home is not None:
-        turning = bench or completer(data, normalised, whole, used, options.timelimit, COARSEST)
+        turning = bench or completer(data, normalised, whole, used, options.timelimit, network.config.d_worst)
         turns = rebuilder(turning, seeing.problem, seeing.rows, seeing.home.projections[0][1], options.timelimit)
     if turns is not None:
-        choices.append("From what looks right the search goes on with free atoms and the learned projection in turn.")
+        beside = "free atoms" if turns.atoms else "flat solvent"
+        choices.append(f"From what looks right the search goes on with {beside} and the learned projection in turn.")
     wandering = None
     if options.starts in ("auto", "random") and not _otherwise(starts, seeds, pieces):
         wandering = walks(free, data.d_min, options.timelimit, options.seed)
@@ -240,8 +250,10 @@ def from_phases(
     whole: Problem,
     rows: NDArray[np.int64],
     engine: str,
+    veils: Sequence[Veil] = (),
 ) -> tuple[list[Entrant], list[Finisher]]:
-    """Density modification of the phases given, then the entrants with their starts made of them.
+    """Density modification of the phases given, by the network with each of ``veils``, too, then the entrants with
+    their starts made of them.
 
     Shrink-wrap stays away: its supports come from maps without phases.
     """
@@ -250,13 +262,16 @@ def from_phases(
     for e in learned:
         if e.home is not None:
             cycles = affordable(20, e.problem, LEARNED_POINTS)
-            way = {"name": LEARNED, "cycles": cycles, "block": min(e.block, cycles), "core": e.core}
-            first.append(modification(e.problem, e.rows, e.home.projections[0][1], starts, **way))  # type: ignore[arg-type]
+            seen = e.home.projections[0][1]
+            ways = {LEARNED: seen, **{f"{LEARNED}, {v.name}": Veiled(seen, e.problem, v) for v in veils}}
+            for name, projection in ways.items():
+                way = {"name": name, "cycles": cycles, "block": min(e.block, cycles), "core": e.core}
+                first.append(modification(e.problem, e.rows, projection, starts, **way))  # type: ignore[arg-type]
     if engine != "learned" or not learned:
-        projection, core = (sparse(atoms_share(whole.d_min, factor)) for factor in (0.8, 0.25))
+        few, core = (sparse(atoms_share(whole.d_min, factor)) for factor in (0.8, 0.25))
         cycles = affordable(60, whole, FINISH_POINTS)
         way = {"name": "sparse density", "cycles": cycles, "block": max(1, cycles // 3), "core": core}
-        first.append(modification(whole, rows, projection, starts, **way))  # type: ignore[arg-type]
+        first.append(modification(whole, rows, few, starts, **way))  # type: ignore[arg-type]
     rest = [
         replace(phased(e, starts), home=None if e.home is None else remembering(e.home, starts))
         for e in entrants

@@ -60,7 +60,8 @@ class Solution:
     were given, so that neither its symmetry (NaN) nor other starts that agree (0) say anything; polished : the learned
     projection and free atoms have had their say; chance : score that random phases come to, NaN where that was not
     tried; atoms : that ``f`` is calculated of, where it is not of a density; worth : how well they explain the moduli,
-    as in ``confidence.probability_of_atoms``
+    as in ``confidence.probability_of_atoms``; veil : name of what was taken from the network's density in turns, as in
+    ``solvent.VEILS``, empty: nothing, None: to be found out
     """
 
     f: NDArray[np.complex128]
@@ -77,6 +78,7 @@ class Solution:
     given: bool = False
     fragments: Fragments | None = None
     polished: bool = False
+    veil: str | None = None
     chance: float = math.nan
     atoms: Atoms | None = None
     worth: float = math.inf

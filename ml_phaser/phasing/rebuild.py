@@ -5,6 +5,10 @@ may be; the network knows what molecules look like, and sees no single atom. Ato
 the moduli and completed, give another map to the network, whose map is built again (as density modification and
 building of atoms alternate in ARP/wARP: Perrakis, Morris & Lamzin, Nat. Struct. Biol. 6, 458, 1999; there without a
 network). docs/decisions/0028-atoms-and-network-in-turn.md.
+
+Where part of the cell is solvent, the network's density is tried with and without that taken from it, and what
+predicts more is gone on with (docs/decisions/0032-solvent.md). Where the data show no atoms, the network's cycles are
+all there is.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_phaser import arrays
+from ml_phaser.arrays import Array
 from ml_phaser.phasing.atom_grid import step_cost
 from ml_phaser.phasing.completion import D_MIN, Completer
 from ml_phaser.phasing.dual_space import Projection
@@ -26,19 +31,21 @@ from ml_phaser.phasing.fragments.pieces import MUCH, ROOM
 from ml_phaser.phasing.free_atoms import Workshop
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, unit_variance
+from ml_phaser.phasing.solvent import VEILS, Veiled
 from ml_phaser.phasing.weighting import Weighting, direction
 
 PHASED_ROUNDS, ROUNDS = 2, 3  # of atoms in each turn: to the map, to the moduli;
 STEPS, GRADIENTS = 3, 4  # of least squares in a round, and in a step
 WET = 30.0  # A^3 of an atom where there is room for MUCH: not all of such cells is atoms
-CYCLES = 16  # of the network in each turn
+CYCLES = 16  # of the network in each turn,
+TRYING = 0.5  # share of them after which one of several ways is chosen
 TURNS, VAIN = 40, 2  # turns at most, and so many in a row that do not predict more of the reflections held out
 LUCK = ((100.0, 500.0), (3.0, 2.0))  # standard errors that they must predict more, by how many reflections are held out
 SURE, LUCK_OF_SURE = 0.95, 1.0  # and how many if the solution was right with so much probability before
 WORTH_IT = 2.0  # standard errors that phases must predict to go on from, unless they are those of pieces
 TELLING = 1.5  # share of what wrong atoms do not come to, which those of large wholes do not come to, either:
 # 1.65 and more, after three turns (docs/decisions/0031)
-COARSEST = 1.78  # A: reach of turns in large wholes; of free atoms by themselves it is D_MIN
+COARSEST = 1.78  # A: reach of atoms in turns of large wholes; of free atoms by themselves it is D_MIN
 SETTLED = 0.01  # gain below which they do not
 SEEN = 8e-6  # processor seconds of a cycle of the network for each A^3 of the cell
 DEAREST = 0.3  # share of the time limit that a turn may take
@@ -70,13 +77,30 @@ class Rebuilder:
         """A^3 of an atom."""
         return WET if self.wet else ROOM
 
+    @cached_property
+    def ways(self) -> dict[str, Projection]:
+        """Projections to choose from: as it is, and where there is solvent with that taken from it."""
+        veiled = {veil.name: Veiled(self.projection, self.problem, veil) for veil in VEILS if self.wet}
+        return {"": self.projection, **veiled}
+
+    @property
+    def atoms(self) -> bool:
+        """Whether the data show enough of atoms to build them."""
+        return self.problem.d_min <= COARSEST
+
     @property
     def cost(self) -> float:
-        """Processor seconds of a turn, about."""
+        """Processor seconds of a first turn, about."""
+        cycles = self.cycles * (1 + TRYING * (len(self.ways) - 1))
+        return self.building * self.atoms + cycles * SEEN * self.completer.moduli.cell.volume
+
+    @property
+    def building(self) -> float:
+        """Processor seconds of building atoms, about."""
         data = self.completer.coarse
         atoms = data.cell.volume / len(data.spacegroup.operations()) / self.room
         step = step_cost(data.hkl[data.used], data.cell, data.spacegroup, atoms, GRADIENTS)
-        return (PHASED_ROUNDS + ROUNDS) * STEPS * step + self.cycles * SEEN * data.cell.volume
+        return (PHASED_ROUNDS + ROUNDS) * STEPS * step
 
     @property
     def wanted(self) -> float:
@@ -102,18 +126,18 @@ class Rebuilder:
         best, score, gained, worth, vain, cost = solution, -math.inf, -math.inf, solution.worth, 0, self.cost
         turned = solution
         for _ in range(TURNS):
-            left = time_left()
+            left, free = time_left(), turned.veil is None
             if left < cost:
                 break
             turned, counted = self.turn(turned)
             tell()
-            if math.isfinite(left):
+            if free and math.isfinite(left):
                 cost = left - time_left()
             worth = min(worth, counted)
             if turned.score > gained + SETTLED:
                 vain, gained = 0, turned.score
             else:
-                vain += 1
+                vain, turned = vain + 1, replace(turned, veil=None)
             if turned.score > score:
                 best, score = turned, turned.score
             if vain == VAIN or (vain and worth <= 1):
@@ -131,37 +155,61 @@ class Rebuilder:
 
     def turn(self, solution: Solution) -> tuple[Solution, float]:
         """Atoms, then the network: the solution that they lead to, and how well the atoms explain the moduli, as a
-        share of what wrong ones do not come to."""
-        data = self.completer.coarse
-        shop = Workshop(data, room=self.room, steps=STEPS, gradients=GRADIENTS)
-        atoms = shop.rest(shop.from_phases(np.angle(solution.f[self.completer.rows]), PHASED_ROUNDS).atoms, ROUNDS)
-        if not len(atoms.atoms):
+        share of what wrong ones do not come to; infinite without atoms."""
+        f, counted = self.built(solution.f) if self.atoms else (solution.f.copy(), math.inf)
+        if f is None:
             return replace(solution, score=-1.0), math.inf
-        f = solution.f.copy()
-        f[self.completer.rows] = atoms.f
-        seen, score, residual = self.seen(f[self.rows])
+        seen, score, residual, veil = self.seen(f[self.rows], solution.veil)
         f[self.rows] = seen * scale(np.abs(seen), np.abs(f[self.rows]))
         held = int(self.problem.held.sum())
-        name = f"{solution.finisher.removesuffix(SUFFIX)}{SUFFIX}"
+        name = f"{turned_from(solution)}{SUFFIX if self.atoms else ALONE}{veil and ', '}{veil}"
         turned = replace(
             solution, f=f, score=score, held=held, r_work=residual, d_min=self.problem.d_min, finisher=name,
-            polished=True,
+            polished=True, veil=veil,
         )  # fmt: skip
-        return turned, self.completer.counted(atoms)
+        return turned, counted
 
-    def seen(self, f: Complexes) -> tuple[Complexes, float, float]:
+    def built(self, f: Complexes) -> tuple[Complexes | None, float]:
+        """Structure factors (all n) with those of atoms, built into them, and how well these explain the moduli; None
+        where there are no atoms in them."""
+        data = self.completer.coarse
+        shop = Workshop(data, room=self.room, steps=STEPS, gradients=GRADIENTS)
+        atoms = shop.rest(shop.from_phases(np.angle(f[self.completer.rows]), PHASED_ROUNDS).atoms, ROUNDS)
+        if not len(atoms.atoms):
+            return None, math.inf
+        f = f.copy()
+        f[self.completer.rows] = atoms.f
+        return f, self.completer.counted(atoms)
+
+    def seen(self, f: Complexes, veil: str | None) -> tuple[Complexes, float, float, str]:
         """What some cycles of the network make of structure factors (n,): the density's own, their correlation with E
-        on the reflections held out, R on the others. Phases count by what they predict of those held out."""
+        on the reflections held out, R on the others, and in which of the ``ways``: ``veil``, or if that is None the one
+        that predicts most of the reflections held out after part of them. Phases count by what they predict."""
         p, weigh = self.problem, self.weighting
         half = p.scatter(f)
         with arrays.no_gradients(half):
             x = weigh.combined(weigh.argument(half) * direction(half))
-            for _ in range(self.cycles):
-                half = forward(self.projection(unit_variance(inverse(x, p.shape))))
-                g = p.expansion.average(p.gather_p1(half[0]), len(p.hkl))
-                even = p.scatter(g)
-                x = weigh.combined(weigh.argument(even) * direction(even)) + weigh.filled(even)
-        return g, float(p.scores(half)[0]), float(p.residuals(half)[0])
+            if veil is not None:
+                g, half, _ = self.cycled(x, self.ways[veil], self.cycles)
+                return g, float(p.scores(half)[0]), float(p.residuals(half)[0]), veil
+            some = round(TRYING * self.cycles) if len(self.ways) > 1 else self.cycles
+            tried = {name: self.cycled(x, way, some) for name, way in self.ways.items()}
+            veil = max(tried, key=lambda name: float(p.scores(tried[name][1])[0]))
+            g, half, x = tried[veil]
+            if some < self.cycles:
+                g, half, x = self.cycled(x, self.ways[veil], self.cycles - some)
+        return g, float(p.scores(half)[0]), float(p.residuals(half)[0]), veil
+
+    def cycled(self, x: Array, projection: Projection, cycles: int) -> tuple[Complexes, Array, Array]:
+        """Structure factors (n,) of the density after ``cycles`` from half-complex coefficients (1, u, v, w'), its own
+        coefficients, and those that another cycle begins with."""
+        p, weigh = self.problem, self.weighting
+        for _ in range(cycles):
+            half = forward(projection(unit_variance(inverse(x, p.shape))))
+            g = p.expansion.average(p.gather_p1(half[0]), len(p.hkl))
+            even = p.scatter(g)
+            x = weigh.combined(weigh.argument(even) * direction(even)) + weigh.filled(even)
+        return g, half, x
 
     @cached_property
     def weighting(self) -> Weighting:
@@ -178,12 +226,17 @@ class Rebuilder:
         return replace(solution, worth=worth, fragments=placed)
 
 
-SUFFIX = ", atoms in turn"
+SUFFIX, ALONE = ", atoms in turn", ", on and on"
 
 
 def turned(solution: Solution) -> bool:
     """Whether turns led to a solution."""
-    return solution.finisher.endswith(SUFFIX)
+    return SUFFIX in solution.finisher or ALONE in solution.finisher
+
+
+def turned_from(solution: Solution) -> str:
+    """Name of the finisher that a solution had before turns."""
+    return solution.finisher.partition(SUFFIX)[0].partition(ALONE)[0]
 
 
 def scale(moduli: NDArray[np.float64], others: NDArray[np.float64]) -> float:
@@ -194,7 +247,8 @@ def scale(moduli: NDArray[np.float64], others: NDArray[np.float64]) -> float:
 def rebuilder(
     completer: Completer | None, problem: Problem, rows: NDArray[np.int64], projection: Projection, seconds: float
 ) -> Rebuilder | None:
-    """For a search of ``seconds``; None where one turn would take too many of them, or atoms are not resolved."""
+    """For a search of ``seconds``; None where one turn would take too many of them, or there is neither enough of atoms
+    to see nor solvent."""
     made = None if completer is None else Rebuilder(completer, problem, rows, projection)
     if made is None or made.cost > DEAREST * seconds or (problem.d_min > D_MIN and not made.wet):
         return None

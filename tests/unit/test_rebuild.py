@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -285,7 +286,7 @@ def test_where_it_cannot_pay_it_is_not_tried(made, builder):
     assert learned(Made(GROUP, d_min=1.7, count=20)).rebuilder is None
     large = {"count": 20, "edges": (22.0, 21.0, 23.0)}  # in name: room, which is what counts
     assert learned(Made(GROUP, d_min=1.7, **large), timelimit=900.0).rebuilder is not None
-    assert learned(Made(GROUP, d_min=1.8, **large), timelimit=900.0).rebuilder is None
+    assert learned(Made(GROUP, d_min=2.4, **large), timelimit=900.0).rebuilder is None  # beyond the network's reach
     assert learned(Made(GROUP, d_min=1.7, **large), timelimit=900.0).completer is None
     assert learned(made, engine="classical").rebuilder is None
 
@@ -294,3 +295,60 @@ def test_solutions_without_pieces_get_no_merit(builder, made):
     plain = begun(made, made.spoilt(0.2))
     assert builder.credited(plain, 0.3, 0.5).fragments is None
     assert isinstance(builder.credited(plain, 0.3, 0.5), Solution) and builder.credited(plain, 0.3, 0.5).worth == 0.5
+
+
+class Ways(Rebuilder):
+    """With ways of its own, that tell who is asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    @property
+    def ways(self):
+        def told(name, projection):
+            return lambda x: self.asked.append(name) or projection(x)
+
+        return {"": told("", lambda x: -x), "right": told("right", positive), "lost": told("lost", lambda x: x * 0 + 1)}
+
+
+def test_the_way_that_predicts_most_is_gone_on_with(made, builder):
+    """Tried for half of the cycles, the best for the others; the next turn goes on with it."""
+    Ways.asked.clear()
+    ways = Ways(builder.completer, builder.problem, builder.rows, builder.projection, builder.cycles)
+    before = begun(made, made.spoilt(0.8))
+    after, _ = ways.turn(before)
+    assert ways.asked == 2 * [""] + 2 * ["right"] + 2 * ["lost"] + 2 * ["right"]
+    assert after.veil == "right" and after.finisher == "learned, with the model, atoms in turn, right"
+    Ways.asked.clear()
+    again, _ = ways.turn(after)
+    assert ways.asked == builder.cycles * ["right"]
+    assert again.finisher == after.finisher
+    plain, _ = replace(builder).turn(before)
+    assert plain.veil == "" and plain.finisher == "learned, with the model, atoms in turn"
+
+
+def test_all_ways_are_tried_again_where_one_leads_no_further(made, builder):
+    veils = []
+
+    class Told(Rebuilder):
+        def turn(self, solution):
+            veils.append(solution.veil)
+            return replace(solution, score=0.4, veil="one"), 5.0
+
+    Told(builder.completer, builder.problem, builder.rows, builder.projection)(begun(made, made.spoilt(0.3)))
+    assert veils == [None, "one", None]
+
+
+def test_where_atoms_are_not_seen_the_network_goes_on_alone():
+    large = {"count": 20, "edges": (22.0, 21.0, 23.0)}
+    coarse = Made(GROUP, d_min=1.9, **large)
+    plan = learned(coarse, timelimit=900.0)
+    builder = plan.rebuilder
+    assert not builder.atoms and builder.wet and len(builder.ways) == 3
+    assert any("flat solvent and the learned projection in turn" in said for said in plan.choices)
+    after, worth = replace(builder, projection=positive, cycles=4).turn(begun(coarse, coarse.spoilt(0.5)))
+    assert worth == np.inf and rebuild.turned(after)
+    assert after.finisher.startswith("learned, with the model, on and on")
+    fine = learned(Made(GROUP, d_min=1.7, **large), timelimit=900.0).rebuilder
+    assert fine.atoms and fine.cost > builder.cost
+    named = replace(after, finisher="learned, on and on, flat solvent")
+    assert rebuild.turned_from(named) == "learned" and not rebuild.turned(replace(after, finisher="learned"))
