@@ -41,7 +41,7 @@ class Veil:
 
 
 FLAT = Veil("flat solvent", 0.45, 5.0, 12.0)
-NOISE = Veil("noise off", 0.4, 2.5)
+NOISE = Veil("noise off", 0.2, 2.5)
 VEILS = (FLAT, NOISE)
 
 
