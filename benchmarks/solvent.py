@@ -31,7 +31,7 @@ from benchmarks.phasing.runner import finite, record
 from benchmarks.phasing.tables import number, table
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = "1aba:0.22,1aba:0.35,2igc:0.3,5g27:0.3,1zyt:0.3,3dcy:0.4"  # set: share of the residues
+RUNS = "1aba:0.22,1aba:0.35,2igc:0.3,5g27:0.3"  # set: share of the residues
 CYCLES = (1, 8, 16, 24)
 ERROR = 0.3  # A, in each coordinate
 ATOM = 16.5  # A^3 of an atom of protein, about

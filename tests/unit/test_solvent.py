@@ -10,6 +10,7 @@ from test_completion import OPTIONS, data_of
 
 from ml_phaser import arrays
 from ml_phaser.crystal.normalise import normalise
+from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.phasing.solvent import FLAT, NOISE, VEILS, Veil, Veiled
 from ml_phaser.plan import plan_phasing
 
@@ -125,3 +126,17 @@ def test_symmetry_is_kept(problem):
         before = np.array(grid.array)
         grid.symmetrize_avg()
         assert np.allclose(before, grid.array, atol=1e-4 * np.abs(before).max())
+
+
+@pytest.mark.parametrize(("edges", "ways"), [((9.0, 8.0, 10.0), 1), ((22.0, 21.0, 23.0), 3)])
+def test_phases_given_are_modified_with_solvent_taken_away_where_there_may_be_some(edges, ways):
+    """Each with a projection of its own, the plain one first."""
+    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=edges)
+    known = PhaseDistributions(np.zeros((len(made.f), 4)), np.zeros(len(made.f), dtype=complex))
+    plan = plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, engine="learned"), starts=known)
+    modified = [e for e in plan.entrants if e.method.name.endswith("from given phases")]
+    assert len(modified) == ways
+    names = ["", *(f", {veil.name}" for veil in VEILS)][:ways]
+    assert [e.method.name for e in modified] == [f"learned projection{name}, from given phases" for name in names]
+    assert [getattr(e.method.projection, "veil", None) for e in modified] == [None, *VEILS][:ways]
+    assert all(e.finishers[0].projections[0][1] is e.method.projection for e in modified)
