@@ -34,7 +34,7 @@ from ml_phaser.phasing.fragments.pieces import MUCH, Piece
 from ml_phaser.phasing.growth import Growth
 from ml_phaser.phasing.polish import Polisher
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.rebuild import Rebuilder, rebuilder
+from ml_phaser.phasing.rebuild import SEEN, Rebuilder, rebuilder
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
 from ml_phaser.phasing.solvent import VEILS, Veil, Veiled
@@ -58,6 +58,7 @@ STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every 
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
 POLISHING = 10  # cycles
+MODIFICATION, MODIFYING = 20, 0.5  # cycles for phases given, half as many in the finish; share of the time for them
 POINT_BYTES = 2000  # of memory that the learned projection takes for a grid point
 ONE_THREAD = 60_000  # grid points
 SMALL_GRID = 200_000  # points: up to here cycles are so short that they are counted in larger blocks
@@ -169,7 +170,7 @@ def plan_phasing(
         entrants = [held_for(seeded(entrant, seeds), options.seedhold) for entrant in entrants]
     if starts is not None:
         veils = VEILS if room_for_atoms(data) >= MUCH else ()
-        entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options.engine, veils)
+        entrants, finishers = from_phases(entrants, finishers, starts, whole, used, options, veils)
         polisher = polisher and replace(polisher, finisher=remembering(polisher.finisher, starts))
         choices.append(
             "All starts come from the phases given: the first of each method is their best map, the others are drawn "
@@ -249,11 +250,11 @@ def from_phases(
     starts: PhaseDistributions,
     whole: Problem,
     rows: NDArray[np.int64],
-    engine: str,
+    options: Options,
     veils: Sequence[Veil] = (),
 ) -> tuple[list[Entrant], list[Finisher]]:
     """Density modification of the phases given, by the network with each of ``veils``, too, then the entrants with
-    their starts made of them.
+    their starts made of them. On large grids it has as many cycles as half of the time allows.
 
     Shrink-wrap stays away: its supports come from maps without phases.
     """
@@ -261,13 +262,14 @@ def from_phases(
     first = []
     for e in learned:
         if e.home is not None:
-            cycles = affordable(20, e.problem, LEARNED_POINTS)
+            each = MODIFYING * options.timelimit / (1 + len(veils)) / (1.5 * SEEN * e.problem.cell.volume)
+            cycles = max(affordable(MODIFICATION, e.problem, LEARNED_POINTS), min(MODIFICATION, int(each)))
             seen = e.home.projections[0][1]
             ways = {LEARNED: seen, **{f"{LEARNED}, {v.name}": Veiled(seen, e.problem, v) for v in veils}}
             for name, projection in ways.items():
                 way = {"name": name, "cycles": cycles, "block": min(e.block, cycles), "core": e.core}
                 first.append(modification(e.problem, e.rows, projection, starts, **way))  # type: ignore[arg-type]
-    if engine != "learned" or not learned:
+    if options.engine != "learned" or not learned:
         few, core = (sparse(atoms_share(whole.d_min, factor)) for factor in (0.8, 0.25))
         cycles = affordable(60, whole, FINISH_POINTS)
         way = {"name": "sparse density", "cycles": cycles, "block": max(1, cycles // 3), "core": core}

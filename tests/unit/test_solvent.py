@@ -11,6 +11,7 @@ from test_completion import OPTIONS, data_of
 from ml_phaser import arrays
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
+from ml_phaser.phasing.rebuild import SEEN
 from ml_phaser.phasing.solvent import FLAT, NOISE, VEILS, Veil, Veiled
 from ml_phaser.plan import plan_phasing
 
@@ -140,3 +141,17 @@ def test_phases_given_are_modified_with_solvent_taken_away_where_there_may_be_so
     assert [e.method.name for e in modified] == [f"learned projection{name}, from given phases" for name in names]
     assert [getattr(e.method.projection, "veil", None) for e in modified] == [None, *VEILS][:ways]
     assert all(e.finishers[0].projections[0][1] is e.method.projection for e in modified)
+
+
+def test_large_grids_have_as_many_cycles_as_the_time_allows():
+    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=(42.0, 41.0, 43.0))
+    known = PhaseDistributions(np.zeros((len(made.f), 4)), np.zeros(len(made.f), dtype=complex))
+
+    def cycles(seconds):
+        options = replace(OPTIONS, engine="learned", timelimit=seconds)
+        plan = plan_phasing(data_of(made), normalise(data_of(made)), options, starts=known)
+        return [e.cycles for e in plan.entrants if e.method.name.endswith("from given phases")]
+
+    short, middle, long = cycles(1.0), cycles(60.0), cycles(1e4)
+    assert len({*short}) == 1 and short[0] < middle[0] < long[0] == 20
+    assert 0.4 * 60 < 3 * 1.5 * middle[0] * SEEN * made.cell.volume <= 0.5 * 60
