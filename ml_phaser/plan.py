@@ -58,6 +58,7 @@ STARTS_POINTS = 100_000  # grid points cycled at once: small batches give every 
 LEARNED_STARTS = 60_000  # small batches: a network is as quick alone
 LEARNED_POINTS = 120_000
 POLISHING = 10  # cycles
+RELEASED = 5  # cycles after which phases given are forgotten where solvent is taken from the density
 MODIFICATION, MODIFYING = 20, 0.5  # cycles for phases given, half as many in the finish; share of the time for them
 POINT_BYTES = 2000  # of memory that the learned projection takes for a grid point
 ONE_THREAD = 60_000  # grid points
@@ -267,7 +268,13 @@ def from_phases(
             seen = e.home.projections[0][1]
             ways = {LEARNED: seen, **{f"{LEARNED}, {v.name}": Veiled(seen, e.problem, v) for v in veils}}
             for name, projection in ways.items():
-                way = {"name": name, "cycles": cycles, "block": min(e.block, cycles), "core": e.core}
+                way = {
+                    "name": name,
+                    "cycles": cycles,
+                    "block": min(e.block, cycles),
+                    "core": e.core,
+                    "released": None if name == LEARNED else RELEASED,
+                }
                 first.append(modification(e.problem, e.rows, projection, starts, **way))  # type: ignore[arg-type]
     if options.engine != "learned" or not learned:
         few, core = (sparse(atoms_share(whole.d_min, factor)) for factor in (0.8, 0.25))

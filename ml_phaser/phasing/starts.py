@@ -54,6 +54,14 @@ class GivenStarts:
         return inverse(half * self.problem.target.imposed, self.problem.shape)
 
 
+class Released(Held):
+    """Phases combined in for the first cycles, and then no more."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.free.name}, released"
+
+
 def modification(
     problem: Problem,
     rows: NDArray[np.int64],
@@ -64,11 +72,17 @@ def modification(
     cycles: int,
     block: int,
     core: Projection,
+    released: int | None = None,
 ) -> Entrant:
-    """Density modification of the phases ``known`` (of all reflections) with any density projection."""
+    """Density modification of the phases ``known`` (of all reflections) with any density projection; they are forgotten
+    after ``released`` cycles, if that is not None."""
     own = known.of(rows)
-    method = Combined(problem, projection, own, f"{name}, from given phases")
-    finisher = Finisher(problem, rows, ((name, projection),), max(2, cycles // 2), known=own)
+    method: Any = Combined(problem, projection, own, f"{name}, from given phases")
+    later = own
+    if released is not None:
+        later = PhaseDistributions(np.zeros_like(own.hl), own.turn)
+        method = Released(method, replace(method, known=later), released)
+    finisher = Finisher(problem, rows, ((name, projection),), max(2, cycles // 2), known=later)
     return Entrant(
         method, problem, rows, 1, cycles, block, core, given=GivenStarts(problem, own), finishers=(finisher,)
     )  # fmt: skip

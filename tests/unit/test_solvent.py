@@ -135,12 +135,14 @@ def test_phases_given_are_modified_with_solvent_taken_away_where_there_may_be_so
     made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=edges)
     known = PhaseDistributions(np.zeros((len(made.f), 4)), np.zeros(len(made.f), dtype=complex))
     plan = plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, engine="learned"), starts=known)
-    modified = [e for e in plan.entrants if e.method.name.endswith("from given phases")]
+    modified = [e for e in plan.entrants if "from given phases" in e.method.name]
     assert len(modified) == ways
     names = ["", *(f", {veil.name}" for veil in VEILS)][:ways]
-    assert [e.method.name for e in modified] == [f"learned projection{name}, from given phases" for name in names]
-    assert [getattr(e.method.projection, "veil", None) for e in modified] == [None, *VEILS][:ways]
-    assert all(e.finishers[0].projections[0][1] is e.method.projection for e in modified)
+    ends = ["", ", released", ", released"]
+    wanted = [f"learned projection{name}, from given phases{end}" for name, end in zip(names, ends, strict=False)]
+    assert [e.method.name for e in modified] == wanted
+    projections = [e.finishers[0].projections[0][1] for e in modified]
+    assert [getattr(projection, "veil", None) for projection in projections] == [None, *VEILS][:ways]
 
 
 def test_large_grids_have_as_many_cycles_as_the_time_allows():
@@ -150,7 +152,7 @@ def test_large_grids_have_as_many_cycles_as_the_time_allows():
     def cycles(seconds):
         options = replace(OPTIONS, engine="learned", timelimit=seconds)
         plan = plan_phasing(data_of(made), normalise(data_of(made)), options, starts=known)
-        return [e.cycles for e in plan.entrants if e.method.name.endswith("from given phases")]
+        return [e.cycles for e in plan.entrants if "from given phases" in e.method.name]
 
     short, middle, long = cycles(1.0), cycles(60.0), cycles(1e4)
     assert len({*short}) == 1 and short[0] < middle[0] < long[0] == 20

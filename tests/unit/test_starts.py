@@ -16,7 +16,7 @@ from ml_phaser.crystal.symmetry import expand
 from ml_phaser.phasing.combination import Combined
 from ml_phaser.phasing.dual_space import sparse
 from ml_phaser.phasing.problem import Problem, pose
-from ml_phaser.phasing.projections import forward
+from ml_phaser.phasing.projections import forward, inverse
 from ml_phaser.phasing.starts import GivenStarts, as_given, modification
 from ml_phaser.phasing.weighting import PER_SHELL
 
@@ -164,3 +164,26 @@ def test_a_result_of_its_own_mind_keeps_nothing() -> None:
     other = np.abs(TRUE) * np.exp(1j * np.random.default_rng(6).uniform(0, 2 * np.pi, len(DATA)))
     _, given = as_given(other, DATA, NORMALISED, known_with(0.9))
     assert given.kept < 0.5 and given.moved > 5
+
+
+@pytest.mark.parametrize("released", [None, 2])
+def test_phases_are_forgotten_where_that_is_asked(released: int | None) -> None:
+    """A projection that changes nothing: phases known nearly to certainty decide beside random ones, until then."""
+    p, known = problem(), known_with(0.95)
+    entrant = modification(
+        p, np.arange(len(DATA)), lambda x: x, known, name="nothing", cycles=4, block=2, core=sparse(0.1),
+        released=released,
+    )  # fmt: skip
+    method, rng = entrant.method, np.random.default_rng(3)
+    random = inverse(p.scatter(np.abs(TRUE) * np.exp(2j * np.pi * rng.random(len(TRUE)))), p.shape)
+    true = p.scatter(TRUE)
+
+    def agreement(x: torch.Tensor) -> float:
+        half = forward(x)
+        return float((half * true.conj()).real.sum() / (abs(half) * abs(true)).sum())
+
+    assert agreement(method.advance(random, 2, 0)) > 0.8
+    later = agreement(method.advance(random, 2, 2))
+    assert later > 0.8 if released is None else abs(later) < 0.3
+    finishing = entrant.finishers[0].known
+    assert finishing is not None and finishing.hl.any() == (released is None)
