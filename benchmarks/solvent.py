@@ -5,7 +5,7 @@
 
 Phases begin as those of the model's first residues (a contiguous piece, one B for all atoms, errors of 0.3 A in each
 coordinate, the rest missing); cycles of the network follow, phases weighted by what they predict of the reflections
-held out, without anything and with either of ``ml_phaser.phasing.solvent.VEILS`` over the density. Map correlations are
+held out, without anything and with either of ``ml_phaser.phasing.veils.VEILS`` over the density. Map correlations are
 those of measured amplitudes with the model's phases, at the origin given. Writes benchmarks/results/solvent.json and
 solvent.md.
 """
@@ -105,7 +105,7 @@ def rows_of(name: str, share: float) -> list[dict[str, Any]]:
     from ml_phaser.crystal.agreement import multiplicity
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.parameters import Options
-    from ml_phaser.phasing.solvent import VEILS, Veiled
+    from ml_phaser.phasing.veils import VEILS, Veiled
     from ml_phaser.phasing.weighting import direction
     from ml_phaser.plan import plan_phasing
 

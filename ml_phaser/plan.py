@@ -37,8 +37,8 @@ from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.rebuild import SEEN, Rebuilder, rebuilder
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
-from ml_phaser.phasing.solvent import VEILS, Veil, Veiled
 from ml_phaser.phasing.starts import modification, phased, remembering
+from ml_phaser.phasing.veils import VEILS, Veil, Veiled
 
 if TYPE_CHECKING:
     from ml_phaser.phasing.fragments.road import Road

@@ -61,7 +61,7 @@ class Solution:
     projection and free atoms have had their say; chance : score that random phases come to, NaN where that was not
     tried; atoms : that ``f`` is calculated of, where it is not of a density; worth : how well they explain the moduli,
     as in ``confidence.probability_of_atoms``; veil : name of what was taken from the network's density in turns, as in
-    ``solvent.VEILS``, empty: nothing, None: to be found out
+    ``veils.VEILS``, empty: nothing, None: to be found out
     """
 
     f: NDArray[np.complex128]

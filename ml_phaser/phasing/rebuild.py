@@ -31,7 +31,7 @@ from ml_phaser.phasing.fragments.pieces import MUCH, ROOM
 from ml_phaser.phasing.free_atoms import Workshop
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, unit_variance
-from ml_phaser.phasing.solvent import VEILS, Veiled
+from ml_phaser.phasing.veils import VEILS, Veiled
 from ml_phaser.phasing.weighting import Weighting, direction
 
 PHASED_ROUNDS, ROUNDS = 2, 3  # of atoms in each turn: to the map, to the moduli;

@@ -1,159 +1,156 @@
-"""Solvent: variances against sums over the cell, and what is left of a density where it is flat."""
-
-from dataclasses import replace
+"""Solvent masks: transforms against sums, the smooth mask against the exact one, gradients against differences."""
 
 import gemmi
 import numpy as np
 import pytest
-from resolved import Made
-from test_completion import OPTIONS, data_of
+import torch
 
-from ml_phaser import arrays
-from ml_phaser.crystal.normalise import normalise
-from ml_phaser.crystal.phase_distributions import PhaseDistributions
-from ml_phaser.phasing.rebuild import SEEN
-from ml_phaser.phasing.solvent import FLAT, NOISE, VEILS, Veil, Veiled
-from ml_phaser.plan import plan_phasing
+from ml_phaser.structure_factors import solvent
+from ml_phaser.structure_factors.solvent import SmoothMask, exact_mask, mask_factors, radius
 
-
-@pytest.fixture(scope="module")
-def problem():
-    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=(9.0, 8.0, 10.0))
-    plan = plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, engine="classical"))
-    return plan.whole
+CRYSTALS = [
+    ("P 1", (24, 26, 28, 85, 100, 110)),
+    ("C 1 2 1", (44, 22, 30, 90, 118, 90)),
+    ("P 21 21 21", (26, 30, 34, 90, 90, 90)),
+    ("P 31 2 1", (36, 36, 33, 90, 90, 120)),
+    ("I 2 3", (44, 44, 44, 90, 90, 90)),
+]
 
 
-def halves(problem, seed=0, noise=0.3):
-    """Half of the cell with strong density, half with little, about a level of 0.5; and which is strong."""
+def crystal(name, cell, seed=0, n=70):
+    """A compact chain of atoms in bonding distance, one of them hydrogen and one unoccupied, far from the rest."""
     rng = np.random.default_rng(seed)
-    u = np.arange(problem.shape[2]) < problem.shape[2] // 2
-    strong = np.broadcast_to(u, problem.shape)
-    rho = np.where(strong, rng.normal(0, 2, problem.shape), rng.normal(0.5, noise, problem.shape))
-    return rho.astype(np.float32)[None], strong
+    st = gemmi.Structure()
+    st.cell, st.spacegroup_hm = gemmi.UnitCell(*cell), name
+    start = np.array([5.0, 4.0, 6.0])
+    places = [start]
+    while len(places) < n:
+        step = rng.normal(size=3)
+        new = places[rng.integers(len(places))] + 1.45 * step / np.linalg.norm(step)
+        if min(np.linalg.norm(new - x) for x in places) > 1.3 and np.linalg.norm(new - start) < 7:
+            places.append(new)
+    residue = gemmi.Residue()
+    residue.name, residue.seqid = "LIG", gemmi.SeqId("1")
+    for i, place in enumerate([*places, start + 14, start + 15]):
+        atom = gemmi.Atom()
+        atom.name, atom.element = f"A{i}", gemmi.Element(["C", "N", "O", "S"][i % 4] if i != n else "H")
+        atom.pos, atom.b_iso, atom.occ = gemmi.Position(*place), 20, 0.0 if i == n + 1 else 1.0
+        residue.add_atom(atom)
+    chain, model = gemmi.Chain("A"), gemmi.Model(1)
+    chain.add_residue(residue)
+    model.add_chain(chain)
+    st.add_model(model)
+    st.setup_cell_images()
+    return st
 
 
-def points(problem):
-    """Positions of the grid's points, A."""
-    fractions = [np.arange(n) / n for n in problem.shape]
-    return np.stack(np.meshgrid(*fractions, indexing="ij"), axis=-1)
+def parts(st):
+    """Fractional coordinates, elements, occupancies."""
+    atoms = [cra.atom for cra in st[0].all()]
+    xyz = torch.tensor([st.cell.fractionalize(a.pos).tolist() for a in atoms], dtype=torch.float64)
+    return xyz, [a.element.name for a in atoms], [a.occ for a in atoms]
 
 
-def test_variance_is_that_of_a_gaussian_around_each_point(problem):
-    """By brute force: squares, weighted by the distance to the nearest image, at some points."""
-    reach = 1.0
-    rho, _ = halves(problem)
-    seen = []
-
-    class Watched(Veiled):
-        def drawn(self, rho):
-            seen.append(self._kernel)
-            return super().drawn(rho)
-
-    veil = Veil("of this test", 0.4, reach)
-    after = arrays.to_numpy(Watched(lambda x: x, problem, veil)(arrays.beside(rho, problem.target.amplitude)))
-    where, orth = points(problem), np.array(problem.cell.orth.mat)
-    square = rho[0].astype(float) ** 2
-    variance = np.empty(problem.shape)
-    images = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
-    for index in np.ndindex(problem.shape):
-        apart = (where - where[index]).reshape(-1, 1, 3) + images
-        weight = np.exp(-((apart @ orth.T) ** 2).sum(-1) / (2 * reach**2)).sum(1).reshape(problem.shape)
-        variance[index] = (weight * square).sum() / weight.sum()
-    there = variance <= np.sort(variance.ravel())[round(0.4 * problem.points) - 1]
-    level, least = rho[0][there].mean(), variance[there].mean()
-    wanted = level + (rho[0] - level) * np.clip(1 - least / variance, 0, None)
-    assert np.corrcoef(wanted.ravel(), after[0].ravel())[0, 1] > 0.999
-    assert seen[0].shape == (*problem.shape[:2], problem.shape[2] // 2 + 1)
+@pytest.mark.parametrize(("name", "cell"), CRYSTALS)
+def test_smooth_mask_follows_the_exact_one(name, cell):
+    st = crystal(name, cell)
+    group = st.find_spacegroup()
+    hkl = gemmi.make_miller_array(st.cell, group, 2.5)
+    d = st.cell.calculate_d_array(hkl)
+    fine = exact_mask(st, spacing=0.22)
+    exact = mask_factors(fine, hkl, st.cell).abs().numpy()
+    xyz, elements, occupancy = parts(st)
+    mask = SmoothMask.of(st.cell, group, elements, occupancy)(xyz)
+    smooth = mask_factors(mask, hkl, st.cell).abs().numpy()
+    assert mask.min() > -1e-3 and mask.max() < 1.001
+    assert mask.mean().item() == pytest.approx(float(fine.mean()), abs=0.01)
+    for limit, least in ((4.0, 0.995), (2.5, 0.99)):
+        assert np.corrcoef(exact[d >= limit], smooth[d >= limit])[0, 1] > least
+    shell = d < 4
+    assert np.corrcoef(exact[shell], smooth[shell])[0, 1] > 0.9, "not only where the paper's mask does well"
 
 
-@pytest.mark.parametrize("veil", [replace(FLAT, reach=1.0), replace(NOISE, reach=1.0)])
-def test_noise_goes_and_structure_stays(problem, veil):
-    rho, _ = halves(problem)
-    deep = np.zeros(problem.shape, dtype=bool)
-    deep[:, :, round(0.65 * problem.shape[2]) : round(0.85 * problem.shape[2])] = True
-    core = np.zeros(problem.shape, dtype=bool)
-    core[:, :, round(0.15 * problem.shape[2]) : round(0.35 * problem.shape[2])] = True
-    after = arrays.to_numpy(Veiled(lambda x: x, problem, veil)(arrays.beside(rho, problem.target.amplitude)))[0]
-    assert after[deep].std() < 0.5 * rho[0][deep].std()
-    assert after[core].std() > 0.8 * rho[0][core].std()
-    assert after[deep].mean() == pytest.approx(0.5, abs=0.1)  # the level is kept
+@pytest.mark.parametrize(("name", "cell"), CRYSTALS[1:4])
+def test_smooth_mask_has_the_symmetry_of_the_group(name, cell):
+    st = crystal(name, cell)
+    xyz, elements, occupancy = parts(st)
+    mask = SmoothMask.of(st.cell, st.find_spacegroup(), elements, occupancy, dtype=torch.float64)(xyz)
+    n = np.array(mask.shape)
+    points = np.random.default_rng(0).integers(0, n, size=(200, 3))
+    for op in st.find_spacegroup().operations():
+        image = points / n @ (np.array(op.rot) / op.DEN).T + np.array(op.tran) / op.DEN
+        index = np.rint(image * n).astype(int)
+        np.testing.assert_allclose(index, image * n, atol=1e-6)
+        np.testing.assert_allclose(mask[tuple((index % n).T)], mask[tuple(points.T)], atol=1e-9)
 
 
-def test_a_level_is_reached_by_steps_as_steep_as_asked(problem):
-    rho, _ = halves(problem)
-    spread = []
-    for power in (2.0, 12.0, 50.0):
-        veil = replace(FLAT, reach=1.0, power=power)
-        after = arrays.to_numpy(Veiled(lambda x: x, problem, veil)(arrays.beside(rho, problem.target.amplitude)))[0]
-        spread.append(after[:, :, round(0.75 * problem.shape[2])].std())
-    assert spread[0] > spread[1] > spread[2]
+@pytest.mark.parametrize(("name", "cell"), [CRYSTALS[0], CRYSTALS[3]])
+def test_gradients_are_those_of_finite_differences(name, cell):
+    st = crystal(name, cell, n=25)
+    group = st.find_spacegroup()
+    hkl = gemmi.make_miller_array(st.cell, group, 3.5)
+    xyz, elements, occupancy = parts(st)
+    smooth = SmoothMask.of(st.cell, group, elements, occupancy, spacing=0.6, dtype=torch.float64)
+    weight = torch.tensor(np.random.default_rng(1).normal(size=(2, len(hkl))))
+
+    def loss(x):
+        f = mask_factors(smooth(x), hkl, st.cell)
+        return (weight[0] * f.real + weight[1] * f.imag).sum()
+
+    x = xyz.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x), x)
+    direction = torch.tensor(np.random.default_rng(2).normal(size=xyz.shape))
+    step = 1e-6
+    numeric = (loss(xyz + step * direction) - loss(xyz - step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-5)
+    assert gradient[-2:].abs().max() == 0, "hydrogen and unoccupied atoms are not in the mask"
 
 
-def test_maps_of_a_batch_do_not_see_each_other(problem):
-    one, _ = halves(problem)
-    two, _ = halves(problem, seed=5, noise=1.0)
-    for veil in VEILS:
-        veiled = Veiled(lambda x: x, problem, replace(veil, reach=1.0))
-        alone = [arrays.to_numpy(veiled(arrays.beside(x, problem.target.amplitude))) for x in (one, two)]
-        both = arrays.to_numpy(veiled(arrays.beside(np.concatenate([one, two]), problem.target.amplitude)))
-        assert np.allclose(both, np.concatenate(alone), atol=1e-5)
+def test_transform_is_the_sum_over_the_grid():
+    cell = gemmi.UnitCell(9, 10, 11, 80, 95, 105)
+    mask = np.random.default_rng(0).random((10, 12, 15))
+    hkl = np.array([[0, 0, 0], [1, -2, 3], [-4, 5, -7], [3, 0, 0], [0, -5, 0], [4, 5, 7], [5, 0, 0], [0, 0, 9]])
+    u, v, w = (np.arange(n) / n for n in mask.shape)
+    turns = hkl[:, 0, None, None, None] * u[:, None, None] + hkl[:, 1, None, None, None] * v[:, None]
+    turns = turns + hkl[:, 2, None, None, None] * w
+    expected = (mask * np.exp(2j * np.pi * turns)).sum(axis=(1, 2, 3)) * cell.volume / mask.size
+    expected[-2:] = 0  # beyond the grid
+    np.testing.assert_allclose(mask_factors(mask, hkl, cell).numpy(), expected, atol=1e-9 * cell.volume)
 
 
-def test_torch_and_numpy_agree():
-    torch = pytest.importorskip("torch")
-    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=(9.0, 8.0, 10.0))
-    plan = plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, engine="classical"))
-    problem = plan.whole
-    rho, _ = halves(problem)
-    target = problem.target
-    kinds = []
-    for kind in (lambda x: torch.from_numpy(np.array(x)), np.asarray):
-        other = replace(problem, target=replace(target, amplitude=kind(arrays.to_numpy(target.amplitude))))
-        kinds.append(arrays.to_numpy(Veiled(lambda x: x, other, replace(NOISE, reach=1.0))(kind(rho))))
-    assert np.allclose(*kinds, atol=1e-5)
+def test_chunks_make_no_difference(monkeypatch):
+    st = crystal(*CRYSTALS[2])
+    xyz, elements, occupancy = parts(st)
+    smooth = SmoothMask.of(st.cell, st.find_spacegroup(), elements, occupancy, spacing=0.7, dtype=torch.float64)
+
+    def values():
+        x = xyz.clone().requires_grad_()
+        mask = smooth(x)
+        (mask**2).sum().backward()
+        return mask.detach(), x.grad
+
+    whole = values()
+    monkeypatch.setattr(solvent, "_PAIRS", 1)
+    for a, b in zip(whole, values(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def test_symmetry_is_kept(problem):
-    """What goes in obeys the group, and so does what comes out."""
-    rho, _ = halves(problem)
-    grid = gemmi.FloatGrid(np.ascontiguousarray(rho[0]))
-    grid.spacegroup = gemmi.SpaceGroup("P 1 21 1")
-    grid.set_unit_cell(problem.cell)
-    grid.symmetrize_avg()
-    even = np.array(grid.array, dtype=np.float32)[None]
-    for veil in VEILS:
-        veiled = Veiled(lambda x: x, problem, replace(veil, reach=1.0))
-        grid.array[:] = arrays.to_numpy(veiled(arrays.beside(even, problem.target.amplitude)))[0]
-        before = np.array(grid.array)
-        grid.symmetrize_avg()
-        assert np.allclose(before, grid.array, atol=1e-4 * np.abs(before).max())
+def test_an_empty_cell_is_all_solvent():
+    cell, group = gemmi.UnitCell(10, 11, 12, 90, 90, 90), gemmi.SpaceGroup("P 2 2 2")
+    mask = SmoothMask.of(cell, group, ["H"])(torch.zeros(1, 3))
+    torch.testing.assert_close(mask, torch.ones_like(mask), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("edges", "ways"), [((9.0, 8.0, 10.0), 1), ((22.0, 21.0, 23.0), 3)])
-def test_phases_given_are_modified_with_solvent_taken_away_where_there_may_be_some(edges, ways):
-    """Each with a projection of its own, the plain one first."""
-    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=edges)
-    known = PhaseDistributions(np.zeros((len(made.f), 4)), np.zeros(len(made.f), dtype=complex))
-    plan = plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, engine="learned"), starts=known)
-    modified = [e for e in plan.entrants if "from given phases" in e.method.name]
-    assert len(modified) == ways
-    names = ["", *(f", {veil.name}" for veil in VEILS)][:ways]
-    ends = ["", ", released", ", released"]
-    wanted = [f"learned projection{name}, from given phases{end}" for name, end in zip(names, ends, strict=False)]
-    assert [e.method.name for e in modified] == wanted
-    projections = [e.finishers[0].projections[0][1] for e in modified]
-    assert [getattr(projection, "veil", None) for projection in projections] == [None, *VEILS][:ways]
-
-
-def test_large_grids_have_as_many_cycles_as_the_time_allows():
-    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=(42.0, 41.0, 43.0))
-    known = PhaseDistributions(np.zeros((len(made.f), 4)), np.zeros(len(made.f), dtype=complex))
-
-    def cycles(seconds):
-        options = replace(OPTIONS, engine="learned", timelimit=seconds)
-        plan = plan_phasing(data_of(made), normalise(data_of(made)), options, starts=known)
-        return [e.cycles for e in plan.entrants if "from given phases" in e.method.name]
-
-    short, middle, long = cycles(1.0), cycles(60.0), cycles(1e4)
-    assert len({*short}) == 1 and short[0] < middle[0] < long[0] == 20
-    assert 0.4 * 60 < 3 * 1.5 * middle[0] * SEEN * made.cell.volume <= 0.5 * 60
+@pytest.mark.parametrize("element", ["C", "N", "O", "P", "S", "Zn", "Ca", "Se", "Fe", "I", "Si"])
+def test_radii_are_those_of_the_exact_mask(element):
+    st = gemmi.Structure()
+    st.cell, st.spacegroup_hm = gemmi.UnitCell(12, 12, 12, 90, 90, 90), "P 1"
+    atom = gemmi.Atom()
+    atom.element, atom.pos, atom.occ = gemmi.Element(element), gemmi.Position(6.1, 6.2, 6.3), 1.0
+    residue, chain, model = gemmi.Residue(), gemmi.Chain("A"), gemmi.Model(1)
+    residue.add_atom(atom)
+    chain.add_residue(residue)
+    model.add_chain(chain)
+    st.add_model(model)
+    volume = float((1 - exact_mask(st, spacing=0.15, shrink=0.0)).mean()) * st.cell.volume
+    assert (0.75 * volume / np.pi) ** (1 / 3) - solvent.PROBE == pytest.approx(radius(element), abs=0.01)
