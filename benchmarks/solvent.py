@@ -105,7 +105,7 @@ def rows_of(name: str, share: float) -> list[dict[str, Any]]:
     from ml_phaser.crystal.agreement import multiplicity
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.parameters import Options
-    from ml_phaser.phasing.veils import VEILS, Veiled
+    from ml_phaser.phasing.veils import VEILS, ways
     from ml_phaser.phasing.weighting import direction
     from ml_phaser.plan import plan_phasing
 
@@ -129,12 +129,11 @@ def rows_of(name: str, share: float) -> list[dict[str, Any]]:
     found = []
     half = p.scatter(begun.f[rows])
     begins = builder.weighting.combined(builder.weighting.argument(half) * direction(half))
-    ways = {"nothing": builder.projection} | {v.name: Veiled(builder.projection, p, v) for v in VEILS}
-    for way, projection in ways.items():
+    for way, projection in ways(builder.projection, p, VEILS).items():
         x, done, began = begins, 0, time.process_time()
         row: dict[str, Any] = {
             "set": name, "group": data.spacegroup.xhm(), "d_min": data.d_min, "solvent": begun.solvent, "share": share,
-            "start": cc(begun.f[rows]), "taken": way,
+            "start": cc(begun.f[rows]), "taken": way or "nothing",
         }  # fmt: skip
         for cycles in CYCLES:
             g, half, x = builder.cycled(x, projection, cycles - done)

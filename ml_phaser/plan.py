@@ -38,7 +38,7 @@ from ml_phaser.phasing.rebuild import SEEN, Rebuilder, rebuilder
 from ml_phaser.phasing.search import Entrant
 from ml_phaser.phasing.seeds import Seeds, seeded
 from ml_phaser.phasing.starts import modification, phased, remembering
-from ml_phaser.phasing.veils import VEILS, Veil, Veiled
+from ml_phaser.phasing.veils import VEILS, Veil, ways
 
 if TYPE_CHECKING:
     from ml_phaser.phasing.fragments.road import Road
@@ -265,16 +265,9 @@ def from_phases(
         if e.home is not None:
             each = MODIFYING * options.timelimit / (1 + len(veils)) / (1.5 * SEEN * e.problem.cell.volume)
             cycles = max(affordable(MODIFICATION, e.problem, LEARNED_POINTS), min(MODIFICATION, int(each)))
-            seen = e.home.projections[0][1]
-            ways = {LEARNED: seen, **{f"{LEARNED}, {v.name}": Veiled(seen, e.problem, v) for v in veils}}
-            for name, projection in ways.items():
-                way = {
-                    "name": name,
-                    "cycles": cycles,
-                    "block": min(e.block, cycles),
-                    "core": e.core,
-                    "released": None if name == LEARNED else RELEASED,
-                }
+            for veil, projection in ways(e.home.projections[0][1], e.problem, veils).items():
+                way = {"name": f"{LEARNED}, {veil}" if veil else LEARNED, "cycles": cycles, "core": e.core}
+                way |= {"block": min(e.block, cycles), "released": RELEASED if veil else None}
                 first.append(modification(e.problem, e.rows, projection, starts, **way))  # type: ignore[arg-type]
     if options.engine != "learned" or not learned:
         few, core = (sparse(atoms_share(whole.d_min, factor)) for factor in (0.8, 0.25))

@@ -31,7 +31,7 @@ from ml_phaser.phasing.fragments.pieces import MUCH, ROOM
 from ml_phaser.phasing.free_atoms import Workshop
 from ml_phaser.phasing.problem import Problem
 from ml_phaser.phasing.projections import forward, inverse, unit_variance
-from ml_phaser.phasing.veils import VEILS, Veiled
+from ml_phaser.phasing.veils import VEILS, ways
 from ml_phaser.phasing.weighting import Weighting, direction
 
 PHASED_ROUNDS, ROUNDS = 2, 3  # of atoms in each turn: to the map, to the moduli;
@@ -80,8 +80,7 @@ class Rebuilder:
     @cached_property
     def ways(self) -> dict[str, Projection]:
         """Projections to choose from: as it is, and where there is solvent with that taken from it."""
-        veiled = {veil.name: Veiled(self.projection, self.problem, veil) for veil in VEILS if self.wet}
-        return {"": self.projection, **veiled}
+        return ways(self.projection, self.problem, VEILS if self.wet else ())
 
     @property
     def atoms(self) -> bool:
@@ -187,13 +186,11 @@ class Rebuilder:
         that predicts most of the reflections held out after part of them. Phases count by what they predict."""
         p, weigh = self.problem, self.weighting
         half = p.scatter(f)
+        asked = list(self.ways) if veil is None else [veil]
+        some = round(TRYING * self.cycles) if len(asked) > 1 else self.cycles
         with arrays.no_gradients(half):
             x = weigh.combined(weigh.argument(half) * direction(half))
-            if veil is not None:
-                g, half, _ = self.cycled(x, self.ways[veil], self.cycles)
-                return g, float(p.scores(half)[0]), float(p.residuals(half)[0]), veil
-            some = round(TRYING * self.cycles) if len(self.ways) > 1 else self.cycles
-            tried = {name: self.cycled(x, way, some) for name, way in self.ways.items()}
+            tried = {name: self.cycled(x, self.ways[name], some) for name in asked}
             veil = max(tried, key=lambda name: float(p.scores(tried[name][1])[0]))
             g, half, x = tried[veil]
             if some < self.cycles:

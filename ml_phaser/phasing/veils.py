@@ -14,6 +14,7 @@ How much of a cell is solvent is not known here; both forgive a share that is wr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,3 +81,8 @@ class Veiled:
         square = self.problem.cell.calculate_1_d2_array(indices.reshape(-1, 3)).reshape(indices.shape[:3])
         kernel = np.exp(-2 * np.pi**2 * square * self.veil.reach**2).astype(np.float32)
         return arrays.beside(kernel, self.problem.target.amplitude)
+
+
+def ways(projection: Projection, problem: Problem, veils: Sequence[Veil]) -> dict[str, Projection]:
+    """The projection as it is, by the empty name, and with each veil, by its name."""
+    return {"": projection, **{veil.name: Veiled(projection, problem, veil) for veil in veils}}

@@ -99,11 +99,8 @@ def test_maps_of_a_batch_do_not_see_each_other(problem):
         assert np.allclose(both, np.concatenate(alone), atol=1e-5)
 
 
-def test_torch_and_numpy_agree():
+def test_torch_and_numpy_agree(problem):
     torch = pytest.importorskip("torch")
-    made = Made("P 1 21 1", d_min=2.0, count=12, seed=3, edges=(9.0, 8.0, 10.0))
-    plan = plan_phasing(data_of(made), normalise(data_of(made)), replace(OPTIONS, engine="classical"))
-    problem = plan.whole
     rho, _ = halves(problem)
     target = problem.target
     kinds = []
