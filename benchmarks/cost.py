@@ -261,7 +261,8 @@ def training(folder: Path, peak: dict[str, float], args: argparse.Namespace) -> 
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines() if line]
     session = run["sessions"][-1]
     rates = samples_per_second(log, run["seconds"] - session["seconds"])
-    points = float(np.mean([np.prod(shape) for shape in SHAPES]))
+    shapes = run.get("recipe", {}).get("shapes", SHAPES)  # early runs do not say
+    points = float(np.mean([np.prod(shape) for shape in shapes]))
     flop = flop_per_point(Projector(config_from(run["config"], "run.json"))) * points * FORWARDS
     precision = "bfloat16" if "bfloat16" in session["precision"] else "float32"
     here = session["device"] == args.device and session["threads"] == args.threads

@@ -13,8 +13,8 @@ from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.batches import SHAPES, calculate, resolution_profile
-from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
+from ml_phaser.simulate.batches import SHAPES, WIDE, calculate, resolution_profile
+from ml_phaser.simulate.crystals import Contents, bulk_factors, dense_box, random_cell, wet_box
 from ml_phaser.simulate.fragments import Library
 
 MATES = 2  # neighbours share a grid: projected together, small batches stay in a processor's cache
@@ -57,25 +57,29 @@ class Crystal:
 
 
 def make_crystal(
-    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], d_min: float, spacing: tuple[float, float]
-) -> Crystal:
-    """A box with less than 26 A^3 per atom and all reflections to ``d_min``, without measurement errors."""
+    rng: np.random.Generator, library: Library, shape: tuple[int, int, int], d_min: float, spacing: tuple[float, float],
+    wet: bool = False,
+) -> Crystal:  # fmt: skip
+    """A box with less than 26 A^3 per atom, or a ``wet`` one, partly solvent, and all reflections to ``d_min``, without
+    measurement errors."""
     while True:
         cell = random_cell(rng, shape, spacing)
-        contents = dense_box(rng, library, cell)
-        if len(contents.xyz) >= 25 and cell.volume / len(contents.xyz) < 26:
+        contents = wet_box(rng, library, cell) if wet else dense_box(rng, library, cell)
+        if wet or (len(contents.xyz) >= 25 and cell.volume / len(contents.xyz) < 26):
             break
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
     f = calculate(contents, hkl, stol2, np.ones(len(contents.xyz), dtype=bool), contents.xyz)
+    f += bulk_factors(contents, hkl, stol2)
     return Crystal(hkl, stol2, f, contents, HalfSphere.of(hkl, shape), d_min)
 
 
-def held_out_crystals(library: Library, d_min: float, count: int, seed: int) -> list[Crystal]:
+def held_out_crystals(library: Library, d_min: float, count: int, seed: int, wet: bool = False) -> list[Crystal]:
     """Fixed crystals: the same seed gives the same ones. Every grid holds the whole sphere to ``d_min`` (A)."""
     rng = np.random.default_rng([seed, round(1000 * d_min)])
     spacing = (0.5, min(0.66, d_min / 2.03))
-    return [make_crystal(rng, library, SHAPES[i // MATES % len(SHAPES)], d_min, spacing) for i in range(count)]
+    shapes = WIDE if wet else SHAPES
+    return [make_crystal(rng, library, shapes[i // MATES % len(shapes)], d_min, spacing, wet) for i in range(count)]
 
 
 def start_correlation(f: NDArray[np.complex128], start: NDArray[np.complex128]) -> float:

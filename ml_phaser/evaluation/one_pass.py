@@ -30,14 +30,14 @@ FRACTIONS = (0.3, 0.5, 0.7)
 @dataclass(frozen=True)
 class Plan:
     """What to measure. resolutions in A; levels: map correlation of the starts; fractions: part of the atoms kept;
-    crystals: how many a cell of the table; cycles: of alternation from the truth; fixed: crystals for that."""
+    crystals: how many a row; few: how many of those with solvent, and for cycles: of alternation from the truth."""
 
     resolutions: tuple[float, ...] = RESOLUTIONS
     levels: tuple[float, ...] = LEVELS
     kinds: tuple[str, ...] = KINDS
     fractions: tuple[float, ...] = FRACTIONS
     crystals: int = 32
-    fixed: int = 16
+    few: int = 16
     cycles: int = 200
     seed: int = 20_000
 
@@ -65,8 +65,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. kind "phase", "additive" or "partial"; level: map correlation aimed at, or part of the
-    atoms kept; n crystals; cc_in: mean correlation of the starts; scores by entrant.
+    """One row of the table. kind "phase", "additive" or "partial", after "wet" where there is solvent; level: map
+    correlation aimed at, or part of the atoms kept; n crystals; cc_in: mean correlation of the starts; scores by
+    entrant.
 
     lead, lead_f : smallest over the rivals of the mean paired difference network - rival less its 95 % interval, of
         the map as it is and with measured moduli; ``wins`` where both are positive
@@ -177,6 +178,12 @@ def measure(
     return cc
 
 
+def completed(network: Projector, crystals: Sequence[Crystal], rng: np.random.Generator, part: float) -> Correlations:
+    """``measure`` from phases of contiguous parts of the atoms."""
+    models = [partial_model(rng, c, part) for c in crystals]
+    return measure(network, crystals, [phased_by(c, m) for c, m in zip(crystals, models, strict=True)], models)
+
+
 @torch.no_grad()
 def keep_truth(network: Projector, crystals: Sequence[Crystal], cycles: int) -> dict[str, float]:
     """Mean correlation kept after plain cycles x <- P_F(P(x)) from the truth: the network, and two classical ones."""
@@ -200,7 +207,8 @@ def keep_truth(network: Projector, crystals: Sequence[Crystal], cycles: int) -> 
 class Report:
     """The whole benchmark.
 
-    beats, beats_partial : by d_min, for phase and additive error, and for partial structures
+    beats, beats_partial, beats_wet : by d_min, for phase and additive error, for partial structures, and for phases in
+        error and partial structures of crystals with solvent
     settings : by d_min, the classical settings of the rows of phase and additive error
     kept : by d_min and method
     data : digest of the held-out chains
@@ -210,6 +218,7 @@ class Report:
     rows: tuple[Row, ...]
     beats: dict[str, Beats]
     beats_partial: dict[str, Beats]
+    beats_wet: dict[str, Beats]
     settings: dict[str, dict[str, str]]
     kept: dict[str, dict[str, float]]
     data: str
@@ -243,6 +252,7 @@ def evaluate(
     kept: dict[str, dict[str, float]] = {}
     beats: dict[str, Beats] = {}
     beats_partial: dict[str, Beats] = {}
+    beats_wet: dict[str, Beats] = {}
     settings: dict[str, dict[str, str]] = {}
     for i, d_min in enumerate(plan.resolutions):
         progress(i / len(plan.resolutions), f"{d_min:.2f} A")
@@ -254,13 +264,16 @@ def evaluate(
         found, beats[name], settings[name] = summarise(d_min, labels, cc)
         rows += found
         labels = [("partial", fraction) for fraction in plan.fractions]
-        cc = []
-        for _, part in labels:
-            models = [partial_model(rng, c, part) for c in crystals]
-            starts = [phased_by(c, model) for c, model in zip(crystals, models, strict=True)]
-            cc.append(measure(network, crystals, starts, models))
+        cc = [completed(network, crystals, rng, part) for _, part in labels]
         found, beats_partial[name], _ = summarise(d_min, labels, cc)
         rows += found
-        kept[name] = keep_truth(network, crystals[: plan.fixed], plan.cycles)
+        wet = held_out_crystals(library, d_min, plan.few, plan.seed, wet=True)
+        labels = [("wet phase", level) for level in plan.levels]
+        cc = [measure(network, wet, [start_at(rng, c, level, "phase") for c in wet]) for _, level in labels]
+        cc += [completed(network, wet, rng, part) for part in plan.fractions]
+        labels += [("wet partial", fraction) for fraction in plan.fractions]
+        found, beats_wet[name], _ = summarise(d_min, labels, cc)
+        rows += found
+        kept[name] = keep_truth(network, crystals[: plan.few], plan.cycles)
     progress(1.0, "done")
-    return Report(plan, tuple(rows), beats, beats_partial, settings, kept, library.digest)
+    return Report(plan, tuple(rows), beats, beats_partial, beats_wet, settings, kept, library.digest)

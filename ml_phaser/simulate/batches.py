@@ -15,14 +15,15 @@ from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target, inverse, unit_variance
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.crystals import Contents, dense_box, random_cell
+from ml_phaser.simulate.crystals import Contents, bulk_factors, dense_box, random_cell, wet_box
 from ml_phaser.simulate.fragments import Library
-from ml_phaser.simulate.pools import Pool
+from ml_phaser.simulate.pools import SETTINGS, Pool
 from ml_phaser.structure_factors.direct import structure_factors
 from ml_phaser.structure_factors.form_factors import Scatterer, form_factors
 
 PAIRS = 2**26  # atom-reflection pairs held at once on a device
 SHAPES = ((24, 24, 24), (20, 24, 28), (28, 20, 24), (24, 28, 20), (20, 20, 32), (16, 28, 32))
+WIDE = ((32, 32, 32), (28, 32, 36))  # where solvent is farther from itself than the others let it be
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Recipe:
     hexagonal : share of boxes with an angle of 120 degrees; shown : share of the placed models shown to the network
     families : "box" (dense boxes), "peptide" (packed peptide crystals, whole where the cell fits the grid, else a piece
         of the crystal), "small" (the same of one to six residues in P1, each number alike), "protein" (pieces of
-        protein crystals with their contacts)
+        protein crystals with their contacts), "wet" (surfaces of proteins and flat solvent)
+    shapes : grids, one for each batch
     """
 
     d_min: tuple[float, float] = (1.25, 2.2)
@@ -67,7 +69,8 @@ class Recipe:
     )  # fmt: skip
     hexagonal: float = 0.1
     shown: float = 0.7
-    families: tuple[tuple[str, float], ...] = (("box", 1.0),)
+    families: tuple[tuple[str, float], ...] = (("box", 0.6), ("wet", 0.4))
+    shapes: tuple[tuple[int, int, int], ...] = (*SHAPES, *WIDE)
 
 
 def calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray | slice, xyz: NDArray) -> NDArray:
@@ -140,6 +143,8 @@ def _contents(
     families, shares = zip(*recipe.families, strict=True)
     single = len(families) == 1
     family = families[0] if single else str(rng.choice(families, p=np.array(shares) / sum(shares)))
+    if family == "wet":
+        return wet_box(rng, library, random_cell(rng, shape, recipe.spacing, recipe.hexagonal))
     while True:
         if family == "box":
             contents = dense_box(rng, library, random_cell(rng, shape, recipe.spacing, recipe.hexagonal))
@@ -198,6 +203,7 @@ def make_sample(
     """One crystal on the processor: see ``finish``."""
     drawn = draw(rng, library, shape, recipe, pools)
     f = calculate(drawn.contents, drawn.hkl, drawn.stol2, slice(None), drawn.contents.xyz)
+    f += bulk_factors(drawn.contents, drawn.hkl, drawn.stol2)
     wrong = None if drawn.partial is None else calculate(drawn.contents, drawn.hkl, drawn.stol2, *drawn.partial)
     return finish(rng, drawn, f, wrong, recipe)
 
@@ -250,14 +256,15 @@ def make_together(
     f = calculate_together(jobs, device)
     wrong = iter(f[size:])
     return [
-        finish(r, d, own, None if d.partial is None else next(wrong), recipe)
+        finish(r, d, own + bulk_factors(d.contents, d.hkl, d.stol2), None if d.partial is None else next(wrong), recipe)
         for r, d, own in zip(streams, drawn, f[:size], strict=True)
     ]
 
 
 def pools_of(library: Library, seed: int, recipe: Recipe) -> dict[str, Pool]:
     """Empty pools of the packed crystals that a recipe draws from."""
-    return {family: Pool(family, library, seed) for family, share in recipe.families if family != "box" and share > 0}
+    packed = [family for family, share in recipe.families if family in SETTINGS and share > 0]
+    return {family: Pool(family, library, seed) for family in packed}
 
 
 def batches(
@@ -272,7 +279,7 @@ def batches(
     rng = np.random.default_rng(seed)
     pools = pools_of(library, seed, recipe)
     while True:
-        shape = SHAPES[rng.integers(len(SHAPES))]
+        shape = recipe.shapes[rng.integers(len(recipe.shapes))]
         if device is None:
             samples = [make_sample(rng, library, shape, recipe, pools) for _ in range(size)]
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gemmi
@@ -18,15 +18,20 @@ from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.recipes import needed
 from ml_phaser.simulate.simulated import Built
+from ml_phaser.structure_factors.solvent import exact_mask, mask_factors
 
 # At least so many atoms, less than so many A^3 for each, so many of them protein, or another piece is tried.
 FEWEST_ATOMS, LOOSEST, MOSTLY, TRIES = 25, 25.5, 0.7, 100
+WET = (0.25, 0.65)  # of a box with solvent: the share of it
+K_SOL, B_SOL = (0.30, 0.40), (15.0, 70.0)  # electrons/A^3 and A^2, beside atoms of 4-40 A^2
+MASK_SPACING = 0.5  # A
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
     """Atoms of a P1 cell: fractional xyz (m, 3), element (m,) index into ELEMENTS, b (m,) A^2, occupancy (m,); the
-    first ``dry`` are no waters; ``source`` : the entry they come from."""
+    first ``dry`` are no waters; ``source`` : the entry they come from; ``bulk`` : k_sol (electrons/A^3) and B_sol (A^2)
+    of the solvent where no atoms are, (0, 0) for none."""
 
     cell: gemmi.UnitCell
     xyz: NDArray[np.float64]
@@ -35,6 +40,7 @@ class Contents:
     occupancy: NDArray[np.float64]
     dry: int = 0
     source: str = ""
+    bulk: tuple[float, float] = (0.0, 0.0)
 
 
 def wrapped_distances(a: NDArray, b: NDArray, cell: gemmi.UnitCell) -> NDArray[np.float64]:
@@ -63,13 +69,72 @@ def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) 
     return cut_box(rng, atoms - atoms[rng.integers(len(atoms))], element, b, cell, str(library.entry[chain]))
 
 
+def wet_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) -> Contents:
+    """A box cut out of the surface of a random protein, ordered waters on it and flat solvent in WET of the cell, or as
+    near to that as TRIES come: cells of some 10 A have no room for it."""
+    bulk = (rng.uniform(*K_SOL), rng.uniform(*B_SOL))
+    extent = cell.volume ** (1 / 3)
+    least, nearest = np.inf, None
+    for _ in range(TRIES):
+        chain = library.draw(rng)
+        atoms, element, b = library.chain(chain)
+        outward = rng.normal(size=3)
+        outward /= np.linalg.norm(outward)
+        centre = surface_point(atoms, atoms[rng.integers(len(atoms))], outward)
+        centre = centre + outward * rng.uniform(-0.4, 0.4) * extent
+        contents = cut_box(rng, atoms - centre, element, b, cell, str(library.entry[chain]), shell=3.4)
+        share = float(solvent_mask(contents, 0.7).mean())
+        amiss = abs(share - float(np.clip(share, *WET))) + (len(contents.xyz) < FEWEST_ATOMS)
+        if amiss < least:
+            least, nearest = amiss, replace(contents, bulk=bulk)
+        if amiss == 0:
+            break
+    assert nearest is not None
+    return nearest
+
+
+def surface_point(atoms: NDArray, start: NDArray, outward: NDArray) -> NDArray[np.float64]:
+    """Where a straight way (from ``start``, unit vector ``outward``, A) out of a cloud of atoms (n, 3) passes the last
+    atom within 4 A of it."""
+    ahead = (atoms - start) @ outward
+    beside = np.linalg.norm(atoms - start - ahead[:, None] * outward, axis=1)
+    return start + outward * float(ahead[beside < 4.0].max())
+
+
+def solvent_mask(contents: Contents, spacing: float) -> NDArray[np.float32]:
+    """Mask (u, v, w) of a box, 1 where solvent is: see ``structure_factors.solvent``; spacing in A."""
+    model, chain, residue = gemmi.Model(1), gemmi.Chain("A"), gemmi.Residue()
+    residue.name = "UNL"
+    kinds = [gemmi.Element(e) for e in ELEMENTS]
+    for place, kind in zip(contents.xyz @ np.array(contents.cell.orth.mat).T, contents.element, strict=True):
+        atom = gemmi.Atom()
+        atom.element, atom.pos = kinds[kind], gemmi.Position(*place)
+        residue.add_atom(atom)
+    chain.add_residue(residue)
+    model.add_chain(chain)
+    structure = gemmi.Structure()
+    structure.cell, structure.spacegroup_hm = contents.cell, "P 1"
+    structure.add_model(model)
+    return exact_mask(structure, spacing=spacing)
+
+
+def bulk_factors(contents: Contents, hkl: NDArray, stol2: NDArray) -> NDArray[np.complex128]:
+    """k_sol exp(-B_sol s^2 / 4) F_mask (n,) of a box, in electrons (Phillips 1980; Jiang & Bruenger 1994)."""
+    k_sol, b_sol = contents.bulk
+    if k_sol == 0:
+        return np.zeros(len(hkl), dtype=np.complex128)
+    f = mask_factors(solvent_mask(contents, MASK_SPACING).astype(np.float64), hkl, contents.cell).numpy()
+    return np.asarray(k_sol * np.exp(-b_sol * stol2) * f)
+
+
 def cut_box(
-    rng: np.random.Generator, atoms: NDArray, element: NDArray, b: NDArray, cell: gemmi.UnitCell, source: str = ""
-) -> Contents:
+    rng: np.random.Generator, atoms: NDArray, element: NDArray, b: NDArray, cell: gemmi.UnitCell, source: str = "",
+    shell: float = np.inf,
+) -> Contents:  # fmt: skip
     """Cut a box out of a cloud of atoms (n, 3) in A, about its origin and at random orientation, and repeat it.
 
-    Atoms that would clash (< 2.3 A) with a lattice image are removed, and part of what is left empty is filled with
-    waters at hydrogen-bonding distance, as in a real crystal.
+    Atoms that would clash (< 2.3 A) with a lattice image are removed, and part of what is left empty, no farther from
+    atoms than ``shell`` (A), is filled with waters at hydrogen-bonding distance, as in a real crystal.
     """
     turned = atoms.astype(np.float64) @ Rotation.random(rng=rng).as_matrix().T
     frac = turned @ np.array(cell.frac.mat).T + rng.uniform(-0.2, 0.2, 3) + 0.5
@@ -85,7 +150,7 @@ def cut_box(
             keep[i if rng.random() < 0.5 else j] = False
     frac, element, b = frac[keep], element[keep], b[keep]
 
-    waters = _waters(rng, frac, cell, fill=rng.uniform(0, 0.8))
+    waters = _waters(rng, frac, cell, rng.uniform(0, 0.8), shell)
     b = varied_b(rng, b, len(waters))
     xyz = np.concatenate([frac, waters])
     kind = np.concatenate([element, np.full(len(waters), ELEMENTS.index("O"))])
@@ -128,11 +193,15 @@ def varied_b(rng: np.random.Generator, b: NDArray, waters: int) -> NDArray[np.fl
     return np.maximum(b + rng.uniform(4, 18), 2.0)
 
 
-def _waters(rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill: float) -> NDArray[np.float64]:
-    """Random positions 2.6 A or more from every atom and each other; at most ``fill`` of one per 20 A^3 of void."""
+def _waters(
+    rng: np.random.Generator, frac: NDArray, cell: gemmi.UnitCell, fill: float, shell: float
+) -> NDArray[np.float64]:
+    """Random positions 2.6 A or more from every atom and each other, at most ``shell`` A from those given; at most
+    ``fill`` of one per 20 A^3 of such void."""
     trial = rng.random((int(cell.volume / 6), 3))
     if len(frac):
-        trial = trial[wrapped_distances(trial, frac, cell).min(axis=1) > 2.6]
+        nearest = wrapped_distances(trial, frac, cell).min(axis=1)
+        trial = trial[(nearest > 2.6) & (nearest <= shell)]
     most = int(fill * len(trial) * 6 / 20)
     room = np.ones(len(trial), dtype=bool)
     chosen: list[int] = []

@@ -83,6 +83,9 @@ def test_training_is_read_from_a_run(tmp_path: Path) -> None:
     assert found["samples_per_second"] == found["overall"] == 20.0
     assert found["passes"] == cost.FORWARDS
     assert found["share_of_peak"] == pytest.approx(20.0 * found["gflop_per_sample"] / 1e3)
+    (tmp_path / "run.json").write_text(json.dumps(run | {"recipe": {"shapes": [[48, 48, 48]]}}))
+    wide = cost.training(tmp_path, {"float32": 1e12, "bfloat16": 4e12}, args)
+    assert wide["gflop_per_sample"] > 6 * found["gflop_per_sample"]
     args.threads = 2
     assert cost.training(tmp_path, {"float32": 1e12, "bfloat16": 4e12}, args)["share_of_peak"] is None
 

@@ -192,19 +192,21 @@ def test_rivals_have_one_setting_for_all_rows_unless_they_know_better():
 )
 def test_only_a_run_of_won_resolutions_is_claimed(won, claimed):
     beats = {d: Beats(ok, False, False) for d, ok in won.items()}
-    report = Report(Plan(), (), beats, {}, {}, {}, "")
+    report = Report(Plan(), (), beats, {}, {}, {}, {}, "")
     assert report.claimed() == claimed
     assert report.claimed("every_row") is None
 
 
 def test_whole_benchmark_in_small(library, network, tmp_path):
     plan = Plan(
-        resolutions=(2.0,), levels=(0.5,), kinds=("phase",), fractions=(0.5,), crystals=2, fixed=2, cycles=2, seed=1
+        resolutions=(2.0,), levels=(0.5,), kinds=("phase",), fractions=(0.5,), crystals=2, few=2, cycles=2, seed=1
     )
     told = []
     report = evaluate(network, library, plan, lambda fraction, text: told.append(fraction))
     assert told == [0, 1]
-    assert [(r.kind, r.level, r.n) for r in report.rows] == [("phase", 0.5, 2), ("partial", 0.5, 2)]
+    kinds = ["phase", "partial", "wet phase", "wet partial"]
+    assert [(r.kind, r.level, r.n) for r in report.rows] == [(kind, 0.5, 2) for kind in kinds]
+    assert report.beats_wet.keys() == {"2"}
     assert report.rows[0].cc_in == pytest.approx(0.5, abs=TOLERANCE)
     assert report.kept["2"][NETWORK] == pytest.approx(1, abs=1e-3)  # a multiple of the identity keeps the truth
     assert report.kept["2"]["sparse 0.15"] < 0.99
@@ -212,5 +214,5 @@ def test_whole_benchmark_in_small(library, network, tmp_path):
     path = write_report(tmp_path / "table.json", report, {"name": "tiny"})
     assert json.loads((tmp_path / "table.json").read_text())["network"] == {"name": "tiny"}
     assert "name tiny" in path.read_text()
-    assert "| 2 | phase 0.5 |" in markdown(report)
+    assert "| 2 | phase 0.5 |" in markdown(report) and "| 2 | wet partial 0.5 kept |" in markdown(report)
     assert brief(report)["rows"][0]["start"] == pytest.approx(0.5, abs=TOLERANCE)

@@ -11,14 +11,24 @@ import lzma
 import gemmi
 import numpy as np
 import pytest
-from made_library import peptide_library
+from made_library import made_library, peptide_library
 
 from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.errors import UserError
 from ml_phaser.simulate import corrupt, fragments
-from ml_phaser.simulate.batches import Recipe, batches, calculate_together, draw, make_sample
-from ml_phaser.simulate.crystals import dense_box, random_cell, wrapped_distances
+from ml_phaser.simulate.batches import Recipe, batches, calculate_together, draw, make_sample, make_together
+from ml_phaser.simulate.crystals import (
+    FEWEST_ATOMS,
+    MASK_SPACING,
+    WET,
+    bulk_factors,
+    dense_box,
+    random_cell,
+    solvent_mask,
+    wet_box,
+    wrapped_distances,
+)
 from ml_phaser.simulate.families import make
 from ml_phaser.simulate.fragments import Library, load_library
 from ml_phaser.simulate.peptides import random_peptide
@@ -80,11 +90,58 @@ def test_waters_keep_their_distance(library):
     rng = np.random.default_rng(5)
     cell = gemmi.UnitCell(13, 14, 15, 80, 100, 95)
     frac = rng.random((20, 3))
-    waters = _waters(rng, frac, cell, 0.9)
+    waters = _waters(rng, frac, cell, 0.9, np.inf)
     assert len(waters) > 10
     assert wrapped_distances(waters, frac, cell).min() > 2.6
     between = wrapped_distances(waters, waters, cell) + 9 * np.eye(len(waters))
     assert between.min() > 2.6
+    near = wrapped_distances(_waters(rng, frac, cell, 0.9, 3.0), frac, cell).min(axis=1)
+    assert len(near) and near.min() > 2.6 and near.max() <= 3.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_with_solvent(library, seed):
+    rng = np.random.default_rng(seed)
+    cell = random_cell(rng, (28, 28, 28), (0.5, 0.66))
+    contents = wet_box(rng, library, cell)
+    waters, rest = contents.xyz[contents.dry :], contents.xyz[: contents.dry]
+    assert not len(waters) or wrapped_distances(waters, rest, cell).min(axis=1).max() < 3.4 + 1e-6
+    # the sum over the mask by hand, and what has no solvent has none of its scattering
+    hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), 3.0)
+    stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
+    k, b = contents.bulk
+    mask = solvent_mask(contents, MASK_SPACING)
+    assert WET[0] - 0.02 < mask.mean() < WET[1] + 0.02
+    points = np.stack(np.meshgrid(*[np.arange(n) / n for n in mask.shape], indexing="ij"), axis=-1)
+    away = wrapped_distances(points.reshape(-1, 3), contents.xyz, cell).min(axis=1).reshape(mask.shape)
+    assert (mask[away > 3.0] == 1).all() and (mask[away < 1.8] == 0).all()  # radii of 1.45 to 1.8 A, probe 1.1 less 0.7
+    at = points[mask > 0]
+    expected = k * np.exp(-b * stol2) * cell.volume / mask.size * np.exp(2j * np.pi * hkl @ at.T).sum(axis=1)
+    assert np.allclose(bulk_factors(contents, hkl, stol2), expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
+    assert not bulk_factors(dense_box(rng, library, cell), hkl, stol2).any()
+
+
+def test_a_cell_without_room_for_solvent_is_made_all_the_same():
+    contents = wet_box(np.random.default_rng(0), made_library(), gemmi.UnitCell(9, 9, 9, 90, 90, 90))
+    assert len(contents.xyz) >= FEWEST_ATOMS and solvent_mask(contents, 0.7).mean() < WET[0]
+
+
+def test_true_structure_factors_have_solvent_in_them(library):
+    wet = Recipe(families=(("wet", 1.0),), kinds=(("truth", 1.0),), noise=(0.0, 0.0))
+    drawn = draw(np.random.default_rng(3), library, (24, 24, 24), wet)
+    sample = make_sample(np.random.default_rng(3), library, (24, 24, 24), wet)
+    (alone,) = calculate_together([(drawn, slice(None), drawn.contents.xyz)], "cpu")
+    expected = alone + bulk_factors(drawn.contents, drawn.hkl, drawn.stol2)
+    scale = np.sqrt(np.prod((24, 24, 24)) / (2 * np.sum(np.abs(expected) ** 2)))
+    places = HalfSphere.of(drawn.hkl, (24, 24, 24))
+    np.testing.assert_allclose(sample[0], places.scatter(expected * scale), atol=2e-3)
+    assert not np.allclose(sample[0], places.scatter(alone * scale), atol=0.1)
+    (together,) = make_together(np.random.default_rng(3), library, (24, 24, 24), wet, 1, "cpu")
+    again = draw(np.random.default_rng(3).spawn(1)[0], library, (24, 24, 24), wet)
+    f = calculate_together([(again, slice(None), again.contents.xyz)], "cpu")[0]
+    f += bulk_factors(again.contents, again.hkl, again.stol2)
+    ours = HalfSphere.of(again.hkl, (24, 24, 24)).scatter(f)
+    assert np.corrcoef(np.abs(together[0]).ravel(), np.abs(ours).ravel())[0, 1] > 0.9999
 
 
 def test_random_cells_fit_their_grid():

@@ -66,7 +66,8 @@ def library():
 def batch(library):
     """Two little crystals."""
     rng = np.random.default_rng(5)
-    recipe = Recipe(d_min=(1.6, 1.8), quality=(0.4, 0.5), kinds=(("phase", 1.0),))
+    families = (("box", 1.0),)
+    recipe = Recipe(d_min=(1.6, 1.8), quality=(0.4, 0.5), kinds=(("phase", 1.0),), families=families)
     samples = [make_sample(rng, library, SHAPE, recipe) for _ in range(2)]
     return collate(samples, SHAPE)
 
@@ -405,6 +406,7 @@ def test_stream_is_repeatable_and_never_the_same_twice(library):
     assert len({seed_of(s, n, w) for s, n, w in itertools.product(range(5), repeat=3)}) == 125
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 def test_workers_make_crystals_of_their_own(library):
     many = stream(library, 1, 0, 7, workers=2)
     got = [next(many) for _ in range(2)]
