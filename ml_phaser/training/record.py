@@ -145,9 +145,10 @@ NORMALISATION = {
 }
 LIMITS = [
     "Light atoms only (C, N, O, S): crystals with heavier atoms lie outside of what it has seen.",
-    "Trained on pieces of L-amino-acid proteins in cells of 10-21 A; it has never seen nucleic acids, sugars or "
+    "Trained on pieces of L-amino-acid proteins in cells of 10-24 A; it has never seen nucleic acids, sugars or "
     "ligands, and larger cells only as far as the network's reach is local.",
-    "No bulk solvent, anisotropy, twinning or translational non-crystallographic symmetry in training.",
+    "No anisotropy, twinning or translational non-crystallographic symmetry in training; flat solvent as far as the "
+    "recipe of the run has crystals with it (family wet).",
     "One pass repairs; it does not phase. Starts whose map correlates with the truth by less than about 0.3 are hardly "
     "improved.",
 ]
@@ -174,7 +175,7 @@ def model_card(
             "normalisation": NORMALISATION,
             "precision": "float16 weights",
             "training_data": {
-                "what": "X-ray protein structures of the Protein Data Bank (wwPDB, CC0 1.0): dense boxes cut out at "
+                "what": "X-ray protein structures of the Protein Data Bank (wwPDB, CC0 1.0): boxes cut out at "
                 "random orientation; no held-out entry nor any member of its 30 % sequence cluster",
                 **(record.get("data") or {}),
             },
