@@ -50,7 +50,7 @@ def main() -> int:
             network = load_projector(*where)
             facts = {"name": where[0], "sha256": read_card(*where).sha256}
         library = load_library(args.data, "holdout")
-        plan = replace(Plan(), crystals=args.crystals, few=max(2, args.crystals // 2))
+        plan = replace(Plan(), crystals=args.crystals)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         report = evaluate(network, library, plan, lambda fraction, text: print(f"{fraction:4.0%} {text}", flush=True))
         print(write_report(args.out, report, facts))

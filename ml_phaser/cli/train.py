@@ -173,7 +173,7 @@ def run_export(options: dict[str, Any], holdout: Library, notify: Reporter) -> P
     record = {k: saved[k] for k in ("seconds", "steps", "samples") if k in saved} | read_record(out)
     notify.stage(f"judge on {len(set(holdout.entry))} held-out entries")
     report = evaluate(
-        network, holdout, replace(Plan(), crystals=options["crystals"], few=max(2, options["crystals"] // 2)),
+        network, holdout, replace(Plan(), crystals=options["crystals"]),
         lambda fraction, text: notify.progress(fraction, None),
     )  # fmt: skip
     claimed, limits = claims(report.claimed(), config)

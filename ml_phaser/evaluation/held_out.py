@@ -13,8 +13,8 @@ from ml_phaser.crystal.grid import HalfSphere
 from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.batches import SHAPES, WIDE, calculate, resolution_profile
-from ml_phaser.simulate.crystals import Contents, bulk_factors, dense_box, random_cell, wet_box
+from ml_phaser.simulate.batches import SHAPES, WIDE, calculate, resolution_profile, true_factors
+from ml_phaser.simulate.crystals import Contents, dense_box, random_cell, wet_box
 from ml_phaser.simulate.fragments import Library
 
 MATES = 2  # neighbours share a grid: projected together, small batches stay in a processor's cache
@@ -69,9 +69,7 @@ def make_crystal(
             break
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
-    f = calculate(contents, hkl, stol2, np.ones(len(contents.xyz), dtype=bool), contents.xyz)
-    f += bulk_factors(contents, hkl, stol2)
-    return Crystal(hkl, stol2, f, contents, HalfSphere.of(hkl, shape), d_min)
+    return Crystal(hkl, stol2, true_factors(contents, hkl, stol2), contents, HalfSphere.of(hkl, shape), d_min)
 
 
 def held_out_crystals(library: Library, d_min: float, count: int, seed: int, wet: bool = False) -> list[Crystal]:

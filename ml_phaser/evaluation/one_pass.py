@@ -30,16 +30,20 @@ FRACTIONS = (0.3, 0.5, 0.7)
 @dataclass(frozen=True)
 class Plan:
     """What to measure. resolutions in A; levels: map correlation of the starts; fractions: part of the atoms kept;
-    crystals: how many a row; few: how many of those with solvent, and for cycles: of alternation from the truth."""
+    crystals: how many a row; cycles: of alternation from the truth."""
 
     resolutions: tuple[float, ...] = RESOLUTIONS
     levels: tuple[float, ...] = LEVELS
     kinds: tuple[str, ...] = KINDS
     fractions: tuple[float, ...] = FRACTIONS
     crystals: int = 32
-    few: int = 16
     cycles: int = 200
     seed: int = 20_000
+
+    @property
+    def few(self) -> int:
+        """Crystals a row where there is solvent, and for ``cycles``."""
+        return max(2, self.crystals // 2)
 
 
 def _groups(crystals: Sequence[Crystal]) -> Iterator[list[int]]:

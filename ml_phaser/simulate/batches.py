@@ -15,7 +15,7 @@ from ml_phaser.crystal.residues import ELEMENTS
 from ml_phaser.networks.config import condition
 from ml_phaser.phasing.projections import Target, inverse, unit_variance
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.crystals import Contents, bulk_factors, dense_box, random_cell, wet_box
+from ml_phaser.simulate.crystals import Contents, dense_box, random_cell, solvent_factors, wet_box
 from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.pools import SETTINGS, Pool
 from ml_phaser.structure_factors.direct import structure_factors
@@ -84,6 +84,11 @@ def calculate(contents: Contents, hkl: NDArray, stol2: NDArray, rows: NDArray | 
         tensor(contents.b[rows]), tensor(contents.occupancy[rows]), ELEMENTS,
     )  # fmt: skip
     return f.numpy().astype(np.complex128)
+
+
+def true_factors(contents: Contents, hkl: NDArray, stol2: NDArray) -> NDArray:
+    """Structure factors (n,) of a box: of its atoms and its solvent."""
+    return calculate(contents, hkl, stol2, slice(None), contents.xyz) + solvent_factors(contents, hkl)
 
 
 def resolution_profile(
@@ -202,8 +207,7 @@ def make_sample(
 ) -> Arrays:  # fmt: skip
     """One crystal on the processor: see ``finish``."""
     drawn = draw(rng, library, shape, recipe, pools)
-    f = calculate(drawn.contents, drawn.hkl, drawn.stol2, slice(None), drawn.contents.xyz)
-    f += bulk_factors(drawn.contents, drawn.hkl, drawn.stol2)
+    f = true_factors(drawn.contents, drawn.hkl, drawn.stol2)
     wrong = None if drawn.partial is None else calculate(drawn.contents, drawn.hkl, drawn.stol2, *drawn.partial)
     return finish(rng, drawn, f, wrong, recipe)
 
@@ -256,7 +260,7 @@ def make_together(
     f = calculate_together(jobs, device)
     wrong = iter(f[size:])
     return [
-        finish(r, d, own + bulk_factors(d.contents, d.hkl, d.stol2), None if d.partial is None else next(wrong), recipe)
+        finish(r, d, own + solvent_factors(d.contents, d.hkl), None if d.partial is None else next(wrong), recipe)
         for r, d, own in zip(streams, drawn, f[:size], strict=True)
     ]
 

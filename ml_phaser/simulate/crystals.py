@@ -17,8 +17,7 @@ from ml_phaser.errors import UserError
 from ml_phaser.simulate.fragments import Library
 from ml_phaser.simulate.measure import Sites
 from ml_phaser.simulate.recipes import needed
-from ml_phaser.simulate.simulated import Built
-from ml_phaser.structure_factors.solvent import exact_mask, mask_factors
+from ml_phaser.simulate.simulated import Built, Solvent, structure
 
 # At least so many atoms, less than so many A^3 for each, so many of them protein, or another piece is tried.
 FEWEST_ATOMS, LOOSEST, MOSTLY, TRIES = 25, 25.5, 0.7, 100
@@ -30,8 +29,7 @@ MASK_SPACING = 0.5  # A
 @dataclass(frozen=True, eq=False)
 class Contents:
     """Atoms of a P1 cell: fractional xyz (m, 3), element (m,) index into ELEMENTS, b (m,) A^2, occupancy (m,); the
-    first ``dry`` are no waters; ``source`` : the entry they come from; ``bulk`` : k_sol (electrons/A^3) and B_sol (A^2)
-    of the solvent where no atoms are, (0, 0) for none."""
+    first ``dry`` are no waters; ``source`` : the entry they come from; ``solvent`` : where no atoms are, if any."""
 
     cell: gemmi.UnitCell
     xyz: NDArray[np.float64]
@@ -40,7 +38,7 @@ class Contents:
     occupancy: NDArray[np.float64]
     dry: int = 0
     source: str = ""
-    bulk: tuple[float, float] = (0.0, 0.0)
+    solvent: Solvent | None = None
 
 
 def wrapped_distances(a: NDArray, b: NDArray, cell: gemmi.UnitCell) -> NDArray[np.float64]:
@@ -72,7 +70,7 @@ def dense_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) 
 def wet_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) -> Contents:
     """A box cut out of the surface of a random protein, ordered waters on it and flat solvent in WET of the cell, or as
     near to that as TRIES come: cells of some 10 A have no room for it."""
-    bulk = (rng.uniform(*K_SOL), rng.uniform(*B_SOL))
+    k_sol, b_sol = rng.uniform(*K_SOL), rng.uniform(*B_SOL)
     extent = cell.volume ** (1 / 3)
     least, nearest = np.inf, None
     for _ in range(TRIES):
@@ -86,7 +84,7 @@ def wet_box(rng: np.random.Generator, library: Library, cell: gemmi.UnitCell) ->
         share = float(solvent_mask(contents, 0.7).mean())
         amiss = abs(share - float(np.clip(share, *WET))) + (len(contents.xyz) < FEWEST_ATOMS)
         if amiss < least:
-            least, nearest = amiss, replace(contents, bulk=bulk)
+            least, nearest = amiss, replace(contents, solvent=Solvent(k_sol, b_sol, share))
         if amiss == 0:
             break
     assert nearest is not None
@@ -101,30 +99,29 @@ def surface_point(atoms: NDArray, start: NDArray, outward: NDArray) -> NDArray[n
     return start + outward * float(ahead[beside < 4.0].max())
 
 
+def sites_of(contents: Contents) -> Sites:
+    """The atoms of a box, waters named."""
+    elements = tuple(ELEMENTS[k] for k in contents.element)
+    dry, waters = contents.dry, len(elements) - contents.dry
+    return Sites(
+        contents.xyz, elements, contents.b, contents.occupancy,
+        (*(f"{e}{k}" for k, e in enumerate(elements[:dry])), *("O",) * waters), (*("UNL",) * dry, *("HOH",) * waters),
+        np.concatenate([np.ones(dry, dtype=int), np.arange(waters) + 1]), (*("A",) * dry, *("W",) * waters),
+    )  # fmt: skip
+
+
 def solvent_mask(contents: Contents, spacing: float) -> NDArray[np.float32]:
     """Mask (u, v, w) of a box, 1 where solvent is: see ``structure_factors.solvent``; spacing in A."""
-    model, chain, residue = gemmi.Model(1), gemmi.Chain("A"), gemmi.Residue()
-    residue.name = "UNL"
-    kinds = [gemmi.Element(e) for e in ELEMENTS]
-    for place, kind in zip(contents.xyz @ np.array(contents.cell.orth.mat).T, contents.element, strict=True):
-        atom = gemmi.Atom()
-        atom.element, atom.pos = kinds[kind], gemmi.Position(*place)
-        residue.add_atom(atom)
-    chain.add_residue(residue)
-    model.add_chain(chain)
-    structure = gemmi.Structure()
-    structure.cell, structure.spacegroup_hm = contents.cell, "P 1"
-    structure.add_model(model)
-    return exact_mask(structure, spacing=spacing)
+    from ml_phaser.structure_factors.solvent import exact_mask
+
+    return exact_mask(structure(sites_of(contents), contents.cell, gemmi.SpaceGroup("P 1")), spacing=spacing)
 
 
-def bulk_factors(contents: Contents, hkl: NDArray, stol2: NDArray) -> NDArray[np.complex128]:
-    """k_sol exp(-B_sol s^2 / 4) F_mask (n,) of a box, in electrons (Phillips 1980; Jiang & Bruenger 1994)."""
-    k_sol, b_sol = contents.bulk
-    if k_sol == 0:
+def solvent_factors(contents: Contents, hkl: NDArray) -> NDArray[np.complex128]:
+    """Of the flat solvent of a box (n,), in electrons; 0 where there is none."""
+    if contents.solvent is None:
         return np.zeros(len(hkl), dtype=np.complex128)
-    f = mask_factors(solvent_mask(contents, MASK_SPACING).astype(np.float64), hkl, contents.cell).numpy()
-    return np.asarray(k_sol * np.exp(-b_sol * stol2) * f)
+    return contents.solvent.factors(solvent_mask(contents, MASK_SPACING), hkl, contents.cell)
 
 
 def cut_box(
@@ -171,16 +168,11 @@ def build_box(rng: np.random.Generator, chosen: Mapping[str, Any], library: Libr
             break
     else:
         raise UserError("no piece of a protein was found that fills it", "family box", "another seed, or another edge")
-    waters = len(contents.xyz) - contents.dry
-    elements = tuple(ELEMENTS[k] for k in contents.element)
     group = gemmi.SpaceGroup("P 1")
     orth = np.array(cell.orth.mat)
-    sites = Sites(
-        np.round(contents.xyz @ orth.T, 3) @ np.linalg.inv(orth).T, elements, np.round(contents.b, 2),
-        np.round(contents.occupancy, 2), (*(f"{e}{k}" for k, e in enumerate(elements[: n - waters])), *("O",) * waters),
-        (*("UNL",) * (n - waters), *("HOH",) * waters),
-        np.concatenate([np.ones(n - waters, dtype=int), np.arange(waters) + 1]),
-        (*("A",) * (n - waters), *("W",) * waters),
+    sites = replace(
+        sites_of(contents), xyz=np.round(contents.xyz @ orth.T, 3) @ np.linalg.inv(orth).T, b=np.round(contents.b, 2),
+        occupancy=np.round(contents.occupancy, 2),
     )  # fmt: skip
     source = (str(contents.source),) if contents.source else ()
     return Built(cell, group, sites, symmetric_shape(cell, group, chosen["d_min"], chosen["d_min"] / 3), source)

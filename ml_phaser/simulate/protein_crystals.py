@@ -115,10 +115,7 @@ def solvent_fraction(sites: Sites, cell: gemmi.UnitCell, group: gemmi.SpaceGroup
 def solvent_factors(
     sites: Sites, cell: gemmi.UnitCell, group: gemmi.SpaceGroup, solvent: Solvent, hkl: NDArray[np.int32]
 ) -> NDArray[np.complex128]:
-    """k_sol exp(-B_sol s^2 / 4) F_mask, (n,), in electrons (Phillips 1980; Jiang & Bruenger 1994)."""
-    from ml_phaser.structure_factors.solvent import exact_mask, mask_factors
+    """Of the solvent (n,), in electrons."""
+    from ml_phaser.structure_factors.solvent import exact_mask
 
-    mask = exact_mask(structure(sites, cell, group))
-    stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
-    f = mask_factors(mask.astype(np.float64), hkl, cell).numpy()
-    return np.asarray(solvent.k_sol * np.exp(-solvent.b_sol * stol2) * f)
+    return solvent.factors(exact_mask(structure(sites, cell, group)), hkl, cell)

@@ -28,6 +28,19 @@ class Solvent:
     b_sol: float
     fraction: float
 
+    def factors(
+        self, mask: NDArray[np.float32], hkl: NDArray[np.int32], cell: gemmi.UnitCell
+    ) -> NDArray[np.complex128]:
+        """k_sol exp(-B_sol s^2 / 4) F_mask, (n,), in electrons (Phillips 1980; Jiang & Bruenger 1994).
+
+        ``mask`` : (u, v, w) over the cell, 1 where the solvent is
+        """
+        from ml_phaser.structure_factors.solvent import mask_factors
+
+        stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
+        f = mask_factors(mask.astype(np.float64), hkl, cell).numpy()
+        return np.asarray(self.k_sol * np.exp(-self.b_sol * stol2) * f)
+
 
 @dataclass(frozen=True, eq=False)
 class Built:

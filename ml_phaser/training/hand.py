@@ -26,7 +26,7 @@ from ml_phaser.phasing.problem import pose
 from ml_phaser.phasing.projections import forward, inverse, unit_variance, with_amplitudes
 from ml_phaser.report.record import json_safe
 from ml_phaser.simulate import corrupt
-from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, calculate, draw, pools_of, resolution_profile
+from ml_phaser.simulate.batches import SHAPES, Drawn, Recipe, draw, pools_of, resolution_profile, true_factors
 from ml_phaser.simulate.crystals import Contents, wrapped_distances
 from ml_phaser.simulate.fragments import Library
 from ml_phaser.training.loop import CHECKPOINT, Schedule, read_checkpoint
@@ -89,7 +89,7 @@ def crystals(library: Library, size: int, seed: int, recipe: Recipe = RECIPE) ->
     while True:
         shape = SHAPES[rng.integers(len(SHAPES))]
         drawn = [draw(rng, library, shape, recipe, pools) for _ in range(size)]
-        yield [(d, calculate(d.contents, d.hkl, d.stol2, slice(None), d.contents.xyz)) for d in drawn]
+        yield [(d, true_factors(d.contents, d.hkl, d.stol2)) for d in drawn]
 
 
 def cycled(

@@ -198,9 +198,7 @@ def test_only_a_run_of_won_resolutions_is_claimed(won, claimed):
 
 
 def test_whole_benchmark_in_small(library, network, tmp_path):
-    plan = Plan(
-        resolutions=(2.0,), levels=(0.5,), kinds=("phase",), fractions=(0.5,), crystals=2, few=2, cycles=2, seed=1
-    )
+    plan = Plan(resolutions=(2.0,), levels=(0.5,), kinds=("phase",), fractions=(0.5,), crystals=2, cycles=2, seed=1)
     told = []
     report = evaluate(network, library, plan, lambda fraction, text: told.append(fraction))
     assert told == [0, 1]

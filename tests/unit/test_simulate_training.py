@@ -7,6 +7,8 @@ import importlib.util
 import io
 import itertools
 import lzma
+import subprocess
+import sys
 
 import gemmi
 import numpy as np
@@ -22,9 +24,9 @@ from ml_phaser.simulate.crystals import (
     FEWEST_ATOMS,
     MASK_SPACING,
     WET,
-    bulk_factors,
     dense_box,
     random_cell,
+    solvent_factors,
     solvent_mask,
     wet_box,
     wrapped_distances,
@@ -66,6 +68,11 @@ def library():
 # ------------------------------------------------------------------------------------------------ crystals
 
 
+def test_crystals_come_without_torch_until_it_is_needed():
+    program = "import sys, ml_phaser.simulate.families; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_boxes_have_no_contacts_across_images(library, seed):
     rng = np.random.default_rng(seed)
@@ -105,11 +112,11 @@ def test_boxes_with_solvent(library, seed):
     cell = random_cell(rng, (28, 28, 28), (0.5, 0.66))
     contents = wet_box(rng, library, cell)
     waters, rest = contents.xyz[contents.dry :], contents.xyz[: contents.dry]
-    assert not len(waters) or wrapped_distances(waters, rest, cell).min(axis=1).max() < 3.4 + 1e-6
+    assert len(waters) and wrapped_distances(waters, rest, cell).min(axis=1).max() < 3.4 + 1e-6
     # the sum over the mask by hand, and what has no solvent has none of its scattering
     hkl = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), 3.0)
     stol2 = np.asarray(cell.calculate_1_d2_array(hkl)) / 4
-    k, b = contents.bulk
+    k, b = contents.solvent.k_sol, contents.solvent.b_sol
     mask = solvent_mask(contents, MASK_SPACING)
     assert WET[0] - 0.02 < mask.mean() < WET[1] + 0.02
     points = np.stack(np.meshgrid(*[np.arange(n) / n for n in mask.shape], indexing="ij"), axis=-1)
@@ -117,8 +124,8 @@ def test_boxes_with_solvent(library, seed):
     assert (mask[away > 3.0] == 1).all() and (mask[away < 1.8] == 0).all()  # radii of 1.45 to 1.8 A, probe 1.1 less 0.7
     at = points[mask > 0]
     expected = k * np.exp(-b * stol2) * cell.volume / mask.size * np.exp(2j * np.pi * hkl @ at.T).sum(axis=1)
-    assert np.allclose(bulk_factors(contents, hkl, stol2), expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
-    assert not bulk_factors(dense_box(rng, library, cell), hkl, stol2).any()
+    assert np.allclose(solvent_factors(contents, hkl), expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
+    assert not solvent_factors(dense_box(rng, library, cell), hkl).any()
 
 
 def test_a_cell_without_room_for_solvent_is_made_all_the_same():
@@ -131,7 +138,7 @@ def test_true_structure_factors_have_solvent_in_them(library):
     drawn = draw(np.random.default_rng(3), library, (24, 24, 24), wet)
     sample = make_sample(np.random.default_rng(3), library, (24, 24, 24), wet)
     (alone,) = calculate_together([(drawn, slice(None), drawn.contents.xyz)], "cpu")
-    expected = alone + bulk_factors(drawn.contents, drawn.hkl, drawn.stol2)
+    expected = alone + solvent_factors(drawn.contents, drawn.hkl)
     scale = np.sqrt(np.prod((24, 24, 24)) / (2 * np.sum(np.abs(expected) ** 2)))
     places = HalfSphere.of(drawn.hkl, (24, 24, 24))
     np.testing.assert_allclose(sample[0], places.scatter(expected * scale), atol=2e-3)
@@ -139,7 +146,7 @@ def test_true_structure_factors_have_solvent_in_them(library):
     (together,) = make_together(np.random.default_rng(3), library, (24, 24, 24), wet, 1, "cpu")
     again = draw(np.random.default_rng(3).spawn(1)[0], library, (24, 24, 24), wet)
     f = calculate_together([(again, slice(None), again.contents.xyz)], "cpu")[0]
-    f += bulk_factors(again.contents, again.hkl, again.stol2)
+    f += solvent_factors(again.contents, again.hkl)
     ours = HalfSphere.of(again.hkl, (24, 24, 24)).scatter(f)
     assert np.corrcoef(np.abs(together[0]).ravel(), np.abs(ours).ravel())[0, 1] > 0.9999
 

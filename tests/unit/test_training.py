@@ -406,7 +406,6 @@ def test_stream_is_repeatable_and_never_the_same_twice(library):
     assert len({seed_of(s, n, w) for s, n, w in itertools.product(range(5), repeat=3)}) == 125
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 def test_workers_make_crystals_of_their_own(library):
     many = stream(library, 1, 0, 7, workers=2)
     got = [next(many) for _ in range(2)]
