@@ -42,13 +42,20 @@ def main(argv: list[str]) -> int:
         prog="benchmarks.solvent", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", default=RUNS, help=f"set:share of the residues, commas between [{RUNS}]")
+    parser.add_argument("--name", help="another network than the bundled one")
+    parser.add_argument("--weights", type=Path, help="folder of its weights and card [that of the package]")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "solvent.json")
     args = parser.parse_args(argv)
-    report: dict[str, Any] = {**record({}), "cycles": CYCLES, "rows": []}
+    from ml_phaser.networks.store import FOLDER, PROJECTOR, load_projector, read_card
+
+    where = args.name or PROJECTOR, args.weights or FOLDER
+    card, network = read_card(*where), load_projector(*where)
+    judged = {"name": card.name, "sha256": card.sha256}
+    report: dict[str, Any] = {**record({}), "weights": judged, "cycles": CYCLES, "rows": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for run in args.runs.split(","):
         name, share = run.split(":")
-        for row in rows_of(name, float(share)):
+        for row in rows_of(name, float(share), network):
             report["rows"].append(finite(row))
             print(json.dumps(report["rows"][-1]), flush=True)
             save(args.out, report)
@@ -100,10 +107,11 @@ def start(name: str, share: float) -> Start:
     return Start(crystal, f, 1 - atoms * ATOM / asu)
 
 
-def rows_of(name: str, share: float) -> list[dict[str, Any]]:
-    """Of one start, way after way."""
+def rows_of(name: str, share: float, network: Any) -> list[dict[str, Any]]:
+    """Of one start, way after way, by a projector."""
     from ml_phaser.crystal.agreement import multiplicity
     from ml_phaser.crystal.normalise import normalise
+    from ml_phaser.learned import density_projection
     from ml_phaser.parameters import Options
     from ml_phaser.phasing.veils import VEILS, ways
     from ml_phaser.phasing.weighting import direction
@@ -129,7 +137,7 @@ def rows_of(name: str, share: float) -> list[dict[str, Any]]:
     found = []
     half = p.scatter(begun.f[rows])
     begins = builder.weighting.combined(builder.weighting.argument(half) * direction(half))
-    for way, projection in ways(builder.projection, p, VEILS).items():
+    for way, projection in ways(density_projection(network, p), p, VEILS).items():
         x, done, began = begins, 0, time.process_time()
         row: dict[str, Any] = {
             "set": name, "group": data.spacegroup.xhm(), "d_min": data.d_min, "solvent": begun.solvent, "share": share,
