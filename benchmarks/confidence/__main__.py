@@ -1,8 +1,8 @@
 """Are figures of merit and verdicts to be believed?
 
-    python -m benchmarks.confidence collect --split validation --last 500
-    python -m benchmarks.confidence collect --split holdout --last 500
-    python -m benchmarks.confidence collect --split measured --limit 6 --most 6000
+    python -m benchmarks.confidence collect --split validation --last 800
+    python -m benchmarks.confidence collect --split holdout --last 760
+    python -m benchmarks.confidence collect --split measured --limit 3
     python -m benchmarks.confidence fit       # writes ml_phaser/weights/confidence/calibration.json
     python -m benchmarks.confidence report    # writes benchmarks/results/confidence.* and docs/pictures/confidence.png
 
