@@ -68,21 +68,25 @@ class Case:
     seed: int = 0
 
 
-def cases(kinds: Sequence[str], count: int, seed: int, first: int = 0) -> list[Case]:
-    """All crystals, in the order in which they are worth running; proteins from number ``first`` on."""
+def cases(
+    kinds: Sequence[str], count: int, seed: int, first: int = 0, limits: Sequence[float] = PROTEIN_D_MIN
+) -> list[Case]:
+    """All crystals, in the order in which they are worth running; proteins from number ``first`` on, to ``limits`` (A)
+    in turn."""
     measured = [Case("measured", name, d_min=cut) for name, cut in MEASURED]
     peptides, others = list(simulated(count, seed)), list(random_atoms(count, seed))
     found = []
     for i in range(max(count, 3 * len(measured))):  # so that what is done, whenever it stops, holds some of each
         found += [*peptides[i : i + 1], *(others[i : i + 1] if i % 2 else []), *measured[i // 3 :][: i % 3 == 2]]
-    chains = list(proteins(first + count, seed))[first:]
+    chains = list(proteins(first + count, seed, limits))[first:]
     return [c for c in (*found, *chains) if c.kind in kinds]
 
 
-def proteins(count: int, seed: int) -> Iterator[Case]:
-    """Whole chains in common groups, with bulk solvent: each at one resolution, in turn."""
+def proteins(count: int, seed: int, limits: Sequence[float] = PROTEIN_D_MIN) -> Iterator[Case]:
+    """Whole chains in common groups, with bulk solvent: each at one resolution, in turn. The same number is the same
+    chain, about as large, in the same group, whatever the limits."""
     for i in range(count):
-        d_min = PROTEIN_D_MIN[i % len(PROTEIN_D_MIN)]
+        d_min = limits[i % len(limits)]
         settings = pairs(
             residues=RESIDUES[i // len(PROTEIN_D_MIN) % len(RESIDUES)], solvent=0.3, d_min=d_min, noise=0.04,
             completeness=0.97, low=40.0, cone=0.0, wedge=0.0, shell=0.0, sigma_scale=1.0, anisotropy=0.5,
@@ -250,7 +254,7 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     body = []
     kinds = [("peptide", s) for s in ("fragments", "sequence", "random", "seeds")]
     for kind, starts in (*kinds, ("atoms", "fragments"), ("protein", "fragments"), ("protein", "random")):
-        for d_min in (*(PROTEIN_D_MIN if kind == "protein" else D_MIN), 0.0):
+        for d_min in (*sorted({r["case_d_min"] for r in good if r["kind"] == kind}), 0.0):
             part = [r for r in good if (r["kind"], r["starts"]) == (kind, starts) and d_min in (0.0, r["case_d_min"])]
             n = sum(r["cc"] >= SOLVED for r in part)
             if part:
@@ -367,6 +371,12 @@ def main(argv: list[str]) -> int:
     add("--seconds", type=float, default=60.0, help="processor seconds a run [60]")
     add("--crystals", type=int, default=12, help="simulated ones of each kind [12]; more add to what is done")
     add("--first", type=int, default=0, help="number of the first protein: constants were chosen on 0 to 23 [0]")
+    add(
+        "--protein-d-min",
+        default=PROTEIN_D_MIN,
+        type=lambda words: tuple(map(float, words.split(","))),
+        help="A, commas between: of the proteins, in turn [1.3,1.5,1.7]",
+    )
     add("--seed", type=int, default=0)
     add("--only", default="measured,peptide,atoms", help="kinds of crystal, commas between; protein is the fourth")
     add("--starts", default="fragments,sequence,random,seeds", help="commas between; random atoms get fragments only")
@@ -378,14 +388,15 @@ def main(argv: list[str]) -> int:
     o.out.parent.mkdir(parents=True, exist_ok=True)
     if o.redo:
         rows_file.unlink(missing_ok=True)
-    facts = record({"seconds": o.seconds, "seed": o.seed})
+    other = {} if o.protein_d_min == PROTEIN_D_MIN else {"protein_d_min": list(o.protein_d_min)}
+    facts = record({"seconds": o.seconds, "seed": o.seed, **other})
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.exists() else []
     stale = [r for r in rows if r["run"] != facts["settings"] | {"weights": facts["weights"]["sha256"]}]
     if stale:
         sys.exit(f"benchmarks.fragments: {rows_file.name} has other settings or weights; --redo begins anew")
     done, began = {(r["kind"], r["name"], r["starts"]) for r in rows}, time.monotonic()
     for starts in o.starts.split(","):
-        for case in cases(o.only.split(","), o.crystals, o.seed, o.first):
+        for case in cases(o.only.split(","), o.crystals, o.seed, o.first, o.protein_d_min):
             key = (case.kind, case.name, starts)
             if key in done or (case.kind == "atoms" and starts != "fragments") or time.monotonic() - began > o.limit:
                 continue
