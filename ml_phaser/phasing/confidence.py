@@ -25,6 +25,7 @@ PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, co
 LARGE_EVEN, LARGE_PER_LEAD = 0.08, 45.0  # lead of even odds, log-odds for each unit of it
 LARGE_HELD, LARGE_D = 400, (0.9, 1.25)  # held-out reflections, A
 ATOMS_EVEN, PER_WORTH = 1.0, 15.0  # of free atoms: docs/decisions/0025-atoms-from-random-phases.md
+CLEAN = 3.0  # how much more of pieces a reflection held out of everything tells than one left out of passes alone
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 # Of pieces of proteins: docs/decisions/0027-helices-of-proteins.md
 PIECES_EVEN, PER_LEAD, PIECES_HELD = 0.08, 100.0, 150  # lead of even odds, log-odds a unit; least held-out reflections
@@ -227,6 +228,12 @@ def log_odds_of_pieces(merit: float, lead: float = -math.inf, held: int = 0) -> 
     """
     odds = PIECES_BIAS + PER_MERIT * merit
     return max(odds, PER_LEAD * (lead - PIECES_EVEN)) if held >= PIECES_HELD else odds
+
+
+def weight_of_held(held: int, others: int) -> float:
+    """Share (0-1) that reflections held out of everything have in the merit of pieces; the others, left out of passes
+    of the network in turn, have the rest."""
+    return CLEAN * held / (CLEAN * held + others)
 
 
 def probability_of_pieces(merit: float, lead: float = -math.inf, held: int = 0) -> float:

@@ -25,6 +25,7 @@ from ml_phaser import arrays
 from ml_phaser.arrays import Array
 from ml_phaser.phasing.atom_grid import step_cost
 from ml_phaser.phasing.completion import D_MIN, Completer
+from ml_phaser.phasing.confidence import weight_of_held
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.finish import Solution
 from ml_phaser.phasing.fragments.pieces import MUCH, ROOM
@@ -50,7 +51,6 @@ SETTLED = 0.01  # gain below which they do not
 SEEN = 8e-6  # processor seconds of a cycle of the network for each A^3 of the cell
 DEAREST = 0.3  # share of the time limit that a turn may take
 WANTED = 6  # turns that time is kept for
-CLEAN = 3.0  # as in ``fragments.road``: how much more a reflection held out of the fit as well tells
 
 Complexes = NDArray[np.complex128]
 
@@ -217,8 +217,8 @@ class Rebuilder:
         """With what its atoms are worth, and with the merit of pieces for what it predicts the more."""
         placed = solution.fragments
         if placed is not None:
-            held, others = CLEAN * int(self.problem.held.sum()), int((~self.problem.held).sum())
-            more = held / (held + others) * gain
+            held = int(self.problem.held.sum())
+            more = weight_of_held(held, len(self.problem.held) - held) * gain
             placed = replace(placed, merit=placed.merit + more, lead=placed.lead + more)
         return replace(solution, worth=worth, fragments=placed)
 

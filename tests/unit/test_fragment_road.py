@@ -22,10 +22,12 @@ from ml_phaser.errors import UserError
 from ml_phaser.notify import Silent
 from ml_phaser.outcome import Chain, Fragments
 from ml_phaser.parameters import Options
+from ml_phaser.phasing.confidence import CLEAN
 from ml_phaser.phasing.fragments import pieces, road
 from ml_phaser.phasing.fragments.consensus import brought, consensus
 from ml_phaser.phasing.fragments.judge import FOLDS, Judge, correlation
-from ml_phaser.phasing.fragments.road import Body, Model, Road
+from ml_phaser.phasing.fragments.models import Body, Completed, Model
+from ml_phaser.phasing.fragments.road import Road
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.solutions import METHOD, from_fragments
 from ml_phaser.phasing.problem import Problem
@@ -329,7 +331,7 @@ def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(stran
     calls: list[float] = []
 
     def completed(lead: float) -> bool:
-        monkeypatch.setattr(ahead, "completed", lambda m: road.Completed(m, m.f, 0.5, 0.3, 0.1))
+        monkeypatch.setattr(ahead, "completed", lambda m: Completed(m, m.f, 0.5, 0.3, 0.1))
         monkeypatch.setattr(ahead, "lead", lambda c, done, ranked: calls.append(lead) or lead)
         return ahead.sure()
 
@@ -347,10 +349,10 @@ def test_from_what_is_ahead_one_goes_on_while_others_are_looked_for(strand: piec
     large = replace(way, wide=way.scene, models=[model])
     monkeypatch.setattr(large, "alike", lambda a, b: True)
     monkeypatch.setattr(large, "by_chance", lambda piece: 0.0)
-    monkeypatch.setattr(large, "completed", lambda m: road.Completed(m, m.f, 0.1, 0.3, 0.1))
+    monkeypatch.setattr(large, "completed", lambda m: Completed(m, m.f, 0.1, 0.3, 0.1))
     went: list[tuple[int, float]] = []
 
-    def onward(completed: road.Completed) -> bool:
+    def onward(completed: Completed) -> bool:
         went.append((len(completed.model.bodies), completed.lead))
         return len(went) == 2
 
@@ -431,7 +433,7 @@ def test_models_lead_those_with_another_map(strand: pieces.Piece) -> None:
     assert len(strays) == road.STRAYS and max(strays) < right.judged
     assert way.lead(done, [done, other], ranked[:2]) == pytest.approx(done.merit - max(strays))
     held = int(way.judge.problem.held.sum())
-    share = road.CLEAN * held / (road.CLEAN * held + len(data) - held)
+    share = CLEAN * held / (CLEAN * held + len(data) - held)
     assert done.merit == pytest.approx((1 - share) * right.judged + share * done.score)
 
 

@@ -25,7 +25,7 @@ from ml_phaser.phasing.fragments.chain import MAIN, rebuilt, side_torsions, tors
 from ml_phaser.phasing.fragments.dress import dress, registers
 from ml_phaser.phasing.fragments.grow import MOST, NEXT, longer
 from ml_phaser.phasing.fragments.judge import Judge
-from ml_phaser.phasing.fragments.road import Body
+from ml_phaser.phasing.fragments.models import Body
 from ml_phaser.phasing.fragments.solutions import fragments
 from ml_phaser.phasing.weighting import PER_SHELL, Weighting
 from ml_phaser.plan import plan_phasing

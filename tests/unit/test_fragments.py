@@ -16,9 +16,10 @@ from ml_phaser.crystal.reflections import Amplitudes, Source
 from ml_phaser.errors import UserError
 from ml_phaser.exchange.fragments import read_piece, write_fragments
 from ml_phaser.outcome import Chain, Fragments
-from ml_phaser.phasing.fragments import pieces, road
+from ml_phaser.phasing.fragments import pieces
 from ml_phaser.phasing.fragments.chain import superposed, torsions
 from ml_phaser.phasing.fragments.grow import longer
+from ml_phaser.phasing.fragments.models import overlap
 from ml_phaser.phasing.fragments.refine import about, bent, climb
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import Translations, likeliest, orientations, rescored, search, wanted
@@ -468,4 +469,4 @@ def test_a_strand_is_found_and_its_crystal_phased(strand):
     cc = compare(data.hkl[rows], data.f[rows] * np.exp(1j * np.angle(best.f)), f[rows], cell, data.spacegroup).map_cc
     assert cc > 0.8 and best.lead > 0.1
     assert plan.road.ranked()[0].judged == max(m.judged for m in plan.road.models)
-    assert abs(road.overlap(best.model.f, best.model.f) - 1) < 1e-6
+    assert abs(overlap(best.model.f, best.model.f) - 1) < 1e-6

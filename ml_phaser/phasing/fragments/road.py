@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import compare
-from ml_phaser.phasing.confidence import probability_of_pieces
+from ml_phaser.phasing.confidence import probability_of_pieces, weight_of_held
 from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
-from ml_phaser.phasing.fragments.judge import B_MODEL, COMPLETING, Judge
+from ml_phaser.phasing.fragments.judge import COMPLETING, Judge
+from ml_phaser.phasing.fragments.models import Body, Completed, Complexes, Model, factors, overlap
 from ml_phaser.phasing.fragments.molecules import Wander
 from ml_phaser.phasing.fragments.pieces import Piece, helices, molecules
 from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
@@ -39,7 +40,6 @@ from ml_phaser.phasing.fragments.search import (
     search,
     wanted,
 )
-from ml_phaser.structure_factors.direct import structure_factors
 
 SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so many, reflections, poses refined,
 TRIED = 8  # and then with torsions
@@ -70,65 +70,8 @@ SAME = 0.6  # map correlation from which on two models are one solution
 # models are added to
 GLANCING, TRYING, SEARCHING, IMPROVING = 0.3, 0.4, 0.6, 0.85
 
-CLEAN = 3.0  # how much more a reflection held out of the fit as well tells
-
 Floats = NDArray[np.float64]
-Complexes = NDArray[np.complex128]
 Late = Callable[[float], bool]
-
-
-@dataclass(frozen=True, eq=False)
-class Body:
-    """A piece in place: xyz (m, 3) in A."""
-
-    piece: Piece
-    xyz: torch.Tensor
-
-    @property
-    def moulded(self) -> Piece:
-        """The piece in the shape it has here."""
-        xyz = self.xyz.double().cpu().numpy()
-        middle = (self.piece.weight[:, None] * xyz).sum(0) / self.piece.weight.sum()
-        return replace(self.piece, xyz=xyz - middle)
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """Bodies in place: fit, correlation of |F|^2 with E^2; judged, of E predicted by the network and measured; maps,
-    how many its density is the mean of."""
-
-    bodies: tuple[Body, ...]
-    fit: float
-    judged: float
-    f: Complexes
-    maps: int = 1
-
-    @property
-    def label(self) -> str:
-        """What it is made of."""
-        pieces = " + ".join(b.piece.label for b in self.bodies)
-        return pieces if self.maps == 1 else f"{pieces}, mean of {self.maps} maps"
-
-    @property
-    def atoms(self) -> int:
-        return sum(len(b.piece) for b in self.bodies)
-
-
-@dataclass(frozen=True, eq=False)
-class Completed:
-    """A model and the density it led to: f (n,) on the judge's reflections, held-out correlation, R.
-
-    merit : mean of ``model.judged`` and ``score``, weighted by what they were found from
-    lead : of ``merit`` over that of the best model with another map, or its ``judged`` where it was not completed
-    """
-
-    model: Model
-    f: Complexes
-    score: float
-    residual: float
-    merit: float
-    lead: float = 0.0
-    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -266,9 +209,8 @@ class Road:
 
     def merit(self, model: Model, score: float) -> float:
         """What reflections left out of passes say of a model, and those held out of everything of its density."""
-        held = CLEAN * int(self.judge.problem.held.sum())
-        seen = int((~self.judge.problem.held).sum())
-        return (seen * model.judged + held * score) / (seen + held)
+        held = int(self.judge.problem.held.sum())
+        return model.judged + weight_of_held(held, len(self.judge.problem.held) - held) * (score - model.judged)
 
     def lead(self, completed: Completed, done: Sequence[Completed], ranked: Sequence[Model]) -> float:
         """Over the best rival, which leads to another map, the only one it has, or the best of some random places."""
@@ -580,27 +522,7 @@ class Road:
         return factors(self.scene, bodies, self.judge.problem.hkl, self.judge.problem.cell)
 
 
-def factors(scene: Scene, bodies: Sequence[Body], hkl: NDArray[np.int32], cell: gemmi.UnitCell) -> Complexes:
-    """Structure factors (n,) of bodies at reflections (n, 3), every atom with B_MODEL."""
-    elements = tuple(sorted({e for b in bodies for e in b.piece.elements}))
-    kind = torch.tensor([elements.index(e) for b in bodies for e in b.piece.elements])
-    x = torch.cat([b.xyz for b in bodies]).cpu() @ scene.frac.cpu().T
-    index = torch.from_numpy(hkl.astype(np.float32))
-    stol2 = torch.from_numpy((cell.calculate_1_d2_array(hkl) / 4).astype(np.float32))
-    one = torch.ones(len(x))
-    total = torch.zeros(len(index), dtype=torch.complex64)
-    for rot, tran in zip(scene.rot.cpu(), scene.tran.cpu(), strict=True):
-        total += structure_factors(index, stol2, x @ rot.T + tran, kind, B_MODEL * one, one, elements)
-    return total.numpy().astype(np.complex128)
-
-
 def best_of(fitted: Fitted, most: int, alike: float = ALIKE) -> Fitted:
     """The best by fit; those whose scores differ by less than ``alike`` are one optimum."""
     order = fitted.score.argsort(descending=True)
     return fitted.take(order[distinct(fitted.score[order], alike)][:most])
-
-
-def overlap(a: Complexes, b: Complexes) -> float:
-    """Normalised overlap of two sets of structure factors at the same origin."""
-    size = math.sqrt(float((np.abs(a) ** 2).sum() * (np.abs(b) ** 2).sum()))
-    return float((a * np.conj(b)).sum().real) / size if size > 0 else 0.0

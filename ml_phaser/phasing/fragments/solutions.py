@@ -13,7 +13,8 @@ from ml_phaser.outcome import Chain, Fragments, Trial
 from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
-from ml_phaser.phasing.fragments.road import Body, Completed, Road
+from ml_phaser.phasing.fragments.models import Body, Completed
+from ml_phaser.phasing.fragments.road import Road
 from ml_phaser.phasing.rebuild import Rebuilder, turned
 from ml_phaser.phasing.search import Hunt
 

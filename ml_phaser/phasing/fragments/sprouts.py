@@ -13,8 +13,9 @@ from itertools import product
 
 from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher
+from ml_phaser.phasing.fragments.models import Body, Complexes, factors, overlap
 from ml_phaser.phasing.fragments.pieces import Piece
-from ml_phaser.phasing.fragments.road import TWIN, Body, Complexes, Road, factors, overlap
+from ml_phaser.phasing.fragments.road import TWIN, Road
 from ml_phaser.phasing.growth import Grower, Growth
 from ml_phaser.phasing.search import Hunt
 
