@@ -60,6 +60,7 @@ def run(case: Case, libraries: dict[str, Any]) -> dict[str, Any]:
 def _evidence(s: Any) -> dict[str, Any]:
     """The numbers of a solution, None for NaN."""
     row = {k: getattr(s, k) for k in ("score", "r_work", "symmetry", "held", "trial", "core", "d_min", "finisher")}
+    row |= {"worth": s.worth, "atoms": None if s.atoms is None else len(s.atoms)}
     row |= {"agreeing": s.agreeing, "cluster": s.cluster, "given": s.given, "probability": s.probability}
     if s.fragments is not None:
         row["fragments"] = {k: getattr(s.fragments, k) for k in ("fit", "judged", "merit", "lead")}

@@ -44,6 +44,11 @@ class Judged:
         return np.asarray(np.cos(self.turn))
 
     @property
+    def of_atoms(self) -> bool:
+        """Whether figures of merit come from what free atoms leave of the moduli, not from the calibration."""
+        return self.about["own"]["atoms"] is not None
+
+    @property
     def rank(self) -> Floats:
         """Place of each reflection by resolution, 0-1, low resolution first."""
         out = np.empty(len(self.turn))
@@ -98,7 +103,13 @@ def probability(own: dict[str, Any], given: Floats | None) -> float:
 
     symmetry = float("nan") if own["symmetry"] is None else own["symmetry"]
     mean = None if given is None else float(given.mean())
-    return judge(own["score"], own["held"], symmetry, own["agreeing"], own["d_min"], placed(own), mean).probability
+    known = own["score"], own["held"], symmetry, own["agreeing"], own["d_min"], placed(own), mean
+    return judge(*known, atoms=worth(own)).probability
+
+
+def worth(own: dict[str, Any]) -> float:
+    """How well free atoms explain the moduli, infinite where there were none."""
+    return np.inf if own["worth"] is None else own["worth"]
 
 
 def placed(own: dict[str, Any]) -> Fragments | None:
@@ -155,7 +166,9 @@ def fit_table(rows: Sequence[Judged], names: Sequence[str], floors: Sequence[Flo
 
 
 def calibrate(rows: Sequence[Judged], weights: str, about: dict[str, Any], names: Sequence[str] = NAMES) -> Calibration:
-    """Fit runs without and with phases put in; of the latter, what the former say without them is known already."""
+    """Fit runs without and with phases put in, those of free atoms left out; of the latter, what the former say without
+    them is known already."""
+    rows = [r for r in rows if not r.of_atoms]
     given = of_kind(rows, "given")
     found = fit_table(of_kind(rows, "found"), [n for n in names if n != "fom"])
     # Errors of phases put in depend on E here and on much else in practice: their own figures of merit must say so.
@@ -216,6 +229,7 @@ def crossed(rows: Sequence[Judged], names: Sequence[str] = NAMES) -> list[Floats
 
 def write(found: Calibration, tested: Sequence[Judged], path: Path) -> None:
     """The file that goes beside the weights, with the reliability on crystals that had no part in it."""
+    tested = [r for r in tested if not r.of_atoms]
     foms = np.concatenate([found.merits(r.evidence)[r.used] for r in tested])
     cos = np.concatenate([r.cos[r.used] for r in tested])
     facts = {

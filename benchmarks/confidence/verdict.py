@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.confidence.fit import FOLDS, Judged, placed
+from benchmarks.confidence.fit import FOLDS, Judged, placed, worth
 from ml_phaser.phasing import confidence
 
 Floats = NDArray[np.float64]
@@ -21,9 +21,11 @@ Predict = Callable[[Floats], Floats]
 
 
 def kind(row: Judged) -> str:
-    """Which of the three ways to a probability: "given", "pieces" or "found"."""
+    """Which of the ways to a probability: "given", "atoms", "pieces" or "found"; of atoms nothing is fitted here."""
     if row.evidence.given is not None:
         return "given"
+    if row.of_atoms:
+        return "atoms"
     return "pieces" if row.about["own"].get("fragments") else "found"
 
 
@@ -45,7 +47,9 @@ def odds(row: Judged) -> float:
 def enough(row: Judged) -> bool:
     """Whether "solved" may be said."""
     own = row.about["own"]
-    return row.evidence.given is not None or confidence.enough(*reckoned(own), placed(own))
+    if row.evidence.given is not None or confidence.probability_of_atoms(worth(own), own["score"]) >= confidence.SOLVED:
+        return True
+    return confidence.enough(*reckoned(own), placed(own))
 
 
 def model(which: str, rows: Sequence[Judged]) -> tuple[Predict, Floats]:

@@ -22,7 +22,7 @@ from ml_phaser.arrays import Array, namespace
 from ml_phaser.crystal.phase_distributions import PhaseDistributions
 from ml_phaser.phasing.dual_space import Projection
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import forward, inverse, measured_scale
+from ml_phaser.phasing.projections import forward, inverse, unknown
 from ml_phaser.phasing.weighting import Weighting
 
 
@@ -55,8 +55,7 @@ class Combined:
         total = one + 2 * two * u.conj() + strength * u
         x, xp = abs(total), namespace(total)
         merit = xp.where(centric, xp.tanh(x), arrays.sim(x))
-        scale = measured_scale(modulus, target)
-        out = target.imposed * merit * total / x.clip(min=1e-20) + target.free * half * scale
+        out = target.imposed * merit * total / x.clip(min=1e-20) + unknown(half, target)
         out[..., 0, 0, 0] = 0
         return out
 

@@ -24,14 +24,15 @@ PER_ANGSTROM, ATOMIC = -6.0, 1.2  # beyond atomic resolution wrong maps, too, co
 # Of large structures: docs/decisions/0023-verdict-of-large-structures.md
 LARGE_EVEN, LARGE_PER_LEAD = 0.08, 45.0  # lead of even odds, log-odds for each unit of it
 LARGE_HELD, LARGE_D = 400, (0.9, 1.25)  # held-out reflections, A
-ATOMS_EVEN, PER_WORTH = 1.0, 15.0  # of free atoms: docs/decisions/0025-atoms-from-random-phases.md
+# Of free atoms: docs/decisions/0034-atoms-must-predict.md
+ATOMS_BIAS, PER_LOG_WORTH, ATOMS_PER_SCORE, LEAST_WORTH = -1.58, 3.64, 5.02, 0.02
 CLEAN = 3.0  # how much more of pieces a reflection held out of everything tells than one left out of passes alone
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 # Of pieces of proteins: docs/decisions/0027-helices-of-proteins.md
 PIECES_EVEN, PER_LEAD, PIECES_HELD = 0.08, 100.0, 150  # lead of even odds, log-odds a unit; least held-out reflections
-NOISE, PIECES_SLOPE = 0.66, 0.52  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+NOISE, PIECES_SLOPE = 0.95, 0.54  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
-GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.20, 5.94, 0.64  # for phases put in; docs/confidence.md
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.30, 6.70, 0.54  # for phases put in; docs/confidence.md
 SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around them that weigh as much as all
 LEAST_LEFT = 0.05  # of the reflections, beside as many parameters as there are
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
@@ -214,10 +215,17 @@ def probability_large(lead: float, held: int) -> float:
     return _probability(LARGE_PER_LEAD * (cautious(lead, held) - LARGE_EVEN))
 
 
-def probability_of_atoms(worth: float) -> float:
-    """Probability (0-1) that free atoms are right, by their R, parameters allowed for, as a share of what wrong ones do
-    not come to (``Completer.counted``); infinite where there are none."""
-    return _probability(PER_WORTH * (ATOMS_EVEN - worth))
+def probability_of_atoms(worth: float, score: float) -> float:
+    """Probability (0-1) that free atoms are right.
+
+    ``worth`` : their R, parameters allowed for, as a share of what wrong ones hardly come to (``Completer.counted``),
+    infinite where there are none; above 1 it says nothing. ``score`` : as in ``log_odds_solved``; wrong atoms fit what
+    they were refined against, and predict nothing. Below zero it is bad luck, no worse than none."""
+    if worth > 1:
+        return 0.0
+    return _probability(
+        ATOMS_BIAS - PER_LOG_WORTH * math.log(max(worth, LEAST_WORTH)) + ATOMS_PER_SCORE * max(score, 0.0)
+    )
 
 
 def log_odds_of_pieces(merit: float, lead: float = -math.inf, held: int = 0) -> float:
@@ -298,8 +306,8 @@ def judge(
         p, sure = probability_of_given(score, held, given), True
     else:
         p = probability_right(score, held, symmetry, agreeing, d_min, placed, chance)
-        p = max(p, probability_of_atoms(atoms))
-        sure = enough(score, held, symmetry, agreeing, d_min, placed) or probability_of_atoms(atoms) >= SOLVED
+        p = max(p, probability_of_atoms(atoms, score))
+        sure = enough(score, held, symmetry, agreeing, d_min, placed) or probability_of_atoms(atoms, score) >= SOLVED
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
     if math.isfinite(chance):
         facts += f", random phases come to {chance:.2f}"
@@ -311,7 +319,7 @@ def judge(
         facts += f", together {abs(placed.lead):.2f} {side} pieces that lead elsewhere"
     if math.isfinite(symmetry):
         facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
-    if probability_of_atoms(atoms) >= SOLVED:
+    if probability_of_atoms(atoms, score) >= SOLVED:
         facts += ", free atoms explain the amplitudes as wrong ones do not"
     if agreeing:
         facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"

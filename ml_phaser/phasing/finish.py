@@ -91,7 +91,7 @@ class Solution:
     @property
     def probability(self) -> float:
         p = probability_solved(self.score, self.held, self.symmetry, self.agreeing, self.d_min)
-        p = max(p, probability_of_atoms(self.worth))
+        p = max(p, probability_of_atoms(self.worth, self.score))
         placed = self.fragments
         return p if placed is None else max(p, probability_of_pieces(placed.merit, placed.lead, self.held))
 

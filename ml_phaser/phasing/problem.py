@@ -14,6 +14,8 @@ from ml_phaser.crystal.grid import HalfSphere, grid_shape
 from ml_phaser.crystal.symmetry import Expansion, expand
 from ml_phaser.phasing.projections import Target, impose_amplitudes
 
+PER_SHELL = 100  # unique reflections that one expected modulus is the mean of
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -96,6 +98,20 @@ def choose_held_out(d: NDArray[np.float64], d_search: float, seed: int) -> NDArr
     return held
 
 
+def expected_moduli(
+    sphere: NDArray[np.int32], hkl: NDArray[np.int32], amplitude: NDArray[np.float64], cell: gemmi.UnitCell,
+    shape: tuple[int, int, int],
+) -> NDArray[np.float32]:  # fmt: skip
+    """R.m.s. of measured moduli (n,) at the resolution of every reflection of ``sphere`` (m, 3), on the half-complex
+    grid; between shells of PER_SHELL linear in 1/d^2."""
+    place = np.asarray(cell.calculate_1_d2_array(hkl))
+    shells = np.array_split(np.argsort(place, kind="stable"), max(1, len(hkl) // PER_SHELL))
+    middle = [place[s].mean() for s in shells]
+    mean = [np.sqrt((amplitude[s] ** 2).mean()) for s in shells]
+    here = np.interp(np.asarray(cell.calculate_1_d2_array(sphere)), middle, mean)
+    return HalfSphere.of(sphere, shape).scatter(here).astype(np.float32)
+
+
 def pose(
     hkl: NDArray[np.int32],
     amplitude: NDArray[np.float64],
@@ -139,7 +155,10 @@ def pose(
     weights = places.scatter(expansion.spread(to_e)).astype(np.float32)
     return Problem(
         hkl, amplitude, held, cell, spacegroup, d_min, shape, expansion, places,
-        Target(there(values), there(known), there(inside), there((weights * known).astype(np.float32))),
+        Target(
+            there(values), there(known), there(inside), there((weights * known).astype(np.float32)),
+            most=there(expected_moduli(sphere, hkl, amplitude * unit, cell, shape)),
+        ),
         arrays.put(flat, place), arrays.put((values * weights).reshape(-1)[flat], place),
         arrays.put(weights.reshape(-1)[flat], place),
     )  # fmt: skip

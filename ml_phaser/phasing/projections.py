@@ -26,6 +26,7 @@ class Target:
     inside : bool, within the resolution sphere; outside of it density is band-limited to nothing
     to_e : real, factors that turn the known moduli into E, 0 elsewhere
     seeds : half-complex structure factors imposed phase and all, 0 where the phase is free; None: all phases are free
+    most : real, modulus that ``unknown`` does not exceed; None: any
     """
 
     amplitude: Array
@@ -33,6 +34,7 @@ class Target:
     inside: Array
     to_e: Array
     seeds: Array | None = None
+    most: Array | None = None
 
     @cached_property
     def imposed(self) -> Array:
@@ -51,9 +53,9 @@ class Target:
 
     def to(self, device: Any) -> Target:
         """On a torch device."""
-        seeds = None if self.seeds is None else self.seeds.to(device)
+        seeds, most = (None if a is None else a.to(device) for a in (self.seeds, self.most))
         amplitude, known, inside, to_e = (t.to(device) for t in (self.amplitude, self.known, self.inside, self.to_e))
-        return Target(amplitude, known, inside, to_e, seeds)
+        return Target(amplitude, known, inside, to_e, seeds, most)
 
 
 def forward(rho: Array) -> Array:
@@ -96,6 +98,16 @@ def measured_scale(modulus: Array, target: Target) -> Array:
     """Factor (B, 1, 1, 1) that brings the moduli (B, u, v, w') of maps to those measured."""
     there = ((modulus * (target.imposed > 0)) ** 2).sum(axis=AXES, keepdims=True)
     return ((target.imposed**2).sum(axis=AXES, keepdims=True) / there.clip(min=1e-20)) ** 0.5
+
+
+def unknown(half: Array, target: Target) -> Array:
+    """Coefficients of maps where nothing is known, on the scale of the measured moduli and no larger than ``most``, and
+    0 elsewhere: what cycles of weighted amplitudes are filled up with.
+
+    Without a limit a few of them grow from cycle to cycle, fed by nothing but themselves, to many times what any
+    reflection of the crystal has (docs/decisions/0035-unknown-reflections.md)."""
+    out = half * target.free * measured_scale(abs(half), target)
+    return out if target.most is None else out * (target.most / abs(out).clip(min=1e-20)).clip(max=1)
 
 
 def rms(rho: Array) -> Array:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ml_phaser import arrays
 from ml_phaser.arrays import Array
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import measured_scale
+from ml_phaser.phasing.projections import unknown
 
 PER_SHELL = 100  # unique reflections that one scale of E stands for
 FEWEST = 20  # held-out places of a grid that sigmaA is taken from; where there are fewer, from those in use
@@ -56,8 +56,7 @@ class Weighting:
 
     def filled(self, half: Array) -> Array:
         """Coefficients (1, u, v, w') of a density where nothing is known, on the scale of the measured moduli."""
-        target = self.problem.target
-        return half * target.free * measured_scale(abs(half), target)
+        return unknown(half, self.problem.target)
 
     def normalised(self, half: Array) -> Array:
         """E (B, places) of half-complex coefficients: mean square 1 of those in use in every shell, 0 where nothing was

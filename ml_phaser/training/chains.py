@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ml_phaser import arrays
-from ml_phaser.phasing.projections import Target, forward, impose_amplitudes, inverse, measured_scale, unit_variance
+from ml_phaser.phasing.projections import Target, forward, impose_amplitudes, inverse, unit_variance, unknown
 from ml_phaser.phasing.weighting import LEAST, MOST, sim_argument
 from ml_phaser.simulate.batches import Batch
 
@@ -83,7 +83,7 @@ class Witness:
         square = masked_correlation(e**2, self.e**2, self.held).clamp(LEAST, MOST)
         weight = arrays.sim(sim_argument(e, self.e, square))
         modulus = half.abs().clamp_min(1e-20)
-        out = target.imposed * weight * half / modulus + target.free * half * measured_scale(modulus, target)
+        out = target.imposed * weight * half / modulus + unknown(half, target)
         return inverse(out, restored.shape)
 
 

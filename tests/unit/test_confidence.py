@@ -294,12 +294,15 @@ def test_phases_put_in_must_say_more_to_be_called_solved() -> None:
 
 
 def test_free_atoms_that_explain_the_amplitudes_are_evidence():
-    """Beside few held-out reflections, which say nothing; of atoms that do not, the verdict takes no notice."""
+    """Beside few held-out reflections, which say little; of atoms that do not, the verdict takes no notice, and of
+    wrong ones, which explain them and predict nothing, not enough."""
     few = (0.3, 9, math.nan, 0, 1.4)
     assert judge(*few).word != "solved"
     good = judge(*few, atoms=0.5)
     assert good.word == "solved" and "free atoms explain" in good.reason
     assert judge(*few, atoms=2.0) == judge(*few)
-    chances = [probability_of_atoms(x) for x in (0.5, 0.85, 1.0, 1.14, math.inf)]
-    assert chances == sorted(chances, reverse=True) and chances[2] == pytest.approx(0.5)
-    assert chances[1] > 0.9 and chances[3] < 0.15 and chances[4] == pytest.approx(0.0, abs=1e-9)
+    assert judge(-0.2, 60, math.nan, 0, 1.2, atoms=0.73).word != "solved"
+    chances = [probability_of_atoms(x, 0.8) for x in (0.01, 0.5, 0.85, 1.0, 1.001, math.inf)]
+    assert chances == sorted(chances, reverse=True) and chances[-2:] == [0.0, 0.0] and 0.9 < chances[3] < 0.95
+    unpredicting = [probability_of_atoms(0.7, x) for x in (0.6, 0.3, 0.0, -0.3)]
+    assert unpredicting == sorted(unpredicting, reverse=True) and unpredicting[2] == unpredicting[3] < 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from ml_phaser.phasing.projections import (
     inverse,
     regrid,
     unit_variance,
+    unknown,
     with_amplitudes,
 )  # fmt: skip
 
@@ -75,6 +78,35 @@ def test_amplitudes_are_imposed_and_the_rest_left_alone() -> None:
     assert out[(~target.inside & ~target.known).expand_as(known)].abs().max() == 0
     assert (out[..., 0, 0, 0] == 0).all()
     assert torch.allclose(with_amplitudes(half, target, keep_mean=True)[..., 0, 0, 0], half[..., 0, 0, 0])
+
+
+def test_what_is_unknown_is_no_stronger_than_what_is_measured() -> None:
+    """Scaled like the measured moduli, kept as it is up to their r.m.s. at its resolution, cut to that beyond it."""
+    c = crystal("P 21 21 21", atoms=40, d_min=1.2)
+    p = problem_of(c)
+    limit, free = p.target.most, p.target.free > 0
+    assert limit is not None and free.any() and (limit[~p.target.inside] == 0).all()
+    there = p.gather_p1(limit[0].to(torch.complex64)).real
+    d2 = 1 / np.asarray(p.cell.calculate_d_array(p.hkl)) ** 2
+    spread = p.expansion.spread(p.amplitude.astype(complex))
+    unit = np.abs(p.gather_p1(p.target.amplitude[0].to(torch.complex64))).max() / np.abs(spread).max()
+    for i in range(0, len(p.hkl), 25):
+        near = np.argsort(np.abs(d2 - d2[i]))[:100]
+        expected = unit * np.sqrt((p.amplitude[near] ** 2).mean())
+        assert there[p.expansion.asu == i] == pytest.approx(expected, rel=0.35)
+    half = p.scatter(c.f)
+    right = unknown(3 * half, p.target)  # of another scale
+    small = free & (p.target.amplitude < 0.9 * limit)
+    assert (small & (right.abs() > 0)).any()
+    assert torch.allclose(right.abs()[small], p.target.amplitude[small], rtol=1e-3, atol=1e-6)
+    assert (right[~free] == 0).all() and (right.abs() <= limit * 1.0001).all()
+    wild = torch.where(free, 1000 * half, half)
+    kept = unknown(wild, p.target)
+    strong = free & (half.abs() > 0)
+    assert torch.allclose(kept.abs()[strong], limit[strong], rtol=1e-4)
+    assert torch.allclose(torch.angle(kept[strong]), torch.angle(half[strong]), atol=1e-4)
+    free_of_limits = unknown(wild, replace(p.target, most=None))
+    assert free_of_limits.abs().max() > 100 * limit.max()
 
 
 def test_projections_are_what_they_say() -> None:

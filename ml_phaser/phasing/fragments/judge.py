@@ -8,7 +8,7 @@ the verdict.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ml_phaser.phasing.problem import Problem
-from ml_phaser.phasing.projections import Restorer, Target, forward, inverse, restore, unit_variance
+from ml_phaser.phasing.projections import Restorer, forward, inverse, restore, unit_variance
 from ml_phaser.phasing.weighting import Weighting, direction
 
 FOLDS = 4  # 8 cost twice as much and told right from wrong better on 2OLX, worse on 5E5Z
@@ -66,7 +66,7 @@ class Judge:
         # The fold of each place on the grid; its modulus, since mates are scattered with phase shifts.
         here = p.scatter(self.fold.astype(np.complex128) + 2).abs().round() - 2
         left = torch.cat([(here == k) & target.known for k in range(FOLDS)])
-        seen = Target(target.amplitude, target.known & ~left, target.inside, target.to_e * ~left)
+        seen = replace(target, known=target.known & ~left, to_e=target.to_e * ~left)
         maps = unit_variance(inverse(forward(start) * ~left, start.shape))
         density = restore(self.network, maps, seen, self.cond.expand(FOLDS, -1), model)
         half = forward(density)
