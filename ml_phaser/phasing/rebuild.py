@@ -7,8 +7,8 @@ building of atoms alternate in ARP/wARP: Perrakis, Morris & Lamzin, Nat. Struct.
 network). docs/decisions/0028-atoms-and-network-in-turn.md.
 
 Where part of the cell is solvent, the network's density is tried with and without that taken from it, and what
-predicts more is gone on with (docs/decisions/0032-solvent.md). Where the data show no atoms, the network's cycles are
-all there is.
+predicts more is gone on with (docs/decisions/0032-solvent.md), and the network begins, atoms follow where it gains no
+more (docs/decisions/0036-the-network-begins.md). Where the data show no atoms, the network's cycles are all there is.
 """
 
 from __future__ import annotations
@@ -119,26 +119,30 @@ class Rebuilder:
     ) -> Solution:  # fmt: skip
         """The solution after as many turns as help, while there is time; as it was, if they predict the reflections
         held out no better than luck may, and atoms do not explain the data as wrong ones cannot. Of what was sure
-        before, less is asked. In large wholes atoms tell earlier that they are right, of maps that predict no less.
+        before, less is asked. In large wholes the network begins alone, as atoms built into a poor map make it worse,
+        and either takes over from the other where that no longer gains; and atoms tell earlier that they are right, of
+        maps that predict no less.
         ``tell`` : called after every turn."""
         before, held = self.predicted(solution.f), max(1, int(self.problem.held.sum()))
         best, score, gained, worth, vain, cost = solution, -math.inf, -math.inf, solution.worth, 0, self.cost
-        turned = solution
+        turned, building = solution, not self.wet
         for _ in range(TURNS):
             left, free = time_left(), turned.veil is None
             if left < cost:
                 break
-            turned, counted = self.turn(turned)
+            turned, counted = self.turn(turned, building and self.atoms)
             tell()
             if free and math.isfinite(left):
                 cost = left - time_left()
             worth = min(worth, counted)
-            if turned.score > gained + SETTLED:
-                vain, gained = 0, turned.score
-            else:
-                vain, turned = vain + 1, replace(turned, veil=None)
             if turned.score > score:
                 best, score = turned, turned.score
+            if turned.score > gained + SETTLED:
+                vain, gained = 0, turned.score
+            elif self.wet and self.atoms:
+                vain, building, turned = vain + 1, not building, replace(best, veil=None)
+            else:
+                vain, turned = vain + 1, replace(turned, veil=None)
             if vain == VAIN or (vain and worth <= 1):
                 break
         errors = LUCK_OF_SURE if solution.probability >= SURE else float(np.interp(held, *LUCK))
@@ -152,16 +156,16 @@ class Rebuilder:
         """Correlation of E, measured and of structure factors (all n), on the reflections held out."""
         return float(self.problem.scores(self.problem.scatter(f[self.rows]))[0])
 
-    def turn(self, solution: Solution) -> tuple[Solution, float]:
-        """Atoms, then the network: the solution that they lead to, and how well the atoms explain the moduli, as a
-        share of what wrong ones do not come to; infinite without atoms."""
-        f, counted = self.built(solution.f) if self.atoms else (solution.f.copy(), math.inf)
+    def turn(self, solution: Solution, building: bool) -> tuple[Solution, float]:
+        """Atoms, if ``building``, then the network: the solution that they lead to, and how well the atoms explain the
+        moduli, as a share of what wrong ones do not come to; infinite without atoms."""
+        f, counted = self.built(solution.f) if building else (solution.f.copy(), math.inf)
         if f is None:
             return replace(solution, score=-1.0), math.inf
         seen, score, residual, veil = self.seen(f[self.rows], solution.veil)
         f[self.rows] = seen * scale(np.abs(seen), np.abs(f[self.rows]))
         held = int(self.problem.held.sum())
-        name = f"{turned_from(solution)}{SUFFIX if self.atoms else ALONE}{veil and ', '}{veil}"
+        name = f"{turned_from(solution)}{SUFFIX if building else ALONE}{veil and ', '}{veil}"
         turned = replace(
             solution, f=f, score=score, held=held, r_work=residual, d_min=self.problem.d_min, finisher=name,
             polished=True, veil=veil,

@@ -88,7 +88,7 @@ def test_less_is_asked_of_what_was_sure(made, builder):
     held = builder.problem.held.sum()
 
     class Told(Rebuilder):
-        def turn(self, solution):
+        def turn(self, solution, building):
             return replace(solution, score=max(0.0, self.predicted(before.f)) + 2 / np.sqrt(held)), 5.0
 
     told = Told(builder.completer, builder.problem, builder.rows, builder.projection)
@@ -107,7 +107,7 @@ def test_every_turn_goes_on_from_the_last(made, builder, monkeypatch, scores, tu
     begins = []
 
     class Told(Rebuilder):
-        def turn(self, solution):
+        def turn(self, solution, building):
             begins.append(solution.score)
             return replace(solution, score=scores[len(begins) - 1]), 5.0
 
@@ -122,6 +122,25 @@ def test_every_turn_goes_on_from_the_last(made, builder, monkeypatch, scores, tu
     assert after is before if kept is None else after.score == kept
 
 
+@pytest.mark.parametrize(("d_min", "told"), [(None, "--- ++ -"), (1.79, "--- -- -")])
+def test_in_large_wholes_the_network_begins_and_atoms_take_turns_with_it(made, builder, monkeypatch, d_min, told):
+    """Whichever no longer gains leaves the best map to the other; where atoms are not seen there are none."""
+    scores, begins, by = (0.3, 0.5, 0.45, 0.6, 0.6, 0.6, 0.9), [], []
+
+    class Told(Rebuilder):
+        def turn(self, solution, building):
+            begins.append((solution.score, solution.veil))
+            by.append("+" if building else "-")
+            return replace(solution, score=scores[len(by) - 1], veil="one"), 5.0
+
+    monkeypatch.setattr(Told, "wet", True)
+    problem = builder.problem if d_min is None else replace(builder.problem, d_min=d_min)
+    Told(builder.completer, problem, builder.rows, builder.projection)(begun(made, made.spoilt(0.3)))
+    assert "".join(by) == told.replace(" ", "")
+    if d_min is None:
+        assert begins == [(0.1, None), (0.3, "one"), (0.5, "one"), (0.5, None), (0.6, "one"), (0.6, None)]
+
+
 @pytest.mark.parametrize(("worth", "score", "wet", "taken"), [
     (1.4, 0.42, True, True), (1.6, 0.42, True, False), (1.4, 0.38, True, False), (1.4, 0.42, False, False),
 ])  # fmt: skip
@@ -130,7 +149,7 @@ def test_atoms_of_large_wholes_tell_earlier(made, builder, monkeypatch, worth, s
     problem = replace(builder.problem, held=np.arange(len(builder.problem.held)) < 100)
 
     class Told(Rebuilder):
-        def turn(self, solution):
+        def turn(self, solution, building):
             return replace(solution, score=score, finisher="turned"), worth
 
         def predicted(self, f):
@@ -315,14 +334,14 @@ def test_the_way_that_predicts_most_is_gone_on_with(made, builder):
     Ways.asked.clear()
     ways = Ways(builder.completer, builder.problem, builder.rows, builder.projection, builder.cycles)
     before = begun(made, made.spoilt(0.8))
-    after, _ = ways.turn(before)
+    after, _ = ways.turn(before, True)
     assert ways.asked == 2 * [""] + 2 * ["right"] + 2 * ["lost"] + 2 * ["right"]
     assert after.veil == "right" and after.finisher == "learned, with the model, atoms in turn, right"
     Ways.asked.clear()
-    again, _ = ways.turn(after)
+    again, _ = ways.turn(after, True)
     assert ways.asked == builder.cycles * ["right"]
     assert again.finisher == after.finisher
-    plain, _ = replace(builder).turn(before)
+    plain, _ = replace(builder).turn(before, True)
     assert plain.veil == "" and plain.finisher == "learned, with the model, atoms in turn"
 
 
@@ -330,7 +349,7 @@ def test_all_ways_are_tried_again_where_one_leads_no_further(made, builder):
     veils = []
 
     class Told(Rebuilder):
-        def turn(self, solution):
+        def turn(self, solution, building):
             veils.append(solution.veil)
             return replace(solution, score=0.4, veil="one"), 5.0
 
@@ -345,7 +364,7 @@ def test_where_atoms_are_not_seen_the_network_goes_on_alone():
     builder = plan.rebuilder
     assert not builder.atoms and builder.wet and len(builder.ways) == 3
     assert any("flat solvent and the learned projection in turn" in said for said in plan.choices)
-    after, worth = replace(builder, projection=positive, cycles=4).turn(begun(coarse, coarse.spoilt(0.5)))
+    after, worth = replace(builder, projection=positive, cycles=4).turn(begun(coarse, coarse.spoilt(0.5)), False)
     assert worth == np.inf and rebuild.turned(after)
     assert after.finisher.startswith("learned, with the model, on and on")
     fine = learned(Made(GROUP, d_min=1.7, **large), timelimit=900.0).rebuilder
