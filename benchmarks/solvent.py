@@ -109,7 +109,7 @@ def start(name: str, share: float) -> Start:
 
 def rows_of(name: str, share: float, network: Any) -> list[dict[str, Any]]:
     """Of one start, way after way, by a projector."""
-    from ml_phaser.crystal.agreement import multiplicity
+    from ml_phaser.crystal.agreement import correlation, multiplicity
     from ml_phaser.crystal.normalise import normalise
     from ml_phaser.learned import density_projection
     from ml_phaser.parameters import Options
@@ -132,7 +132,7 @@ def rows_of(name: str, share: float, network: Any) -> list[dict[str, Any]]:
     def cc(f: NDArray[np.complex128]) -> float:
         phased = (normalised.f[rows] * np.exp(1j * np.angle(f)))[known]
         true = (normalised.f[rows] * np.exp(1j * np.angle(truth)))[known]
-        return float((weight * (phased * true.conj()).real).sum() / (weight * np.abs(true) ** 2).sum())
+        return correlation(weight, phased, true)
 
     found = []
     half = p.scatter(begun.f[rows])

@@ -302,12 +302,13 @@ def judge(
     pieces it comes from: their merit, or what decision 4 rests on, whichever says more; ``given`` is the mean figure of
     merit of phases that were put in; ``chance`` is the score that random phases come to in the same crystal, NaN where
     that was not tried; ``atoms`` how well free atoms explain the moduli, as in ``probability_of_atoms``."""
+    of_atoms = probability_of_atoms(atoms, score)
     if given is not None:
         p, sure = probability_of_given(score, held, given), True
     else:
         p = probability_right(score, held, symmetry, agreeing, d_min, placed, chance)
-        p = max(p, probability_of_atoms(atoms, score))
-        sure = enough(score, held, symmetry, agreeing, d_min, placed) or probability_of_atoms(atoms, score) >= SOLVED
+        p = max(p, of_atoms)
+        sure = enough(score, held, symmetry, agreeing, d_min, placed) or of_atoms >= SOLVED
     facts = f"correlation {score:.2f} on {held} reflections kept out of the phasing"
     if math.isfinite(chance):
         facts += f", random phases come to {chance:.2f}"
@@ -319,7 +320,7 @@ def judge(
         facts += f", together {abs(placed.lead):.2f} {side} pieces that lead elsewhere"
     if math.isfinite(symmetry):
         facts += f", phases found in P1 obey the space group to {symmetry:.2f} (1 perfect, 0 chance)"
-    if probability_of_atoms(atoms, score) >= SOLVED:
+    if of_atoms >= SOLVED:
         facts += ", free atoms explain the amplitudes as wrong ones do not"
     if agreeing:
         facts += f", {agreeing} other start{'s' if agreeing > 1 else ''} led to the same solution"
