@@ -165,8 +165,8 @@ Arrays = tuple[NDArray, ...]
 
 
 def finish(rng: np.random.Generator, drawn: Drawn, f: NDArray, wrong: NDArray | None, recipe: Recipe) -> Arrays:
-    """Arrays of one crystal: half-complex truth, start, amplitude, known, inside, to_e, model; then d_min, the grid's
-    steps (3, 3), completeness, and whether its phases are random.
+    """Arrays of one crystal: half-complex truth, start, amplitude, known, inside, to_e, most, model; then d_min, the
+    grid's steps (3, 3), completeness, and whether its phases are random.
 
     Parameters
     ----------
@@ -182,7 +182,8 @@ def finish(rng: np.random.Generator, drawn: Drawn, f: NDArray, wrong: NDArray | 
     start = observed * np.exp(1j * np.angle(wrong))
 
     places = HalfSphere.of(drawn.hkl, shape)
-    to_e = known / resolution_profile(observed, stol2, known)
+    profile = resolution_profile(observed, stol2, known)
+    to_e = known / profile
     n = float(np.prod(shape))
     # Unit variance of the measured map, orthonormal transform: sum over the full sphere of |F|^2 = number of points.
     unit = np.sqrt(n / (2 * np.sum(observed**2)))
@@ -194,6 +195,7 @@ def finish(rng: np.random.Generator, drawn: Drawn, f: NDArray, wrong: NDArray | 
         places.scatter(known),
         places.scatter(np.ones(len(drawn.hkl), dtype=bool)),
         places.scatter(to_e / unit).astype(np.float32),
+        places.scatter(profile * unit).astype(np.float32),
         places.scatter(model).astype(np.complex64),
     )
     steps = np.array(drawn.contents.cell.orth.mat) / np.array(shape)
@@ -293,11 +295,10 @@ def batches(
 
 def collate(samples: Sequence[Arrays], shape: tuple[int, int, int]) -> Batch:
     """A batch of crystals on one grid."""
-    truth, start, amplitude, known, inside, to_e, model, d_min, steps, completeness, adrift = (
+    truth, start, amplitude, known, inside, to_e, most, model, d_min, steps, completeness, adrift = (
         torch.from_numpy(np.stack(column)) for column in zip(*samples, strict=True)
     )
     cond = condition(d_min, steps, completeness)
     models = unit_variance(inverse(model, shape))
-    return Batch(
-        inverse(truth, shape), start, Target(amplitude, known, inside, to_e), cond, models, adrift > 0
-    )  # fmt: skip
+    target = Target(amplitude, known, inside, to_e, most=most)
+    return Batch(inverse(truth, shape), start, target, cond, models, adrift > 0)

@@ -73,7 +73,7 @@ class Witness:
 
     def without(self, target: Target) -> Target:
         """A target that does not know what is held out."""
-        return Target(target.amplitude, target.known & ~self.held, target.inside, target.to_e * ~self.held)
+        return replace(target, known=target.known & ~self.held, to_e=target.to_e * ~self.held)
 
     def weighted(self, restored: torch.Tensor, target: Target) -> torch.Tensor:
         """Maps of measured amplitudes with the phases of ``restored`` and Sim's weights, what is not known as it is in

@@ -185,7 +185,7 @@ def test_batches_are_what_the_projection_expects(library):
 
 def test_a_sample_has_measured_amplitudes_where_known_and_a_start_of_some_use(library):
     rng = np.random.default_rng(1)
-    truth, start, amplitude, known, inside, to_e, model, d_min, steps, completeness, adrift = make_sample(
+    truth, start, amplitude, known, inside, to_e, most, model, d_min, steps, completeness, adrift = make_sample(
         rng, library, (24, 24, 24), Recipe(kinds=(("phase", 1.0),), quality=(0.5, 0.5))
     )
     spacing = np.linalg.norm(steps, axis=0)
@@ -193,6 +193,7 @@ def test_a_sample_has_measured_amplitudes_where_known_and_a_start_of_some_use(li
     np.testing.assert_allclose(np.abs(start), amplitude, rtol=1e-4, atol=1e-5)
     assert not amplitude[~known].any()
     assert np.mean((amplitude * to_e)[known] ** 2) == pytest.approx(1, abs=0.1) and not to_e[~known].any()
+    assert np.mean((amplitude[known] / most[known]) ** 2) == pytest.approx(1, abs=0.1) and (most[inside] > 0).all()
     assert not (known & ~inside).any() and not np.abs(truth[~inside]).any()
     assert 1.25 <= d_min <= 2.2 and 0.5 <= spacing.min() <= spacing.max() <= 0.66
     assert known.sum() / inside.sum() == pytest.approx(completeness, abs=0.02)
@@ -217,7 +218,9 @@ def test_placed_models_are_shown_as_often_as_asked(library):
     """What is shown is the misplaced part: the start has its phases."""
     for shown in (0.0, 1.0):
         recipe = Recipe(kinds=(("partial", 1.0),), shown=shown)
-        truth, start, _, known, _, _, model, *_ = make_sample(np.random.default_rng(1), library, (24, 24, 24), recipe)
+        truth, start, _, known, *_, model, _, _, _, _ = make_sample(
+            np.random.default_rng(1), library, (24, 24, 24), recipe
+        )
         assert model.any() == bool(shown)
         if shown:
             strong = known & (np.abs(model) > np.median(np.abs(model[known])))

@@ -345,6 +345,7 @@ def test_a_weighted_chain_cycles_as_pieces_are_completed(batch):
         known = target.known[k].numpy() & (eo > 0)
         wanted = batch.target.amplitude[k].numpy() * scipy.special.i1e(x) / scipy.special.i0e(x)
         scale = (np.abs(new[k]) * wanted)[known].sum() / (wanted[known] ** 2).sum()
+        assert (np.abs(new[k]) <= scale * target.most[k].numpy() * 1.001)[held].all()
         assert np.allclose(np.abs(new[k])[known], scale * wanted[known], rtol=2e-2, atol=1e-2 * scale * wanted.max())
     assert one.x.pow(2).mean(dim=(1, 2, 3)) == pytest.approx(1, abs=1e-4)
     shares = [chains.begin(0.0, 0.0, 0.4).witness is not None for _ in range(300)]
