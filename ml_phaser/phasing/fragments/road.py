@@ -24,6 +24,7 @@ from ml_phaser.phasing.confidence import probability_of_pieces, weight_of_held
 from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
+from ml_phaser.phasing.fragments.joining import Partner, Pool, origins, partners
 from ml_phaser.phasing.fragments.judge import COMPLETING, Judge
 from ml_phaser.phasing.fragments.models import Body, Completed, Complexes, Model, factors, overlap
 from ml_phaser.phasing.fragments.molecules import Wander
@@ -47,6 +48,8 @@ SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a littl
 LIKELIEST, MANY = 0.25, 1000  # orientations of a small part of a large whole that are tried at first; poses kept of
 # each such share of orientations
 ALMOST, EQUAL = 1e-5, 1e-8  # difference of their scores below which two poses are one, refined, and as found
+ANCHORS, JOINED = 2, 2  # models, those that fit best, that others are joined to, and partners tried at a time,
+AGREEING = 6.5  # standard errors that they must agree by: wrong ones come to 6.4 where reflections are few
 AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on no other piece is searched for,
 SURE = 0.95  # and probability from which on nothing is added to a model
 BENT, JUDGED = 24, 12  # with torsions, and judged
@@ -84,6 +87,7 @@ class Road:
         what is left to chance; strays : what the judge says of a piece in random places, once that was asked;
         finished : models that were completed; searches : poses of pieces by themselves, in the likeliest
         orientations or the others; likely : all orientations of a piece, the likeliest first
+    pools : of small parts of a large whole, all poses that were found, which may agree with each other
     onward : goes on, by other means, from a model that is ahead, and says whether that convinced; gone : from which
         it did, and what it said
     """
@@ -104,6 +108,7 @@ class Road:
     likely: dict[Piece, Floats] = field(default_factory=dict)
     onward: Callable[[Completed], bool] | None = None
     gone: dict[Model, bool] = field(default_factory=dict)
+    pools: list[Pool] = field(default_factory=list)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -308,6 +313,7 @@ class Road:
             found = self.judge_all(piece, fitted, (), HURRIED if late(SEARCHING) else EAGER)
             searched.append((piece, fitted, found))
             self.models += found
+            self.join(lambda: late(SEARCHING))
             tell((i + 1) / len(passes) * SEARCHING)
             if self.wide is not None and self.models and self.ahead(self.ranked()):
                 return
@@ -350,8 +356,13 @@ class Road:
     def refined(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool], deep: bool) -> Fitted:
         """The best poses of a piece beside what is in place, searched for and refined."""
         known = self.fixed(fixed)
-        poses = self.free(piece, self.searched(piece, known, stop, deep), fixed, SEARCHED)
-        fitted = self.best_of(refine(self.scene, piece, poses, FIRST_STEPS, bend=False, fixed=known), HOPEFUL)
+        found = self.searched(piece, known, stop, deep)
+        poses = self.free(piece, found, fixed, SEARCHED if fixed or self.wide is None else len(found))
+        first = poses.take(torch.arange(min(SEARCHED, len(poses)), device=poses.score.device))
+        fitted = refine(self.scene, piece, first, FIRST_STEPS, bend=False, fixed=known)
+        if not fixed and self.wide is not None:
+            self.pools.append(pool_of(piece, fitted, poses))
+        fitted = self.best_of(fitted, HOPEFUL)
         fitted = self.best_of(
             climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT
         )
@@ -438,6 +449,51 @@ class Road:
                 found.append(Model(bodies, float(fit), self.judge.score(f), f))
         return found[len(before) :]
 
+    def join(self, late: Callable[[], bool]) -> None:
+        """Join to each of the models that fit best, while there is time, all poses found that agree with it."""
+        singles = [m for m in self.models if len(m.bodies) == 1] if self.pools else []
+        for model in sorted(singles, key=lambda m: -m.fit)[:ANCHORS]:
+            better: Model | None = model
+            while better is not None and not late():
+                better = self.joined(better)
+
+    def joined(self, model: Model) -> Model | None:
+        """The model with the best partner, refined, if one agrees beyond chance and the judge approves."""
+        known, here = self.fixed(model.bodies), torch.zeros((1, 3), device=self.scene.device)
+        assert known is not None
+        found: list[Model] = []
+        for partner in self.partners_of(model, known):
+            start = partner.xyz[None]
+            fitted = climb(
+                self.scene, partner.piece, start, here + partner.shift, BENDING_STEPS, bend=True, fixed=known
+            )  # fmt: skip
+            found += self.judge_all(partner.piece, fitted, model.bodies, 1)
+        return self.approved(found, model)
+
+    def partners_of(self, model: Model, known: torch.Tensor) -> list[Partner]:
+        """The few that agree best with a model and do not overlap with it."""
+        kept: list[Partner] = []
+        for partner in partners(self.scene, known, self.pools, self.shifts):
+            if partner.agreement < AGREEING or len(kept) == JOINED:
+                break
+            room = model.atoms + len(partner.piece) <= self.room
+            if room and float(self.contact(partner.xyz[None], partner.shift[None], model.bodies)[0]) > OVERLAP:
+                kept.append(partner)
+        return kept
+
+    @cached_property
+    def shifts(self) -> Floats:
+        """Of the origin, that poses found by themselves may have between them."""
+        return origins(self.spacegroup, self.judge.problem.cell, self.d_min)
+
+    def approved(self, found: list[Model], model: Model) -> Model | None:
+        """The best of models that add to ``model``, if the judge approves: the fit is better for any."""
+        best = max(found, key=lambda m: m.judged, default=None)
+        if best is None or best.judged < model.judged + GAIN:
+            return None
+        self.models += found
+        return best
+
     def add_copies(self, model: Model, late: Callable[[], bool]) -> None:
         """Place the first piece, as it has become, again, and in a large whole helices, as long as there is room and
         the judge approves; in other orientations where the likeliest lead to none at all."""
@@ -453,13 +509,8 @@ class Road:
                 return
 
     def another(self, piece: Piece, model: Model, late: Callable[[], bool], deep: bool) -> Model | None:
-        """The model with one more piece, if the judge approves: the fit is better for any."""
-        found = self.placed(piece, model.bodies, late, deep=deep)
-        best = max(found, key=lambda m: m.judged, default=None)
-        if best is None or best.judged < model.judged + GAIN:
-            return None
-        self.models += found
-        return best
+        """The model with one more piece, if the judge approves."""
+        return self.approved(self.placed(piece, model.bodies, late, deep=deep), model)
 
     def further(self, model: Model) -> list[Piece]:
         """What to place beside the first body of a model: helices no longer than it, the longest first."""
@@ -526,3 +577,11 @@ def best_of(fitted: Fitted, most: int, alike: float = ALIKE) -> Fitted:
     """The best by fit; those whose scores differ by less than ``alike`` are one optimum."""
     order = fitted.score.argsort(descending=True)
     return fitted.take(order[distinct(fitted.score[order], alike)][:most])
+
+
+def pool_of(piece: Piece, fitted: Fitted, poses: Poses) -> Pool:
+    """Refined poses, and those of ``poses`` after as many as were refined, as they were found."""
+    rest = poses.take(torch.arange(len(fitted), len(poses), device=poses.score.device))
+    atoms = torch.from_numpy(piece.xyz).float().to(rest.turn.device)
+    xyz = torch.cat([fitted.xyz, torch.einsum("bij,mj->bmi", rest.turn, atoms)])
+    return Pool(piece, xyz, torch.cat([fitted.shift, rest.shift]))
