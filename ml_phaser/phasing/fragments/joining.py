@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gemmi
 import numpy as np
@@ -40,7 +40,7 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Partner:
-    """A pose (m, 3), (3,) of a pool's piece at the origin where it agrees best, and by how many standard errors."""
+    """A pose (m, 3), (3,) of a pool's piece at the origin where it agrees best, and how well, see ``partners``."""
 
     piece: Piece
     xyz: torch.Tensor
@@ -64,30 +64,37 @@ def origins(spacegroup: gemmi.SpaceGroup, cell: gemmi.UnitCell, d_min: float) ->
 
 @torch.no_grad()
 def partners(scene: Scene, known: torch.Tensor, pools: Sequence[Pool], shifts: Floats) -> list[Partner]:
-    """All poses of the pools, each at its best origin, those first that agree best with what is in place.
+    """All poses of the pools, each at its best origin, those first that agree best with what is in place, by how many
+    standard deviations of all of them (most are wrong), or standard errors, whichever are larger.
 
     known : (n,) structure factors in electrons of what is in place; shifts : (k, 3) as from ``origins``
-
-    What counts is the weighted correlation of the cross term with E^2, which for wrong poses has a mean of 0 and, for n
-    reflections alike in weight, a standard deviation of 1 / sqrt(n).
     """
     if not len(shifts):
         return []
     places = torch.from_numpy(shifts).float().to(scene.device)
-    waves = torch.polar(torch.ones(()).to(places), 2 * math.pi * scene.turned[:, 0] @ places.T)  # (n, k)
-    departure = scene.value - (scene.weight * scene.value).sum()
-    pull = scene.weight * departure / scene.epsilon
-    size = (scene.weight * departure**2).sum() * scene.weight.pow(2).sum()
     found: list[Partner] = []
+    square, count = 0.0, 0
     for pool in pools:
         weight, some = torch.from_numpy(pool.piece.weight).float().to(scene.device), scene.together(len(pool.piece))
         for xyz, shift in zip(pool.xyz.split(some), pool.shift.split(some), strict=True):
-            cross = known.conj() * scene.total(scene.parts(xyz, weight), shift)  # (b, n)
-            varies = 2 * (scene.weight * (cross.abs() / scene.epsilon) ** 2).sum(-1)
-            both = 2 * ((pull * cross) @ waves).real / (varies * size).sqrt().clamp_min(1e-20)[:, None]
+            both = crossed(scene, known, scene.total(scene.parts(xyz, weight), shift), places)
+            square, count = square + float(both.pow(2).sum()), count + both.numel()
             best = both.max(1)
             found += [
                 Partner(pool.piece, x, s + places[k], float(z))
                 for x, s, k, z in zip(xyz, shift, best.indices, best.values, strict=True)
             ]
+    spread = max(1.0, math.sqrt(square / max(1, count)))
+    found = [replace(p, agreement=p.agreement / spread) for p in found]
     return sorted(found, key=lambda p: -p.agreement)
+
+
+def crossed(scene: Scene, known: torch.Tensor, others: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Weighted correlations (B, k) of the cross terms of structure factors (n,) and (B, n) with E^2 at origins (k, 3),
+    in standard errors, 1 / sqrt(n) of n reflections alike in weight; of wrong poses they have a mean of 0."""
+    waves = torch.polar(torch.ones(()).to(shifts), 2 * math.pi * scene.turned[:, 0] @ shifts.T)  # (n, k)
+    departure = scene.value - (scene.weight * scene.value).sum()
+    cross = known.conj() * others / scene.epsilon
+    varies = 2 * (scene.weight * cross.abs() ** 2).sum(-1, keepdim=True)
+    size = (scene.weight * departure**2).sum() * scene.weight.pow(2).sum()
+    return 2 * ((scene.weight * departure * cross) @ waves).real / (varies * size).sqrt().clamp_min(1e-20)

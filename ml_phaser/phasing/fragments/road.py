@@ -49,7 +49,7 @@ LIKELIEST, MANY = 0.25, 1000  # orientations of a small part of a large whole th
 # each such share of orientations
 ALMOST, EQUAL = 1e-5, 1e-8  # difference of their scores below which two poses are one, refined, and as found
 ANCHORS, JOINED = 2, 2  # models, those that fit best, that others are joined to, and partners tried at a time,
-AGREEING = 6.5  # standard errors that they must agree by: wrong ones come to 6.4 where reflections are few
+AGREEING = 5.5  # standard deviations that they must agree by
 AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on no other piece is searched for,
 SURE = 0.95  # and probability from which on nothing is added to a model
 BENT, JUDGED = 24, 12  # with torsions, and judged
