@@ -13,8 +13,9 @@ from test_fragment_road import apart, made, model_of, packed, road_of
 
 from ml_phaser.crystal.normalise import normalise
 from ml_phaser.phasing.fragments import pieces, road
-from ml_phaser.phasing.fragments.joining import ORIGINS, SPACING, Pool, crossed, origins, partners
+from ml_phaser.phasing.fragments.joining import ORIGINS, SPACING, crossed, origins, partners
 from ml_phaser.phasing.fragments.models import Body
+from ml_phaser.phasing.fragments.refine import Fitted
 from ml_phaser.phasing.fragments.road import Road
 from ml_phaser.phasing.fragments.search import Poses
 
@@ -62,7 +63,9 @@ def two(name: str, seed: int = 1) -> tuple[Road, pieces.Piece, np.ndarray, np.nd
     return way, strand, one, other
 
 
-def strewn(way: Road, strand: pieces.Piece, right: np.ndarray, name: str, wrong: int = 150) -> tuple[Pool, int]:
+def strewn(
+    way: Road, strand: pieces.Piece, right: np.ndarray, name: str, wrong: int = 150
+) -> tuple[tuple[pieces.Piece, Fitted], int]:
     """A pool of wrong poses with a right one among them at some other permissible origin, and where it is."""
     rng = np.random.default_rng(4)
     frac = np.array(CELLS[name].frac.mat)
@@ -72,7 +75,8 @@ def strewn(way: Road, strand: pieces.Piece, right: np.ndarray, name: str, wrong:
     places = list(rng.random((wrong, 3)))
     xyz.insert(40, right - middle)
     places.insert(40, frac @ middle + shifts[rng.integers(len(shifts))])
-    return Pool(strand, torch.from_numpy(np.array(xyz)).float(), torch.from_numpy(np.array(places)).float()), 40
+    there = Fitted(*(torch.from_numpy(np.array(x)).float() for x in (xyz, places)), torch.zeros(len(xyz)))
+    return (strand, there), 40
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -81,11 +85,13 @@ def test_a_right_pose_at_another_origin_is_the_best_partner_and_is_brought_to_it
     pool, _ = strewn(way, strand, other, name)
     known = way.fixed((Body(strand, torch.from_numpy(one).float()),))
     shifts = origins(way.spacegroup, CELLS[name], 1.6)
-    found = partners(way.scene, known, [pool], shifts)
-    assert len(found) == len(pool.xyz) and found[0].agreement > 1.5 * found[1].agreement > 0
-    there = (found[0].xyz + found[0].shift @ way.scene.orth.T).numpy()
+    found = partners(way.scene, known, [pool], shifts, -np.inf)
+    assert len(found) == len(pool[1]) and found[0].agreement > 1.5 * found[1].agreement > 0
+    there = (found[0].xyz + found[0].shift @ way.scene.orth.T)[0].numpy()
     assert apart(there, other, CELLS[name], way.spacegroup) < 0.5  # a step along a floating axis
-    assert partners(way.scene, known, [pool], shifts[:0]) == []
+    least = found[1].agreement
+    assert [p.agreement for p in partners(way.scene, known, [pool], shifts, least)] == [found[0].agreement, least]
+    assert partners(way.scene, known, [pool], shifts[:0], 0.0) == partners(way.scene, known, [], shifts, 0.0) == []
 
 
 def test_agreement_is_the_correlation_of_the_cross_term_in_standard_errors() -> None:
@@ -101,7 +107,7 @@ def test_agreement_is_the_correlation_of_the_cross_term_in_standard_errors() -> 
     wanted = (w @ (cross * y)) / np.sqrt((w @ (2 * np.abs(f[0] * f[1] / b**2 / eps) ** 2)) * (w @ y**2) * (w @ w))
     known = way.fixed((Body(strand, torch.from_numpy(one).float()),))
     there = way.fixed((Body(strand, torch.from_numpy(other).float()),))[None]
-    assert float(crossed(way.scene, known, there, torch.zeros(1, 3))) == pytest.approx(wanted, rel=1e-3)
+    assert float(crossed(way.scene, known, there, torch.ones(len(e2), 1).cfloat())) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_agreement_by_chance_is_in_standard_deviations() -> None:
@@ -109,8 +115,8 @@ def test_agreement_by_chance_is_in_standard_deviations() -> None:
     pool, right = strewn(way, strand, other, "P 21 21 21", wrong=400)
     known = way.fixed((Body(strand, torch.from_numpy(one).float()),))
     wrong = np.arange(401) != right
-    pool = replace(pool, xyz=pool.xyz[wrong], shift=pool.shift[wrong])
-    chance = [p.agreement for p in partners(way.scene, known, [pool], np.zeros((1, 3)))]
+    poses = pool[1].take(torch.from_numpy(np.flatnonzero(wrong)))
+    chance = [p.agreement for p in partners(way.scene, known, [(strand, poses)], np.zeros((1, 3)), -np.inf)]
     assert abs(np.mean(chance)) < 0.3 and np.std(chance) == pytest.approx(1, abs=0.01)
 
 
@@ -121,7 +127,7 @@ def test_models_are_joined_to_what_agrees_if_the_judge_approves_while_there_is_r
     pool, _ = strewn(way, strand, other, name)
 
     def joined(late: bool = False, **changes: object) -> Road:
-        road_ = replace(way, models=[single], pools=[pool], **changes)
+        road_ = replace(way, models=[single], **{"pools": [pool], "met": {}, **changes})
         road_.join(lambda: late)
         return road_
 
@@ -131,7 +137,13 @@ def test_models_are_joined_to_what_agrees_if_the_judge_approves_while_there_is_r
     assert apart(best.bodies[1].xyz.numpy(), other, CELLS[name], way.spacegroup) < 0.4
     assert all(len(m.bodies) <= 2 for m in made_.models)  # nothing agrees with both
     assert joined(late=True).models == [single] and joined(room=30).models == [single]
-    assert replace(way, models=[single]).join(lambda: False) is None  # nothing was searched for
+    assert joined(pools=[]).models == [single]  # nothing was searched for
+    found = list(made_.models)
+    made_.join(lambda: False)
+    assert made_.models == found  # what was tried is not tried again,
+    made_.pools.append(pool)
+    made_.join(lambda: False)
+    assert len(made_.models) > len(found)  # what is found later is
     other_judge = replace(way.judge)
     monkeypatch.setattr(type(other_judge), "score", lambda self, f: single.judged)
     assert joined(judge=other_judge).models == [single]
@@ -142,7 +154,7 @@ def test_what_a_search_finds_is_kept_to_be_joined_in_large_wholes_alone(monkeypa
     turns = torch.from_numpy(Rotation.random(130, rng=np.random.default_rng(0)).as_matrix()).float()
     poses = Poses(turns, torch.rand(130, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(130))
     for wide in (None, way.scene):
-        here = replace(way, wide=wide, pools=[])
+        here = replace(way, wide=wide, pools=[], met={})
         monkeypatch.setattr(here, "searched", lambda *a: poses)
         monkeypatch.setattr(
             here, "free", lambda piece, found, fixed, most: found.take(torch.arange(most).clip(max=129))
@@ -151,7 +163,7 @@ def test_what_a_search_finds_is_kept_to_be_joined_in_large_wholes_alone(monkeypa
         assert len(here.pools) == (wide is not None)
         here.refined(strand, (Body(strand, torch.from_numpy(one).float()),), lambda: True, False)
         assert len(here.pools) == (wide is not None)  # poses beside another are at its origin
-    (pool,) = here.pools
+    ((_, pool),) = here.pools
     assert len(pool.xyz) == len(poses) and torch.equal(pool.shift[road.SEARCHED :], poses.shift[road.SEARCHED :])
     atoms = torch.from_numpy(strand.xyz).float()
     assert torch.allclose(pool.xyz[-1], atoms @ turns[-1].T, atol=1e-5)

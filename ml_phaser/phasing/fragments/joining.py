@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import gemmi
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ml_phaser.crystal.agreement import permissible_origins
 from ml_phaser.phasing.fragments.pieces import Piece
+from ml_phaser.phasing.fragments.refine import Fitted
 from ml_phaser.phasing.fragments.scene import Scene
 
 SPACING = 0.5  # of d_min: steps along axes on which the origin floats
@@ -30,17 +31,9 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
-    """Poses of a piece by itself: xyz (B, m, 3) A, about the place ``shift`` (B, 3), fractions of the cell."""
-
-    piece: Piece
-    xyz: torch.Tensor
-    shift: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Partner:
-    """A pose (m, 3), (3,) of a pool's piece at the origin where it agrees best, and how well, see ``partners``."""
+    """A pose of a piece at the origin where it agrees best, xyz (1, m, 3) A about ``shift`` (1, 3), fractions of the
+    cell, and how well, see ``partners``."""
 
     piece: Piece
     xyz: torch.Tensor
@@ -63,36 +56,41 @@ def origins(spacegroup: gemmi.SpaceGroup, cell: gemmi.UnitCell, d_min: float) ->
 
 
 @torch.no_grad()
-def partners(scene: Scene, known: torch.Tensor, pools: Sequence[Pool], shifts: Floats) -> list[Partner]:
-    """All poses of the pools, each at its best origin, those first that agree best with what is in place, by how many
+def partners(
+    scene: Scene, known: torch.Tensor, pools: Sequence[tuple[Piece, Fitted]], shifts: Floats, least: float
+) -> list[Partner]:
+    """The poses of the pools that agree with what is in place, each at its best origin, the best first: by ``least``
     standard deviations of all of them (most are wrong), or standard errors, whichever are larger.
 
-    known : (n,) structure factors in electrons of what is in place; shifts : (k, 3) as from ``origins``
+    known : (n,) structure factors in electrons of what is in place; pools : pieces and the poses that they have by
+    themselves; shifts : (k, 3) as from ``origins``
     """
-    if not len(shifts):
+    if not len(shifts) or not pools:
         return []
     places = torch.from_numpy(shifts).float().to(scene.device)
-    found: list[Partner] = []
+    waves = torch.polar(torch.ones(()).to(places), 2 * math.pi * scene.turned[:, 0] @ places.T)
+    found: list[tuple[float, int, int, int]] = []
     square, count = 0.0, 0
-    for pool in pools:
-        weight, some = torch.from_numpy(pool.piece.weight).float().to(scene.device), scene.together(len(pool.piece))
-        for xyz, shift in zip(pool.xyz.split(some), pool.shift.split(some), strict=True):
-            both = crossed(scene, known, scene.total(scene.parts(xyz, weight), shift), places)
+    for number, (piece, poses) in enumerate(pools):
+        weight, rows = torch.from_numpy(piece.weight).float().to(scene.device), torch.arange(len(poses))
+        for some in rows.split(scene.together(len(piece))):
+            f = scene.total(scene.parts(poses.xyz[some], weight), poses.shift[some])
+            both = crossed(scene, known, f, waves)
             square, count = square + float(both.pow(2).sum()), count + both.numel()
-            best = both.max(1)
-            found += [
-                Partner(pool.piece, x, s + places[k], float(z))
-                for x, s, k, z in zip(xyz, shift, best.indices, best.values, strict=True)
-            ]
+            best, origin = both.max(1)
+            found += zip(best.tolist(), [number] * len(some), some.tolist(), origin.tolist(), strict=True)
     spread = max(1.0, math.sqrt(square / max(1, count)))
-    found = [replace(p, agreement=p.agreement / spread) for p in found]
-    return sorted(found, key=lambda p: -p.agreement)
+    return [
+        Partner(pools[i][0], pools[i][1].xyz[row, None], pools[i][1].shift[row, None] + places[k], z / spread)
+        for z, i, row, k in sorted(found, key=lambda of: -of[0])
+        if z >= least * spread
+    ]
 
 
-def crossed(scene: Scene, known: torch.Tensor, others: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Weighted correlations (B, k) of the cross terms of structure factors (n,) and (B, n) with E^2 at origins (k, 3),
-    in standard errors, 1 / sqrt(n) of n reflections alike in weight; of wrong poses they have a mean of 0."""
-    waves = torch.polar(torch.ones(()).to(shifts), 2 * math.pi * scene.turned[:, 0] @ shifts.T)  # (n, k)
+def crossed(scene: Scene, known: torch.Tensor, others: torch.Tensor, waves: torch.Tensor) -> torch.Tensor:
+    """Weighted correlations (B, k) with E^2 of the cross terms of structure factors (n,) and (B, n), these moved by
+    ``waves`` (n, k), exp(2 pi i h x), in standard errors: 1 / sqrt(n) of n reflections alike in weight. Of wrong poses
+    they have a mean of 0."""
     departure = scene.value - (scene.weight * scene.value).sum()
     cross = known.conj() * others / scene.epsilon
     varies = 2 * (scene.weight * cross.abs() ** 2).sum(-1, keepdim=True)

@@ -24,7 +24,7 @@ from ml_phaser.phasing.confidence import probability_of_pieces, weight_of_held
 from ml_phaser.phasing.fragments.consensus import consensus
 from ml_phaser.phasing.fragments.dress import dress
 from ml_phaser.phasing.fragments.grow import longer
-from ml_phaser.phasing.fragments.joining import Partner, Pool, origins, partners
+from ml_phaser.phasing.fragments.joining import Partner, origins, partners
 from ml_phaser.phasing.fragments.judge import COMPLETING, Judge
 from ml_phaser.phasing.fragments.models import Body, Completed, Complexes, Model, factors, overlap
 from ml_phaser.phasing.fragments.molecules import Wander
@@ -87,7 +87,8 @@ class Road:
         what is left to chance; strays : what the judge says of a piece in random places, once that was asked;
         finished : models that were completed; searches : poses of pieces by themselves, in the likeliest
         orientations or the others; likely : all orientations of a piece, the likeliest first
-    pools : of small parts of a large whole, all poses that were found, which may agree with each other
+    pools : of small parts of a large whole, pieces and all their poses that were found, which may agree with each
+        other; met : how many of them were tried with a model
     onward : goes on, by other means, from a model that is ahead, and says whether that convinced; gone : from which
         it did, and what it said
     """
@@ -108,7 +109,8 @@ class Road:
     likely: dict[Piece, Floats] = field(default_factory=dict)
     onward: Callable[[Completed], bool] | None = None
     gone: dict[Model, bool] = field(default_factory=dict)
-    pools: list[Pool] = field(default_factory=list)
+    pools: list[tuple[Piece, Fitted]] = field(default_factory=list)
+    met: dict[Model, int] = field(default_factory=dict)
 
     def travel(
         self, seconds: float, tell: Callable[[float], None], now: Callable[[], float] = time.monotonic
@@ -361,7 +363,7 @@ class Road:
         first = poses.take(torch.arange(min(SEARCHED, len(poses)), device=poses.score.device))
         fitted = refine(self.scene, piece, first, FIRST_STEPS, bend=False, fixed=known)
         if not fixed and self.wide is not None:
-            self.pools.append(pool_of(piece, fitted, poses))
+            self.pools.append((piece, with_unrefined(piece, fitted, poses)))
         fitted = self.best_of(fitted, HOPEFUL)
         fitted = self.best_of(
             climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT
@@ -450,7 +452,8 @@ class Road:
         return found[len(before) :]
 
     def join(self, late: Callable[[], bool]) -> None:
-        """Join to each of the models that fit best, while there is time, all poses found that agree with it."""
+        """Join to each of the models that fit best, while there is time, all poses found that agree with it; each is
+        tried but once."""
         singles = [m for m in self.models if len(m.bodies) == 1] if self.pools else []
         for model in sorted(singles, key=lambda m: -m.fit)[:ANCHORS]:
             better: Model | None = model
@@ -459,26 +462,26 @@ class Road:
 
     def joined(self, model: Model) -> Model | None:
         """The model with the best partner, refined, if one agrees beyond chance and the judge approves."""
-        known, here = self.fixed(model.bodies), torch.zeros((1, 3), device=self.scene.device)
+        known = self.fixed(model.bodies)
         assert known is not None
         found: list[Model] = []
         for partner in self.partners_of(model, known):
-            start = partner.xyz[None]
             fitted = climb(
-                self.scene, partner.piece, start, here + partner.shift, BENDING_STEPS, bend=True, fixed=known
+                self.scene, partner.piece, partner.xyz, partner.shift, BENDING_STEPS, bend=True, fixed=known
             )  # fmt: skip
             found += self.judge_all(partner.piece, fitted, model.bodies, 1)
         return self.approved(found, model)
 
     def partners_of(self, model: Model, known: torch.Tensor) -> list[Partner]:
-        """The few that agree best with a model and do not overlap with it."""
-        kept: list[Partner] = []
-        for partner in partners(self.scene, known, self.pools, self.shifts):
-            if partner.agreement < AGREEING or len(kept) == JOINED:
-                break
+        """The few, of those not tried with a model, that agree best with it and do not overlap with it."""
+        new, kept = self.pools[self.met.get(model, 0) :], []
+        self.met[model] = len(self.pools)
+        for partner in partners(self.scene, known, new, self.shifts, AGREEING):
             room = model.atoms + len(partner.piece) <= self.room
-            if room and float(self.contact(partner.xyz[None], partner.shift[None], model.bodies)[0]) > OVERLAP:
+            if room and float(self.contact(partner.xyz, partner.shift, model.bodies)[0]) > OVERLAP:
                 kept.append(partner)
+            if len(kept) == JOINED:
+                break
         return kept
 
     @cached_property
@@ -579,9 +582,10 @@ def best_of(fitted: Fitted, most: int, alike: float = ALIKE) -> Fitted:
     return fitted.take(order[distinct(fitted.score[order], alike)][:most])
 
 
-def pool_of(piece: Piece, fitted: Fitted, poses: Poses) -> Pool:
+def with_unrefined(piece: Piece, fitted: Fitted, poses: Poses) -> Fitted:
     """Refined poses, and those of ``poses`` after as many as were refined, as they were found."""
     rest = poses.take(torch.arange(len(fitted), len(poses), device=poses.score.device))
     atoms = torch.from_numpy(piece.xyz).float().to(rest.turn.device)
-    xyz = torch.cat([fitted.xyz, torch.einsum("bij,mj->bmi", rest.turn, atoms)])
-    return Pool(piece, xyz, torch.cat([fitted.shift, rest.shift]))
+    xyz = torch.einsum("bij,mj->bmi", rest.turn, atoms)
+    parts = ((fitted.xyz, xyz), (fitted.shift, rest.shift), (fitted.score, rest.score))
+    return Fitted(*(torch.cat(pair) for pair in parts))
