@@ -30,9 +30,9 @@ CLEAN = 3.0  # how much more of pieces a reflection held out of everything tells
 PIECES_BIAS, PER_MERIT = -9.3, 21.0  # for solutions from pieces; docs/decisions/0013-verdict-of-fragments.md
 # Of pieces of proteins: docs/decisions/0027-helices-of-proteins.md
 PIECES_EVEN, PER_LEAD, PIECES_HELD = 0.08, 100.0, 150  # lead of even odds, log-odds a unit; least held-out reflections
-NOISE, PIECES_SLOPE = 0.95, 0.54  # of the verdict below "solved"; docs/confidence.md says how they were fitted
+NOISE, PIECES_SLOPE = 0.49, 0.58  # of the verdict below "solved"; docs/confidence.md says how they were fitted
 FITTED_TO = 2.2  # A: beyond it no crystal had a part in that, and the search's strict reckoning stands
-GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.30, 6.70, 0.54  # for phases put in; docs/confidence.md
+GIVEN_BIAS, GIVEN_PER_SCORE, GIVEN_PER_FOM = -0.61, 8.73, 0.34  # for phases put in; docs/confidence.md
 SIM_SHELL, SIM_NEAR = 60, 30  # reflections of one sigmaA; held-out ones around them that weigh as much as all
 LEAST_LEFT = 0.05  # of the reflections, beside as many parameters as there are
 FAINTEST = 0.1  # sigmaA where the held-out reflections show none, for the same reason as FLOOR
