@@ -41,8 +41,8 @@ FRAGMENTS_D_MIN = 1.0  # A: to here atoms are found one by one
 ATOMS_D_MIN = 1.2  # A: and to here often: pieces come after random phases
 FRAGMENTS_ROOM = (12, 3000)  # atoms of the asymmetric unit that pieces may be part of
 SCENE = 1500  # reflections that poses are scored against; where there is room for MUCH,
-WIDE_ATOM, WIDE = 10, (4000, 12_000)  # in a first search, for each atom of room, least, most,
-ALL = 40_000  # and in the end
+ALL = 40_000  # all but so many; of these, in a first search, those that tell most,
+WIDE_ATOM, WIDE = 10, (4000, 12_000)  # for each atom of room, least, most
 POINT_SECONDS = 2.5e-4  # of the time limit for each point of the grid, without which a helix is not looked for
 HEAVY_D_MIN = 1.25  # A: to here phases of a few heavy atoms grow into those of all
 HEAVY_ROOM = 150  # atoms of the asymmetric unit: fewer are found from random phases
@@ -162,7 +162,8 @@ def fragment_road(
     def scene(count: int) -> Scene:
         return Scene.of(data, board.normalised, np.sort(work[:count]), board.place, wet=room >= MUCH)
 
-    fine, wide = (scene(ALL), scene(int(np.clip(WIDE_ATOM * room, *WIDE)))) if room >= MUCH else (scene(SCENE), None)
+    fine = scene(ALL if room >= MUCH else SCENE)
+    wide = fine.outline(int(np.clip(WIDE_ATOM * room, *WIDE))) if room >= MUCH else None
     road = Road(
         fine, judge, data.spacegroup, wanted, room, problem.d_min, () if pieces else sequences, options.seed, wide
     )

@@ -161,10 +161,10 @@ class Hunt:
         """Atoms and network in turn, from one solution after another, the best first, until one convinces or the time
         is up; from none again that they have gone as far from as they can. ``tell`` : called after every turn; ``only``
         : the trial whose solution is tried"""
-        for s in list(self.solutions):
+        for s in [s for s in self.solutions if only in (None, s.trial)]:
             if time_left() < rebuilder.cost:
                 return
-            if rebuilder.promising(s) and s.trial not in self.turned and only in (None, s.trial):
+            if rebuilder.promising(s) and s.trial not in self.turned:
                 done = rebuilder(s, time_left, tell)
                 self.solutions[self.solutions.index(s)] = done
                 self.trials[s.trial] = replace(self.trials[s.trial], score=done.score, r_work=done.r_work)

@@ -12,7 +12,7 @@ import torch
 from crystals import Crystal, crystal, problem_of
 from scipy.spatial.transform import Rotation
 
-from ml_phaser import pipeline
+from ml_phaser import beginnings, pipeline
 from ml_phaser.beginnings import FRAGMENTS_D_MIN, SCENE, WIDE
 from ml_phaser.crystal.agreement import compare, move, multiplicity
 from ml_phaser.crystal.normalise import normalise
@@ -297,7 +297,7 @@ def test_helices_no_longer_than_the_first_are_added_to_it_in_proteins(strand: pi
             return [replace(twelve, bodies=(*fixed, fixed[0]), judged=judged)]
 
         monkeypatch.setattr(large, "placed", placed)
-        monkeypatch.setattr(large, "sure", lambda: False)
+        monkeypatch.setattr(large, "sure", lambda least=0.0: False)
         large.models = []
         large.add_copies(replace(twelve, judged=0.1), lambda: False)
         return seen
@@ -330,8 +330,8 @@ def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(stran
     assert ahead.ahead(ahead.ranked())
     calls: list[float] = []
 
-    def completed(lead: float) -> bool:
-        monkeypatch.setattr(ahead, "completed", lambda m: Completed(m, m.f, 0.5, 0.3, 0.1))
+    def completed(lead: float, score: float = 0.5) -> bool:
+        monkeypatch.setattr(ahead, "completed", lambda m: Completed(m, m.f, score, 0.3, 0.1))
         monkeypatch.setattr(ahead, "lead", lambda c, done, ranked: calls.append(lead) or lead)
         return ahead.sure()
 
@@ -339,6 +339,7 @@ def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(stran
     many = np.arange(len(problem.held)) < 200  # held out, of which the lead says something
     ahead.judge = replace(ahead.judge, problem=replace(problem, held=many))
     assert completed(0.2) and not completed(0.05) and calls == [0.2, 0.05]
+    assert not completed(0.2, score=0.49)  # right, but a poor map: more of it is looked for
     assert not replace(ahead, wide=None).sure()
 
 
@@ -357,7 +358,8 @@ def test_from_what_is_ahead_one_goes_on_while_others_are_looked_for(strand: piec
         return len(went) == 2
 
     large.onward = onward
-    assert not large.sure() and not large.sure()
+    assert not large.sure(0.11) and not went  # it predicts too little for other pieces to wait
+    assert not large.sure(0.1) and not large.sure()
     assert went == [(1, 0.1)]  # once, with its lead
     large.models = [replace(model, judged=0.35), model]
     assert not large.sure() and len(went) == 1  # nor from one like it
@@ -370,10 +372,13 @@ def test_from_what_is_ahead_one_goes_on_while_others_are_looked_for(strand: piec
     assert not large.sure()
 
 
-@pytest.mark.parametrize(("wide", "ahead"), [(True, True), (True, False), (False, True)])
-def test_in_proteins_there_is_no_quick_look_and_a_lead_ends_the_search(
-    strand: pieces.Piece, wide: bool, ahead: bool, monkeypatch
+@pytest.mark.parametrize(
+    ("wide", "ahead", "sure"), [(True, True, True), (True, True, False), (True, False, False), (False, True, False)]
+)
+def test_in_proteins_there_is_no_quick_look_and_a_map_that_is_sure_ends_the_search(
+    strand: pieces.Piece, wide: bool, ahead: bool, sure: bool, monkeypatch
 ) -> None:
+    """A lead alone does not: other pieces may agree with it. It ends that in unlikely orientations."""
     way = road_of(made([strand.xyz], strand.weight, gemmi.UnitCell(12, 11, 19, 90, 98, 90))[0], [strand] * 3, 60)
     way = replace(way, wide=way.scene if wide else None)
     model, seen = model_of(way, strand, strand.xyz), []
@@ -383,14 +388,14 @@ def test_in_proteins_there_is_no_quick_look_and_a_lead_ends_the_search(
     )
     monkeypatch.setattr(way, "judge_all", lambda *args: [model] if len(args) == 4 else [])
     monkeypatch.setattr(way, "ahead", lambda ranked: ahead)
-    monkeypatch.setattr(way, "sure", lambda: False)
+    monkeypatch.setattr(way, "sure", lambda least=0.0: sure)
     for step in ("grow", "add_copies"):
         monkeypatch.setattr(way, step, lambda model, late, step=step: seen.append(step))
     way.travel(100.0, lambda done: None, lambda: 0.0)
     looked = [] if wide else ["quick look"]
-    steps = ["add_copies", "grow"] if wide else ["grow", "add_copies"]
+    steps = [] if sure else ["add_copies", "grow"] if wide else ["grow", "add_copies"]
     deep = ["deep search"] * 3 if wide and not ahead else []  # the other orientations, where nothing leads
-    assert seen == [*looked, *["search"] * (1 if wide and ahead else 3), *deep, *steps]
+    assert seen == [*looked, *["search"] * (1 if sure else 3), *deep, *steps]
 
 
 @pytest.mark.parametrize("room", [40, 22])
@@ -577,7 +582,7 @@ def test_pieces_come_first_where_they_can_pay(strand: pieces.Piece) -> None:
     assert plan_phasing(tiny, normalise(tiny), replace(OPTIONS, resolution=None)).road is None  # no room for any
 
 
-def test_proteins_begin_with_helices_if_there_is_time() -> None:
+def test_proteins_begin_with_helices_if_there_is_time(monkeypatch) -> None:
     helix = pieces.polyalanine(8, (-62.0, -42.0), "helix of 8")
     data = made([helix.xyz], helix.weight, gemmi.UnitCell(24.0, 30.0, 30.0, 90, 98, 90), d_min=1.9)[0]
     normalised = normalise(data)
@@ -590,6 +595,14 @@ def test_proteins_begin_with_helices_if_there_is_time() -> None:
     road = long.road
     assert road.wide is not None and set(road.wide.rows) <= set(road.scene.rows)
     assert len(road.wide.rows) == min(WIDE[0], len(road.scene.rows)) and len(road.scene.rows) > SCENE
+    monkeypatch.setattr(beginnings, "WIDE", (500, 1000))
+    few = plan_phasing(data, normalised, replace(OPTIONS, starts="fragments")).road
+    assert few is not None and few.wide is not None and len(few.wide.rows) == 1000
+    told = dict(zip(few.scene.rows, (few.scene.weight * (few.scene.value - 1).abs()).tolist(), strict=True))
+    rest = set(few.scene.rows) - set(few.wide.rows)
+    assert min(told[r] for r in few.wide.rows) >= max(told[r] for r in rest)  # those that tell most of a pose
+    piece = few.pieces[0]
+    assert len(few.turns(piece)) > len(replace(few, wide=None).turns(piece))
     assert short.road is None and any("no time. To change: timelimit" in said for said in short.choices)
     assert asked.road is not None
 
@@ -751,6 +764,9 @@ def test_turns_go_on_from_what_the_road_comes_to_while_it_travels(strand: pieces
     assert led[-1] is None and len(hunt.trials) == 1
     hunt, _ = entered(Turning(score=0.01, finisher=f"x{SUFFIX}"))  # taken for its atoms, though it predicts less
     assert hunt.solutions[0].score == hunt.trials[0].score == 0.01
+    for score in (0.49, 0.51):
+        hunt, _ = entered(Turning(score=score, worth=0.9))
+        assert hunt.convinced and led[-1] == (score > 0.5)  # a poor map is gone on from, though it is right
 
 
 # ------------------------------------------------------------------------------------------------- record and log

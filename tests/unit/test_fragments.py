@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import gemmi
 import numpy as np
@@ -22,7 +23,15 @@ from ml_phaser.phasing.fragments.grow import longer
 from ml_phaser.phasing.fragments.models import overlap
 from ml_phaser.phasing.fragments.refine import about, bent, climb
 from ml_phaser.phasing.fragments.scene import Scene
-from ml_phaser.phasing.fragments.search import Translations, likeliest, orientations, rescored, search, wanted
+from ml_phaser.phasing.fragments.search import (
+    NEAREST,
+    Translations,
+    likeliest,
+    orientations,
+    rescored,
+    search,
+    wanted,
+)
 from ml_phaser.phasing.fragments.waves import Sums, Waves
 
 GROUPS = ("P 1", "P 1 21 1", "P 21 21 21", "C 1 2 1", "P 31", "I 4")
@@ -91,6 +100,7 @@ def test_larger_pieces_want_more_orientations():
     assert counts == sorted(counts) and counts[0] < counts[-1]
     # each operator turns one orientation into another: four of them need a quarter
     assert [wanted(5.0, 1.5, n) for n in (1, 4)] == pytest.approx([2 * counts[-1], counts[-1] / 2], abs=1)
+    assert wanted(5.0, 1.5, 2, fine=True) == pytest.approx(counts[-1] * (1.1 / 0.8) ** 3, rel=0.01)
 
 
 # -------------------------------------------------------------------------------------------------------- scene
@@ -235,6 +245,27 @@ def test_the_second_copy_is_found_beside_the_first(strand):
     apart = (found - second) @ np.array(cell.frac.mat).T
     assert np.abs((apart - apart.round()) @ np.array(cell.orth.mat).T).max() < 0.1
     assert fitted.score[best] > 0.85
+
+
+def test_places_on_top_of_copies_do_not_crowd_out_the_others():
+    """Of a helix in a flat cell, where most of what tops the function is the helix through its own copy."""
+    helix = pieces.polyalanine(10, (-62.0, -42.0), "helix of 10")
+    rng = np.random.default_rng(12)
+    cell = gemmi.UnitCell(13, 24, 26, 90, 90, 90)
+    data, _, _ = crystal("P 21 21 21", helix, np.eye(3), np.array([3.0, 2.0, 8.0]), cell=cell)
+    scene, turns = scene_of(data), Rotation.random(40, rng=rng).as_matrix()
+    trace = torch.from_numpy(helix.xyz[[i for i, name in enumerate(helix.names) if name == "CA"][::2]]).float()
+
+    def clear(poses):
+        return scene.closest(torch.einsum("bij,mj->bmi", poses.turn, trace), poses.shift) > NEAREST
+
+    plain, apart = (search(scene, data.spacegroup, helix, turns, 120, apart=a) for a in (False, True))
+    assert (
+        clear(plain).float().mean() < 0.3 and clear(apart).float().mean() > 0.6
+    )  # in some orientations all are on top
+    assert float(apart.score[clear(apart)].max()) >= float(plain.score[clear(plain)].max())
+    bare = replace(helix, names=("C",) * len(helix))  # of what has no C-alpha atoms nothing is known
+    assert torch.equal(search(scene, data.spacegroup, bare, turns, 120, apart=True).score, plain.score)
 
 
 # ------------------------------------------------------------------------------------------------------- refine

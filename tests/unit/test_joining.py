@@ -153,6 +153,7 @@ def test_what_a_search_finds_is_kept_to_be_joined_in_large_wholes_alone(monkeypa
     way, strand, one, _ = two("P 21 21 21")
     turns = torch.from_numpy(Rotation.random(130, rng=np.random.default_rng(0)).as_matrix()).float()
     poses = Poses(turns, torch.rand(130, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(130))
+    monkeypatch.setattr(road, "SEARCHED_WIDE", 100)
     for wide in (None, way.scene):
         here = replace(way, wide=wide, pools=[], met={})
         monkeypatch.setattr(here, "searched", lambda *a: poses)
@@ -164,7 +165,37 @@ def test_what_a_search_finds_is_kept_to_be_joined_in_large_wholes_alone(monkeypa
         here.refined(strand, (Body(strand, torch.from_numpy(one).float()),), lambda: True, False)
         assert len(here.pools) == (wide is not None)  # poses beside another are at its origin
     ((_, pool),) = here.pools
-    assert len(pool.xyz) == len(poses) and torch.equal(pool.shift[road.SEARCHED :], poses.shift[road.SEARCHED :])
+    assert len(pool.xyz) == len(poses) and torch.equal(pool.shift[100:], poses.shift[100:])
     atoms = torch.from_numpy(strand.xyz).float()
     assert torch.allclose(pool.xyz[-1], atoms @ turns[-1].T, atol=1e-5)
     assert not torch.allclose(pool.xyz[0], atoms @ turns[0].T, atol=1e-3)  # refined
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_small_parts_of_a_large_whole_are_refined_on_some_reflections_and_fit_all(monkeypatch, late: bool) -> None:
+    way, strand, one, _ = two("P 21 21 21")
+    some = way.scene.outline(len(way.scene.rows) // 2)
+    here = replace(way, wide=some, pools=[], met={})
+    weight = torch.from_numpy(strand.weight).float()
+    turns = torch.from_numpy(Rotation.random(30, rng=np.random.default_rng(0)).as_matrix()).float()
+    poses = Poses(turns, torch.rand(30, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(30))
+    monkeypatch.setattr(here, "searched", lambda *a: poses)
+    monkeypatch.setattr(here, "free", lambda piece, found, fixed, most: found)
+    for fixed in ((), (Body(strand, torch.from_numpy(one).float()),)):
+        known = here.fixed(fixed)
+        near, there = here.near(known)
+        assert near is some and (there is None) == (not fixed)
+        if there is not None and known is not None:
+            rows = [list(way.scene.rows).index(r) for r in some.rows]
+            assert torch.equal(there, known[rows])
+        found = here.refined(strand, fixed, lambda: late, False)
+        assert len(found) == road.BENT_WIDE
+        moved = found.xyz + (found.shift @ way.scene.orth.T)[:, None]
+        f = way.scene.structure(moved, weight)
+        wanted = way.scene.correlation(f if known is None else f + known)
+        assert torch.allclose(found.score, wanted, atol=1e-4)
+        before = way.scene.fits(
+            torch.einsum("bij,mj->bmi", turns, torch.from_numpy(strand.xyz).float()), poses.shift, weight, known
+        )
+        assert float(found.score.mean()) > float(before.topk(road.BENT_WIDE).values.mean())
+    assert here.near(None)[0] is some and replace(here, wide=None).near(None)[0] is way.scene

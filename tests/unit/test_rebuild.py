@@ -219,6 +219,8 @@ def test_a_search_goes_on_with_the_best_first(made, builder, monkeypatch):
     assert seen == [0, 1] and hunt.convinced  # and nobody after it
     assert [s.trial for s in hunt.solutions] == [1, 0, 2, 3]
     assert hunt.trials[1].score == 0.9 and hunt.trials[1].r_work == 0.1
+    hunt.rebuild(told, lambda: 1e9, only=3)
+    assert seen == [0, 1, 3]  # nobody but whom it is asked of, whatever convinces already
 
 
 def test_where_turns_came_to_an_end_they_are_not_begun_again(made, builder):

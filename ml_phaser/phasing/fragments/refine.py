@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,6 +78,12 @@ def refine(
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
     start = torch.einsum("bij,mj->bmi", poses.turn, atoms)
     return climb(scene, piece, start, poses.shift, steps, bend=bend, fixed=fixed)
+
+
+def scored(scene: Scene, piece: Piece, fitted: Fitted, fixed: torch.Tensor | None = None) -> Fitted:
+    """Poses as they are, by their correlation with E^2 on another scene."""
+    weight = torch.from_numpy(piece.weight).float().to(scene.device)
+    return replace(fitted, score=scene.fits(fitted.xyz, fitted.shift, weight, fixed))
 
 
 def climb(

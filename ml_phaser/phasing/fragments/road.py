@@ -29,7 +29,7 @@ from ml_phaser.phasing.fragments.judge import COMPLETING, Judge
 from ml_phaser.phasing.fragments.models import Body, Completed, Complexes, Model, factors, overlap
 from ml_phaser.phasing.fragments.molecules import Wander
 from ml_phaser.phasing.fragments.pieces import Piece, helices, molecules
-from ml_phaser.phasing.fragments.refine import Fitted, climb, refine
+from ml_phaser.phasing.fragments.refine import Fitted, climb, refine, scored
 from ml_phaser.phasing.fragments.scene import Scene
 from ml_phaser.phasing.fragments.search import (
     ALIKE,
@@ -45,14 +45,18 @@ from ml_phaser.phasing.fragments.search import (
 SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so many, reflections, poses refined,
 TRIED = 8  # and then with torsions
 SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
-LIKELIEST, MANY = 0.25, 1000  # orientations of a small part of a large whole that are tried at first; poses kept of
-# each such share of orientations
+SEARCHED_WIDE = 400  # of small parts of a large whole, on the reflections they were searched on
+LIKELIEST, MANY, MORE = 0.06, 1000, 3000  # orientations of a small part of a large whole that are tried at first; poses
+# kept of these, and of the others
 ALMOST, EQUAL = 1e-5, 1e-8  # difference of their scores below which two poses are one, refined, and as found
 ANCHORS, JOINED = 2, 2  # models, those that fit best, that others are joined to, and partners tried at a time,
 AGREEING = 5.5  # standard deviations that they must agree by
-AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on no other piece is searched for,
-SURE = 0.95  # and probability from which on nothing is added to a model
+AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on a model is completed and gone on from at once,
+SURE = 0.95  # and probability,
+GOOD = 0.5  # and correlation of reflections held out, from which on nothing is added to a model
+ENOUGH = 0.1  # correlation from which on a model is gone on from before all pieces have been searched for
 BENT, JUDGED = 24, 12  # with torsions, and judged
+BENT_WIDE = 8  # of small parts of a large whole
 EAGER = 3  # of which before other pieces have been searched for
 HURRIED = 2  # poses judged, and models completed, when the time is up and none led onward
 REGISTERS = 3  # places in the sequence, of all that a chain can have, whose side chains are judged
@@ -89,8 +93,8 @@ class Road:
         orientations or the others; likely : all orientations of a piece, the likeliest first
     pools : of small parts of a large whole, pieces and all their poses that were found, which may agree with each
         other; met : how many of them were tried with a model
-    onward : goes on, by other means, from a model that is ahead, and says whether that convinced; gone : from which
-        it did, and what it said
+    onward : goes on, by other means, from a model that is ahead, and says whether that led to a good map beyond doubt;
+        gone : from which it did, and what it said
     """
 
     scene: Scene
@@ -185,8 +189,9 @@ class Road:
             self.finished[model] = Completed(model, f, score, residual, self.merit(model, score))
         return self.finished[model]
 
-    def sure(self) -> bool:
-        """Whether the best model of a small part of a large whole leads to a map that is right beyond doubt."""
+    def sure(self, least: float = -1.0) -> bool:
+        """Whether the best model of a small part of a large whole leads to a good map, right beyond doubt; it is gone
+        on from if, completed, it has a correlation of ``least``."""
         if self.wide is None:
             return False
         if any(self.gone.values()):
@@ -196,10 +201,11 @@ class Road:
             return False
         best, held = self.completed(ranked[0]), int(self.judge.problem.held.sum())
         best = replace(best, lead=self.lead(best, [best], ranked))
-        return probability_of_pieces(best.merit, best.lead, held) >= SURE or self.went(best)
+        likely = probability_of_pieces(best.merit, best.lead, held) >= SURE
+        return (likely and best.score >= GOOD) or (best.score >= least and self.went(best))
 
     def went(self, best: Completed) -> bool:
-        """Whether going on from a model convinced; not tried again from one like it with as many bodies."""
+        """Whether going on from a model led to a good map; not tried again from one like it with as many bodies."""
         model, bodies = best.model, len(best.model.bodies)
         if self.onward is None or any(len(m.bodies) >= bodies and self.alike(m, model) for m in self.gone):
             return False
@@ -304,12 +310,13 @@ class Road:
         return refine(self.outline, piece, poses, FIRST_STEPS, bend=False)
 
     def look_for(self, pieces: Sequence[Piece], late: Late, tell: Callable[[float], None]) -> None:
-        """Search for piece after piece and judge the poses that fit best, of small parts of a large whole first those
-        in the likeliest orientations, then in the others; then, in the same order, more of them."""
+        """Search for piece after piece and judge the poses that fit best, of small parts of a large whole, until a map
+        is sure, first those in the likeliest orientations, then, if none is ahead, in the others; then, in the same
+        order, more of them."""
         searched: list[tuple[Piece, Fitted, list[Model]]] = []
         passes = [(deep, piece) for deep in ((False,) if self.wide is None else (False, True)) for piece in pieces]
         for i, (deep, piece) in enumerate(passes):
-            if late(SEARCHING) and self.models:
+            if self.models and (late(SEARCHING) or (deep and self.ahead(self.ranked()))):
                 return
             fitted = self.fitted(piece, (), lambda: late(SEARCHING), deep=deep)
             found = self.judge_all(piece, fitted, (), HURRIED if late(SEARCHING) else EAGER)
@@ -317,7 +324,7 @@ class Road:
             self.models += found
             self.join(lambda: late(SEARCHING))
             tell((i + 1) / len(passes) * SEARCHING)
-            if self.wide is not None and self.models and self.ahead(self.ranked()):
+            if self.sure(ENOUGH):
                 return
         for piece, fitted, found in searched:
             if late(SEARCHING):
@@ -331,7 +338,8 @@ class Road:
 
     def turns(self, piece: Piece) -> Floats:
         """Orientations (k, 3, 3) of a piece that are worth trying."""
-        return orientations(wanted(piece.radius, self.d_min, len(self.scene.rot)))
+        fine = self.wide is not None
+        return orientations(wanted(piece.radius, self.d_min, len(self.scene.rot), fine=fine))
 
     def free(self, piece: Piece, poses: Poses, fixed: Sequence[Body], most: int) -> Poses:
         """The first poses that do not overlap with copies of themselves and what is in place."""
@@ -358,32 +366,45 @@ class Road:
     def refined(self, piece: Piece, fixed: tuple[Body, ...], stop: Callable[[], bool], deep: bool) -> Fitted:
         """The best poses of a piece beside what is in place, searched for and refined."""
         known = self.fixed(fixed)
+        near, there = self.near(known)
+        many = SEARCHED if self.wide is None else SEARCHED_WIDE
         found = self.searched(piece, known, stop, deep)
-        poses = self.free(piece, found, fixed, SEARCHED if fixed or self.wide is None else len(found))
-        first = poses.take(torch.arange(min(SEARCHED, len(poses)), device=poses.score.device))
-        fitted = refine(self.scene, piece, first, FIRST_STEPS, bend=False, fixed=known)
+        poses = self.free(piece, found, fixed, many if fixed or self.wide is None else len(found))
+        first = poses.take(torch.arange(min(many, len(poses)), device=poses.score.device))
+        fitted = refine(near, piece, first, FIRST_STEPS, bend=False, fixed=there)
+        fitted = self.on_all(piece, fitted, known)
         if not fixed and self.wide is not None:
             self.pools.append((piece, with_unrefined(piece, fitted, poses)))
         fitted = self.best_of(fitted, HOPEFUL)
-        fitted = self.best_of(
-            climb(self.scene, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=known), BENT
-        )
+        fitted = climb(near, piece, fitted.xyz, fitted.shift, RIGID_STEPS, bend=False, fixed=there)
+        fitted = self.best_of(self.on_all(piece, fitted, known), BENT if self.wide is None else BENT_WIDE)
         if stop():
             return fitted
         return climb(self.scene, piece, fitted.xyz, fitted.shift, BENDING_STEPS, bend=True, fixed=known)
 
+    def near(self, known: torch.Tensor | None) -> tuple[Scene, torch.Tensor | None]:
+        """The reflections that poses are searched and first refined on, and structure factors (n,) there of what has
+        them, ``known``, on all."""
+        if self.wide is None or known is None:
+            return self.wide or self.scene, known
+        return self.wide, known[np.searchsorted(self.scene.rows, self.wide.rows)]
+
+    def on_all(self, piece: Piece, fitted: Fitted, known: torch.Tensor | None) -> Fitted:
+        """Poses with their fit to all reflections."""
+        return fitted if self.wide is None else scored(self.scene, piece, fitted, known)
+
     def searched(self, piece: Piece, known: torch.Tensor | None, stop: Callable[[], bool], deep: bool) -> Poses:
         """The best poses of a piece beside structure factors (n,) that are known: of many that agree with some of the
         reflections, where it is a small part, those that agree with all. The likeliest orientations, or the others."""
+        near, there = self.near(known)
         if self.wide is None:
-            return search(self.scene, self.spacegroup, piece, self.turns(piece), 2 * SEARCHED, known, stop)
+            return search(near, self.spacegroup, piece, self.turns(piece), 2 * SEARCHED, there, stop)
         if piece not in self.likely:
-            self.likely[piece] = likeliest(self.wide, piece, self.turns(piece), stop)
+            self.likely[piece] = likeliest(near, piece, self.turns(piece), stop)
         turns = self.likely[piece]
         first = max(1, round(LIKELIEST * len(turns)))
-        turns, most = (turns[first:], round(MANY * (1 / LIKELIEST - 1))) if deep else (turns[:first], MANY)
-        there = None if known is None else known[np.searchsorted(self.scene.rows, self.wide.rows)]
-        poses = search(self.wide, self.spacegroup, piece, turns, most, there, stop, EQUAL)
+        turns, most = (turns[first:], MORE) if deep else (turns[:first], MANY)
+        poses = search(near, self.spacegroup, piece, turns, most, there, stop, EQUAL, apart=True)
         return rescored(self.scene, piece, poses, known)
 
     def best_of(self, fitted: Fitted, most: int) -> Fitted:

@@ -116,6 +116,19 @@ class Scene:
         """F (B, n) of atoms (B, m, 3) in A where they are."""
         return self.total(self.parts(xyz, weight), torch.zeros_like(xyz[:, 0]))
 
+    @torch.no_grad()
+    def fits(
+        self, xyz: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor, fixed: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Correlation (B,) with E^2 of atoms (B, m, 3) in A moved by ``shift`` (B, 3), fractions of the cell, with
+        scattering powers (m,), beside structure factors ``fixed`` (n,)."""
+        together, score = self.together(xyz.shape[1]), shift.new_empty(len(xyz))
+        for start in range(0, len(xyz), together):
+            some = slice(start, start + together)
+            f = self.total(self.parts(xyz[some], weight), shift[some])
+            score[some] = self.correlation(f if fixed is None else f + fixed)
+        return score
+
     def correlation(self, f: torch.Tensor) -> torch.Tensor:
         """Correlation (B,) of |F|^2 (B, n) with the measured E^2."""
         return self.agreement(f.real**2 + f.imag**2)

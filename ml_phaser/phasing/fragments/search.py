@@ -25,10 +25,13 @@ from ml_phaser.crystal.agreement import permissible_origins
 from ml_phaser.phasing.fragments.pieces import Piece
 from ml_phaser.phasing.fragments.scene import Scene
 
-STEP = 1.1  # A: how far an atom at the piece's radius moves from one orientation to the next
-FEWEST, MOST = 3000, 40_000  # orientations, counted with those that operators of the group make of them
+STEP, FINE_STEP = 1.1, 0.8  # A: how far an atom at the piece's radius moves from one orientation to the next
+FEWEST, MOST, MOST_FINE = 3000, 40_000, 80_000  # orientations, counted with those that operators of the group make
+GRID = 2**25  # grid points of translation functions held at once
 PEAKS = 3  # translations kept of an orientation,
-RIVALS = 12  # of so many times as many points, the highest, which may be neighbours
+RIVALS = 12  # of so many times as many points, the highest, which may be neighbours,
+CROWD = 100  # or, of which most may be on top of copies
+NEAREST = 3.5  # A between C-alpha atoms of a piece and its copies; nearer they are the same place
 ALIKE = 1e-4  # difference in score below which two poses are one
 
 
@@ -63,11 +66,13 @@ def orientations(count: int) -> NDArray[np.float64]:
     ], 1)  # fmt: skip
 
 
-def wanted(radius: float, d_min: float, operators: int) -> int:
+def wanted(radius: float, d_min: float, operators: int, *, fine: bool = False) -> int:
     """Orientations worth trying for a piece of ``radius`` A at ``d_min`` A: twice the volume of SO(3), 8 pi^2, in
-    cells, shared among the operators of the group, each of which makes another of every one."""
-    angle = STEP * max(d_min, 1.5) / 1.5 / max(radius, 2.0)
-    return round(float(np.clip(2 * 8 * np.pi**2 / angle**3, FEWEST, MOST)) / operators)
+    cells, shared among the operators of the group, each of which makes another of every one. ``fine`` : smaller cells,
+    where a right pose stands out so little that it must not lose any of it"""
+    step, most = (FINE_STEP, MOST_FINE) if fine else (STEP, MOST)
+    angle = step * max(d_min, 1.5) / 1.5 / max(radius, 2.0)
+    return round(float(np.clip(2 * 8 * np.pi**2 / angle**3, FEWEST, most)) / operators)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +110,20 @@ class Translations:
         paired, crossed = (Places.of(index, shape, scene.device) for index in (k, turned // periods))
         return cls(shape, tuple(periods.tolist()), pairs, paired, crossed, mask)  # type: ignore[arg-type]
 
-    def peaks(self, scene: Scene, parts: torch.Tensor, fixed: torch.Tensor | None, count: int) -> torch.Tensor:
-        """The ``count`` best translations (B, count, 3) of each orientation, parts (B, n, S), fractions of the cell."""
+    def peaks(
+        self, scene: Scene, parts: torch.Tensor, fixed: torch.Tensor | None, count: int,
+        trace: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The ``count`` best translations (B, count, 3) of each orientation, parts (B, n, S), fractions of the cell.
+        With ``trace``, points (B, m, 3) in A of each, those first where these keep clear of their copies: on top of
+        its copies a piece scatters more, and so tops the function by chance."""
         size = math.prod(self.shape)
         if size == 1:
             return parts.real.new_zeros((len(parts), 1, 3))
         t = self.function(scene, parts, fixed)
         flat = t.flatten(1)
-        index = flat.masked_fill(~self.allowed, -math.inf).topk(min(RIVALS * count, size), dim=1).indices
+        rivals = RIVALS * count if trace is None else CROWD * count
+        index = flat.masked_fill(~self.allowed, -math.inf).topk(min(rivals, size), dim=1).indices
         v, w = self.shape[1:]
         steps = torch.stack([index // (v * w), index // w % v, index % w], -1)
         value = flat.gather(1, index)
@@ -122,9 +133,12 @@ class Translations:
                 beside = steps.clone()
                 beside[..., axis] = (beside[..., axis] + step) % self.shape[axis]
                 ridge &= value >= flat.gather(1, (beside[..., 0] * v + beside[..., 1]) * w + beside[..., 2])
+        places = steps / torch.tensor(self.shape, device=t.device) / torch.tensor(self.periods, device=t.device)
+        if trace is not None:
+            row, column = ridge.nonzero(as_tuple=True)
+            ridge[row, column] = scene.closest(trace[row], places[row, column]) > NEAREST
         best = value.masked_fill(~ridge, -math.inf).topk(min(count, size), dim=1).indices
-        steps = steps.gather(1, best[..., None].expand(-1, -1, 3))
-        return steps / torch.tensor(self.shape, device=t.device) / torch.tensor(self.periods, device=t.device)
+        return places.gather(1, best[..., None].expand(-1, -1, 3))
 
     def function(self, scene: Scene, parts: torch.Tensor, fixed: torch.Tensor | None) -> torch.Tensor:
         """The translation function (B, u, v, w) of each orientation, up to a factor and a constant."""
@@ -191,33 +205,29 @@ def likeliest(
     Those for which there was no time are left out."""
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
     weight = torch.from_numpy(piece.weight).float().to(scene.device)
-    scores: list[torch.Tensor] = []
-    for some in torch.from_numpy(turns).float().to(scene.device).split(scene.together(len(piece))):
+    every, together = torch.from_numpy(turns).float().to(scene.device), scene.together(len(piece))
+    score, done = torch.empty(len(every), device=scene.device), 0  # in one piece: small ones hold on to memory between
+    while done < len(every) and not (done and stop()):
+        some = every[done : done + together]
         parts = scene.parts(torch.einsum("bij,mj->bmi", some, atoms), weight)
-        scores.append(scene.agreement((parts.real**2 + parts.imag**2).sum(-1)))
-        if stop():
-            break
-    score = torch.cat(scores).cpu().numpy()
-    return np.asarray(turns[np.argsort(-score, kind="stable")])
+        score[done : done + together] = scene.agreement((parts.real**2 + parts.imag**2).sum(-1))
+        done += len(some)
+    return np.asarray(turns[np.argsort(-score[:done].cpu().numpy(), kind="stable")])
 
 
-@torch.no_grad()
 def rescored(scene: Scene, piece: Piece, poses: Poses, fixed: torch.Tensor | None = None) -> Poses:
     """The poses by their correlation with E^2 on another scene, best first."""
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
     weight = torch.from_numpy(piece.weight).float().to(scene.device)
-    scores, some = [], scene.together(len(piece))
-    for turn, shift in zip(poses.turn.split(some), poses.shift.split(some), strict=True):
-        f = scene.total(scene.parts(torch.einsum("bij,mj->bmi", turn, atoms), weight), shift)
-        scores.append(scene.correlation(f if fixed is None else f + fixed))
-    score = torch.cat(scores) if scores else poses.score
+    score = scene.fits(torch.einsum("bij,mj->bmi", poses.turn, atoms), poses.shift, weight, fixed)
     return replace(poses, score=score).take(score.argsort(descending=True))
 
 
 @torch.no_grad()
 def search(
     scene: Scene, spacegroup: gemmi.SpaceGroup, piece: Piece, turns: NDArray[np.float64], keep: int,
-    fixed: torch.Tensor | None = None, stop: Callable[[], bool] = lambda: False, alike: float = ALIKE,
+    fixed: torch.Tensor | None = None, stop: Callable[[], bool] = lambda: False, alike: float = ALIKE, *,
+    apart: bool = False,
 ) -> Poses:  # fmt: skip
     """The best poses of a piece.
 
@@ -227,6 +237,7 @@ def search(
     fixed : (n,) structure factors of what is in place already, in electrons
     stop : asked between batches; what has been found by then is returned
     alike : difference in score below which two poses are one
+    apart : keep translations only where every second C-alpha atom keeps clear of its copies
     """
     if not len(turns):
         nothing = torch.zeros((0, 3), device=scene.device)
@@ -234,16 +245,21 @@ def search(
     translations = Translations.of(scene, spacegroup, fixed=fixed is not None)
     atoms = torch.from_numpy(piece.xyz).float().to(scene.device)
     weight = torch.from_numpy(piece.weight).float().to(scene.device)
-    found: list[Poses] = []
-    for some in torch.from_numpy(turns).float().to(scene.device).split(scene.together(len(piece))):
-        parts = scene.parts(torch.einsum("bij,mj->bmi", some, atoms), weight)
-        shifts = translations.peaks(scene, parts, fixed, PEAKS)
+    trace = [i for i, name in enumerate(piece.names) if name == "CA"][::2] if apart else []
+    together = min(scene.together(len(piece)), max(1, GRID // math.prod(translations.shape)))
+    every, done = torch.from_numpy(turns).float().to(scene.device), 0
+    shift, score = atoms.new_zeros((len(every), PEAKS, 3)), atoms.new_full((len(every), PEAKS), -math.inf)
+    while done < len(every) and not (done and stop()):
+        some, rows = every[done : done + together], slice(done, done + together)
+        there = torch.einsum("bij,mj->bmi", some, atoms)
+        parts = scene.parts(there, weight)
+        shifts = translations.peaks(scene, parts, fixed, PEAKS, there[:, trace] if trace else None)
         for j in range(shifts.shape[1]):
             f = scene.total(parts, shifts[:, j])
-            found.append(Poses(some, shifts[:, j], scene.correlation(f if fixed is None else f + fixed)))
-        if stop():
-            break
-    all_of = Poses(*(torch.cat([getattr(p, name) for p in found]) for name in ("turn", "shift", "score")))
+            shift[rows, j], score[rows, j] = shifts[:, j], scene.correlation(f if fixed is None else f + fixed)
+        done += len(some)
+    row, column = score.isfinite().nonzero(as_tuple=True)
+    all_of = Poses(every[row], shift[row, column], score[row, column])
     best = all_of.score.argsort(descending=True)
     return all_of.take(best[distinct(all_of.score[best], alike)][:keep])
 

@@ -14,7 +14,7 @@ from ml_phaser.phasing.completion import LastTouch
 from ml_phaser.phasing.finish import Finisher, Solution, refine
 from ml_phaser.phasing.fragments.judge import COMPLETING, RELEASED
 from ml_phaser.phasing.fragments.models import Body, Completed
-from ml_phaser.phasing.fragments.road import Road
+from ml_phaser.phasing.fragments.road import GOOD, SURE, Road
 from ml_phaser.phasing.rebuild import Rebuilder, turned
 from ml_phaser.phasing.search import Hunt
 
@@ -52,7 +52,7 @@ def from_fragments(
     def onward(completed: Completed) -> bool:
         if rebuilder is not None:
             hunt.rebuild(rebuilder, time_left, lambda: tell(min(1.0, (now() - began) / seconds)), enter(completed))
-        return hunt.convinced
+        return any(s.probability >= SURE and s.score >= GOOD for s in hunt.solutions)
 
     road.onward = None if rebuilder is None else onward
     for completed in road.travel(seconds, tell, now):
