@@ -297,7 +297,7 @@ def test_helices_no_longer_than_the_first_are_added_to_it_in_proteins(strand: pi
             return [replace(twelve, bodies=(*fixed, fixed[0]), judged=judged)]
 
         monkeypatch.setattr(large, "placed", placed)
-        monkeypatch.setattr(large, "sure", lambda least=0.0: False)
+        monkeypatch.setattr(large, "sure", lambda: False)
         large.models = []
         large.add_copies(replace(twelve, judged=0.1), lambda: False)
         return seen
@@ -312,6 +312,22 @@ def test_helices_no_longer_than_the_first_are_added_to_it_in_proteins(strand: pi
         *((f"helix of {n}", 1, deep) for deep in (False, True) for n in (12, 8)), ("helix of 8", 2, True),
     ]  # fmt: skip
     assert [len(m.bodies) for m in large.models] == [2]
+
+
+def test_of_a_smaller_part_more_orientations_are_tried_at_first(strand: pieces.Piece, monkeypatch) -> None:
+    way = road_of(made([strand.xyz], strand.weight, gemmi.UnitCell(12, 11, 19, 90, 98, 90))[0], [strand], 60)
+    seen: list[tuple[int, int]] = []
+
+    def search(scene, spacegroup, piece, turns, keep, *rest, **more):
+        seen.append((len(turns), keep))
+        return road.Poses(*(torch.zeros(shape) for shape in ((0, 3, 3), (0, 3), (0,))))
+
+    monkeypatch.setattr(road, "search", search)
+    for room in (road.HUGE, road.HUGE + 1):
+        large = replace(way, wide=way.scene, room=room, likely={strand: np.tile(np.eye(3), (100, 1, 1))})
+        for deep in (False, True):
+            large.searched(strand, None, lambda: False, deep)
+    assert seen == [(6, 1000), (94, 3000), (25, 2500), (75, 3000)]
 
 
 def test_of_small_parts_the_fit_has_a_say_and_a_clear_lead_ends_the_search(strand: pieces.Piece, monkeypatch) -> None:
@@ -358,8 +374,7 @@ def test_from_what_is_ahead_one_goes_on_while_others_are_looked_for(strand: piec
         return len(went) == 2
 
     large.onward = onward
-    assert not large.sure(0.11) and not went  # it predicts too little for other pieces to wait
-    assert not large.sure(0.1) and not large.sure()
+    assert not large.sure() and not large.sure()
     assert went == [(1, 0.1)]  # once, with its lead
     large.models = [replace(model, judged=0.35), model]
     assert not large.sure() and len(went) == 1  # nor from one like it
@@ -388,7 +403,7 @@ def test_in_proteins_there_is_no_quick_look_and_a_map_that_is_sure_ends_the_sear
     )
     monkeypatch.setattr(way, "judge_all", lambda *args: [model] if len(args) == 4 else [])
     monkeypatch.setattr(way, "ahead", lambda ranked: ahead)
-    monkeypatch.setattr(way, "sure", lambda least=0.0: sure)
+    monkeypatch.setattr(way, "sure", lambda: sure)
     for step in ("grow", "add_copies"):
         monkeypatch.setattr(way, step, lambda model, late, step=step: seen.append(step))
     way.travel(100.0, lambda done: None, lambda: 0.0)

@@ -78,7 +78,7 @@ def test_a_part_in_its_place_grows_into_the_whole(sown: Sown, monkeypatch) -> No
     plan, data, truth = sown.plan, sown.data, sown.truth
     near = np.concatenate([sown.turn[None], Rotation.random(30, rng=np.random.default_rng(3)).as_matrix()])
     monkeypatch.setattr(road, "orientations", lambda count: near)
-    monkeypatch.setattr(road, "LIKELIEST", 1.0)
+    monkeypatch.setattr(road, "LIKELIEST", (1.0, 1.0))
     hunt = Hunt(plan.whole, plan.rows)
     sprouts.from_poses(hunt, plan.road, sown.growth(), plan.finishers, plan.n, 0, 120.0, lambda done: None)
     best = max(hunt.solutions, key=lambda s: s.probability)
@@ -89,7 +89,7 @@ def test_a_part_in_its_place_grows_into_the_whole(sown: Sown, monkeypatch) -> No
 
 def test_orientations_left_out_at_first_are_tried_when_the_likeliest_lead_nowhere(sown: Sown, monkeypatch) -> None:
     """That of the helix the last of all."""
-    monkeypatch.setattr(road, "LIKELIEST", 0.25)  # of these few, so that as many poses grow as may
+    monkeypatch.setattr(road, "LIKELIEST", (0.25, 0.25))  # of these few, so that as many poses grow as may
     plan, data, truth = sown.plan, sown.data, sown.truth
     turns = np.concatenate([Rotation.random(30, rng=np.random.default_rng(3)).as_matrix(), sown.turn[None]])
     way = replace(plan.road, searches={}, likely={plan.road.pieces[0]: turns})

@@ -46,15 +46,16 @@ SCOUTS, OUTLINE, SCOUTED = 2, 500, 30  # for a first look: one orientation in so
 TRIED = 8  # and then with torsions
 SEARCHED, HOPEFUL = 100, 40  # poses of a piece refined as rigid bodies, a little and further,
 SEARCHED_WIDE = 400  # of small parts of a large whole, on the reflections they were searched on
-LIKELIEST, MANY, MORE = 0.06, 1000, 3000  # orientations of a small part of a large whole that are tried at first; poses
-# kept of these, and of the others
+LIKELIEST, MANY = (0.06, 0.25), (1000, 2500)  # orientations of a small part of a large whole that are tried at first,
+# and poses kept of these, up to so many atoms of room and beyond: the more there are, the less the rotation function
+# knows of one helix
+HUGE, MORE = 1500, 3000  # and poses kept of the others
 ALMOST, EQUAL = 1e-5, 1e-8  # difference of their scores below which two poses are one, refined, and as found
 ANCHORS, JOINED = 2, 2  # models, those that fit best, that others are joined to, and partners tried at a time,
 AGREEING = 5.5  # standard deviations that they must agree by
 AHEAD = 0.03  # in ``Road.worth``, of all other maps, from which on a model is completed and gone on from at once,
 SURE = 0.95  # and probability,
 GOOD = 0.5  # and correlation of reflections held out, from which on nothing is added to a model
-ENOUGH = 0.1  # correlation from which on a model is gone on from before all pieces have been searched for
 BENT, JUDGED = 24, 12  # with torsions, and judged
 BENT_WIDE = 8  # of small parts of a large whole
 EAGER = 3  # of which before other pieces have been searched for
@@ -189,9 +190,8 @@ class Road:
             self.finished[model] = Completed(model, f, score, residual, self.merit(model, score))
         return self.finished[model]
 
-    def sure(self, least: float = -1.0) -> bool:
-        """Whether the best model of a small part of a large whole leads to a good map, right beyond doubt; it is gone
-        on from if, completed, it has a correlation of ``least``."""
+    def sure(self) -> bool:
+        """Whether the best model of a small part of a large whole leads to a good map, right beyond doubt."""
         if self.wide is None:
             return False
         if any(self.gone.values()):
@@ -202,7 +202,7 @@ class Road:
         best, held = self.completed(ranked[0]), int(self.judge.problem.held.sum())
         best = replace(best, lead=self.lead(best, [best], ranked))
         likely = probability_of_pieces(best.merit, best.lead, held) >= SURE
-        return (likely and best.score >= GOOD) or (best.score >= least and self.went(best))
+        return (likely and best.score >= GOOD) or self.went(best)
 
     def went(self, best: Completed) -> bool:
         """Whether going on from a model led to a good map; not tried again from one like it with as many bodies."""
@@ -324,7 +324,7 @@ class Road:
             self.models += found
             self.join(lambda: late(SEARCHING))
             tell((i + 1) / len(passes) * SEARCHING)
-            if self.sure(ENOUGH):
+            if self.sure():
                 return
         for piece, fitted, found in searched:
             if late(SEARCHING):
@@ -402,8 +402,9 @@ class Road:
         if piece not in self.likely:
             self.likely[piece] = likeliest(near, piece, self.turns(piece), stop)
         turns = self.likely[piece]
-        first = max(1, round(LIKELIEST * len(turns)))
-        turns, most = (turns[first:], MORE) if deep else (turns[:first], MANY)
+        huge = self.room > HUGE
+        first = max(1, round(LIKELIEST[huge] * len(turns)))
+        turns, most = (turns[first:], MORE) if deep else (turns[:first], MANY[huge])
         poses = search(near, self.spacegroup, piece, turns, most, there, stop, EQUAL, apart=True)
         return rescored(self.scene, piece, poses, known)
 
