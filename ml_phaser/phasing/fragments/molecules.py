@@ -35,7 +35,7 @@ TWICE, ELSEWHERE, TURNED = 0.5, 0.3, 0.5  # of the jumps turn a second bond, go 
 NEARBY, NEAR = 0.25, 0.8  # of the angles are small, and how small, in radians
 LENIENCE = 0.03  # in correlation: a loss of so much is forgiven with probability 1/e
 RENEWED, EVERY = 16, 4  # molecules that begin anew, and after how many rounds
-LEAD, SETTLED = 0.2, 10  # correlation over the median, and rounds without a gain, that tell the search is done
+LEAD, SETTLED = 0.3, 10  # correlation over the median, and rounds without a gain, that tell the search is done
 
 Floats = NDArray[np.float64]
 
